@@ -1,0 +1,1 @@
+"""Few-step image-to-video distillation, and forward mode for any network."""

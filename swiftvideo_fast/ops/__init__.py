@@ -1,0 +1,1 @@
+"""Fused ops: one name, one meaning, the room chosen by the device."""
