@@ -1,0 +1,41 @@
+"""A file decoded: the only module that talks to a video decoder for pixels."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+
+from swiftvideo_fast.data.index import packaged_clips, probe
+
+DEMO_CAPTIONS = {
+    "bikes": "a street with bicycles and cars",
+    "bigbuckbunny": "a grey rabbit stretches on green grass",
+    "carphone_pristine": "a man with a red tie talks in a car",
+}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """frames: uint8 (T, H, W, 3), RGB.  fps: frames a second."""
+
+    name: str
+    caption: str
+    fps: float
+    frames: np.ndarray
+
+
+def decode(path: Path | str, *, height: int) -> tuple[np.ndarray, float]:
+    """(frames uint8 (T, height, W, 3), fps), scaled to `height` with the aspect kept and W even."""
+    file = probe(path)
+    width = 2 * round(file.width * height / file.height / 2)
+    with av.open(str(path)) as container:
+        frames = [f.to_ndarray(format="rgb24", width=width, height=height) for f in container.decode(video=0)]
+    return np.stack(frames), file.fps
+
+
+def demo_clips(height: int = 96) -> list[Clip]:
+    """The three real clips of the demo, scaled to `height` rows."""
+    paths = packaged_clips(list(DEMO_CAPTIONS))
+    decoded = ((p.stem, *decode(p, height=height)) for p in paths)
+    return [Clip(name, DEMO_CAPTIONS[name], fps, frames) for name, frames, fps in decoded]
