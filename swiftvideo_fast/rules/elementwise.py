@@ -20,22 +20,22 @@ UNARY = {                                    # name: t -> tangent, given y = f(x
     "log1p": lambda y, x, t: t / (x + 1),
     "sqrt": lambda y, x, t: t / (2 * y),
     "rsqrt": lambda y, x, t: -0.5 * t * y**3,
-    "reciprocal": lambda y, x, t: -t * y * y,
+    "reciprocal": lambda y, x, t: -t * (y * y),
     "square": lambda y, x, t: 2 * t * x,
     "sin": lambda y, x, t: t * x.cos(),
     "cos": lambda y, x, t: -t * x.sin(),
     "tan": lambda y, x, t: t * (1 + y * y),
     "sinh": lambda y, x, t: t * x.cosh(),
     "cosh": lambda y, x, t: t * x.sinh(),
-    "tanh": lambda y, x, t: t * (1 - y * y),
+    "tanh": lambda y, x, t: aten.tanh_backward(t, y.conj()),
     "atan": lambda y, x, t: t / (1 + x * x),
     "arctan": lambda y, x, t: t / (1 + x * x),
-    "sigmoid": lambda y, x, t: t * y * (1 - y),
-    "expit": lambda y, x, t: t * y * (1 - y),
-    "erf": lambda y, x, t: t * (2 / math.sqrt(math.pi)) * (-x * x).exp(),
+    "sigmoid": lambda y, x, t: aten.sigmoid_backward(t, y.conj()),
+    "expit": lambda y, x, t: aten.sigmoid_backward(t, y.conj()),
+    "erf": lambda y, x, t: (-(x**2)).exp() * (2 / math.sqrt(math.pi)) * t,
     "relu": lambda y, x, t: t * (x > 0),
     "relu6": lambda y, x, t: t * ((x > 0) & (x < 6)),
-    "log_sigmoid": lambda y, x, t: t * torch.sigmoid(-x),
+    "log_sigmoid": lambda y, x, t: aten.log_sigmoid_backward(t, x, aten.log_sigmoid_forward(x)[1]),
 }
 
 BY_BACKWARD = {                              # f acts on each element alone, so its backward of t is its tangent
@@ -162,9 +162,7 @@ def leaky_relu(y, x, negative_slope=0.01):
 
 @tangent("glu")
 def glu(y, x, dim=-1):
-    (a, b), (ta, tb) = x.p.chunk(2, dim), x.t.chunk(2, dim)
-    s = b.sigmoid()
-    return s * (ta + a * (1 - s) * tb)
+    return aten.glu_jvp(y, x.p, x.t, dim)
 
 
 @tangent("clamp_min", "clamp_max")
@@ -183,4 +181,5 @@ def addcmul(y, input, tensor1, tensor2, *, value=1):
 @tangent("lerp")
 def lerp(y, input, end, weight):
     (a, ta), (b, tb), (w, tw) = map(parts, (input, end, weight))
-    return total([_times(ta, 1 - w), _times(tb, w), _times(tw, b - a)])
+    ta, tb = (torch.zeros_like(y) if t is None else t for t in (ta, tb))
+    return total([torch.lerp(ta, tb, w), _times(tw, b - a)])

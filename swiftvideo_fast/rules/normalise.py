@@ -7,6 +7,8 @@ Networks in float64 have islands in float32 (softmax, norms, time embeddings): t
 bits, and the whole agrees with torch.func.jvp to float64.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,7 @@ def layer_norm(y, input, normalized_shape, weight=None, bias=None, eps=1e-5, cud
     if tx is not None:
         tx = tx.to(y.dtype)
         centred_t = tx - tx.mean(dims, keepdim=True)
-        tr = -(r**3) * (centred_t * centred).mean(dims, keepdim=True)
+        tr = (-(r**3) * centred_t * centred).sum(dims, keepdim=True) / math.prod(normalized_shape)
         tn = centred_t * r + centred * tr
     return _affine(y, centred * r, tn, w, tw, tb)
 
