@@ -41,3 +41,8 @@ def encode_crops(source: CropSource, count: int, seed: int, codec: PcaCodec, tex
         captions += crops.captions
     embedded = text(captions)
     return Latents(torch.cat(x0), Condition(torch.cat(frames), embedded, torch.zeros_like(embedded)))
+
+
+def fit_codec(source: CropSource, seed: int, count: int = 512) -> PcaCodec:
+    """The codec of `count` seeded crops."""
+    return PcaCodec.fit(source.draw(count, seed_of(seed, "codec")).pixels)

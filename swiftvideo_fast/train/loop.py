@@ -40,7 +40,7 @@ def train(cfg: Config) -> Path:
     ema = Ema(student, cfg.ema)
     objective = build_objective(cfg, student, ema.net)
     optimizer = torch.optim.AdamW(student.parameters(), cfg.optim.lr, cfg.optim.betas,
-                                  weight_decay=cfg.optim.weight_decay)
+                                  weight_decay=cfg.optim.weight_decay, fused=True)
     nets = {"student": student, "average": ema.net}
     settle(run, cfg)
     last = checkpoint.newest(run)
