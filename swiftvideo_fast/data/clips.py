@@ -5,6 +5,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from torch import Tensor
 
 from swiftvideo_fast.data.index import packaged_clips, probe
 
@@ -39,3 +40,15 @@ def demo_clips(height: int = 96) -> list[Clip]:
     paths = packaged_clips(list(DEMO_CAPTIONS))
     decoded = ((p.stem, *decode(p, height=height)) for p in paths)
     return [Clip(name, DEMO_CAPTIONS[name], fps, frames) for name, frames, fps in decoded]
+
+
+def write_video(path: Path | str, clip_3THW: Tensor, fps: int = 25) -> None:
+    """Write (3, T, H, W) in [-1, 1] as H.264, H and W even."""
+    frames = ((clip_3THW.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).contiguous().numpy()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "12"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())

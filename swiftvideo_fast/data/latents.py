@@ -14,16 +14,18 @@ from swiftvideo_fast.seeds import generator, seed_of
 
 @dataclass(frozen=True)
 class Latents:
-    """x0: (B, 16, T, H, W) and what the network is told of each clip."""
+    """x0: (B, 16, T, H, W), what the network is told of each clip, and its caption in words."""
 
     x0: Tensor
     condition: Condition
+    captions: list[str]
 
     def __len__(self) -> int:
         return len(self.x0)
 
     def __getitem__(self, rows) -> "Latents":
-        return Latents(self.x0[rows], self.condition[rows])
+        picked = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
+        return Latents(self.x0[rows], self.condition[rows], [self.captions[i] for i in picked])
 
     def draw(self, count: int, seed: int, clips_seen: int) -> "Latents":
         """`count` clips drawn with replacement; the same (seed, clips_seen) draws the same."""
@@ -40,7 +42,7 @@ def encode_crops(source: CropSource, count: int, seed: int, codec: PcaCodec, tex
         frames.append(first_frame_condition(crops.pixels, codec.encode))
         captions += crops.captions
     embedded = text(captions)
-    return Latents(torch.cat(x0), Condition(torch.cat(frames), embedded, torch.zeros_like(embedded)))
+    return Latents(torch.cat(x0), Condition(torch.cat(frames), embedded, torch.zeros_like(embedded)), captions)
 
 
 def fit_codec(source: CropSource, seed: int, count: int = 512) -> PcaCodec:

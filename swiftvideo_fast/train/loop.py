@@ -48,7 +48,7 @@ def train(cfg: Config) -> Path:
     if start >= cfg.run.steps and (run / AVERAGE).exists():
         return run
 
-    data = load_latents(cfg, "train")
+    data = load_latents(cfg, "train", student.config.text_dim, cfg.data.pool, cfg.run.seed)
     report = Report(run, start=start, steps=cfg.run.steps)
     for step in range(start, cfg.run.steps):
         # Drawn from where we are, so a resumed run draws what the first would have drawn.
@@ -102,12 +102,14 @@ def build_objective(cfg: Config, student: Wan, average: Wan):
     return OBJECTIVES[type(cfg.objective)](cfg.objective, student, average, teacher)
 
 
-def load_latents(cfg: Config, part: str, count: int | None = None, seed: int | None = None) -> Latents:
-    """cfg.data.pool (or `count`) encoded crops of one split."""
+def crop_source(cfg: Config, part: str) -> CropSource:
     d = cfg.data
-    source = CropSource(demo_clips(d.height), part, frames=d.frames, size=d.size, speed=d.speed)
-    codec, text = PcaCodec.load(cfg.model.codec), WordVectors(PRESETS["tiny"].text_dim)
-    return encode_crops(source, count or d.pool, cfg.run.seed if seed is None else seed, codec, text)
+    return CropSource(demo_clips(d.height), part, frames=d.frames, size=d.size, speed=d.speed)
+
+
+def load_latents(cfg: Config, part: str, text_dim: int, count: int, seed: int) -> Latents:
+    """`count` encoded crops of one split."""
+    return encode_crops(crop_source(cfg, part), count, seed, PcaCodec.load(cfg.model.codec), WordVectors(text_dim))
 
 
 def learning_rate(cfg: Config, step: int) -> float:

@@ -13,7 +13,7 @@ class Report:
     """Scalars by step.  A resumed run drops what the log holds beyond the step it resumes from."""
 
     def __init__(self, run: Path, *, start: int, steps: int):
-        kept = [line for line in _lines(run / LOG) if line["step"] <= start]
+        kept = [line for line in read_log(run) if line["step"] <= start]
         self.log = open(run / LOG, "w", buffering=1)  # noqa: SIM115  (closed in close)
         for line in kept:
             self._write(line)
@@ -37,9 +37,9 @@ class Report:
         self.log.write(json.dumps(line) + "\n")
 
 
-def _lines(log: Path) -> list[dict]:
-    """The whole lines of a log; a line cut by a kill is dropped."""
-    lines = []
+def read_log(run: Path) -> list[dict]:
+    """The whole lines of a run's log; a line cut by a kill ends it."""
+    log, lines = run / LOG, []
     for text in log.read_text().splitlines() if log.exists() else []:
         try:
             lines.append(json.loads(text))
