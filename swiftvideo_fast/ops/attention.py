@@ -11,9 +11,9 @@ lse (B, H, N) is the natural log of the softmax's denominator, float32 (float64 
 import torch
 from torch import Tensor
 
+from swiftvideo_fast import _C
 from swiftvideo_fast.dual import Dual, parts
 from swiftvideo_fast.ops import check
-from swiftvideo_fast.ops import composed as _C
 
 
 def attention(q: Tensor | Dual, k: Tensor | Dual, v: Tensor | Dual, *, scale: float | None = None,

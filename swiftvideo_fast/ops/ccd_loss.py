@@ -8,8 +8,8 @@ Differentiable in F_student only; F and g are under the paper's stop-gradient.
 import torch
 from torch import Tensor
 
+from swiftvideo_fast import _C
 from swiftvideo_fast.ops import check
-from swiftvideo_fast.ops import composed as _C
 
 
 def ccd_loss(F_student: Tensor, F: Tensor, g: Tensor) -> Tensor:

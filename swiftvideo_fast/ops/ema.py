@@ -7,8 +7,8 @@ in one pass over memory.  average and master are float32 (or float64): a step of
 import torch
 from torch import Tensor
 
+from swiftvideo_fast import _C
 from swiftvideo_fast.ops import check
-from swiftvideo_fast.ops import composed as _C
 
 
 def ema_(average: list[Tensor], master: list[Tensor], decay: float,
@@ -50,4 +50,4 @@ def _check(average: list[Tensor], master: list[Tensor], copy: list[Tensor]) -> N
     for name, tensors in (("average", average), ("copy", copy)):
         for i, x in enumerate(tensors):
             if not x.is_contiguous():
-                raise ValueError(f"ema_: {name}[{i}] has strides {x.stride()}; want contiguous, to write in place")
+                raise ValueError(f"ema_: {name}[{i}] has strides {x.stride()}; want contiguous storage")

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from swiftvideo_fast import _C
 from swiftvideo_fast.dual import Dual, parts
 from swiftvideo_fast.ops import check
-from swiftvideo_fast.ops import composed as _C
 
 
 def gelu(x: Tensor | Dual) -> Tensor | Dual:

@@ -7,9 +7,9 @@ x (B, N, C); s, b (B, C), which may be float32 beside a bfloat16 x.  Outputs are
 import torch
 from torch import Tensor
 
+from swiftvideo_fast import _C
 from swiftvideo_fast.dual import Dual, parts
 from swiftvideo_fast.ops import check
-from swiftvideo_fast.ops import composed as _C
 
 
 def modulate(x: Tensor | Dual, s: Tensor | Dual, b: Tensor | Dual, eps: float = 1e-6) -> Tensor | Dual:
@@ -63,7 +63,7 @@ def _(x, tx, s, ts, b, tb, eps):
 
 @torch.library.custom_op("swiftvideo_fast::modulate_backward", mutates_args=(), device_types="cpu")
 def modulate_backward(dy: Tensor, x: Tensor, s: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, ds, db), the last two in s's dtype.  LayerNorm's Jacobian is symmetric: dx is a tangent's formula."""
+    """(dx, ds, db), the last two in s's dtype.  LayerNorm's Jacobian is symmetric: dx is as a tangent."""
     return _C.modulate_backward(dy, x, s, eps)
 
 

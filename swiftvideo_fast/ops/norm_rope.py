@@ -8,9 +8,9 @@ Pairs are interleaved: channels 2i and 2i + 1 of each head.  Outputs are contigu
 import torch
 from torch import Tensor
 
+from swiftvideo_fast import _C
 from swiftvideo_fast.dual import Dual, parts
 from swiftvideo_fast.ops import check
-from swiftvideo_fast.ops import composed as _C
 
 
 def norm_rope(x: Tensor | Dual, w: Tensor, cos: Tensor | None, sin: Tensor | None,

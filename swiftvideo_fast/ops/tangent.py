@@ -10,8 +10,8 @@ lose the difference it is made of.
 import torch
 from torch import Tensor
 
+from swiftvideo_fast import _C
 from swiftvideo_fast.ops import check
-from swiftvideo_fast.ops import composed as _C
 
 NORMS = ("l2", "rms", "clip")
 
