@@ -74,14 +74,17 @@ def find_compiler() -> str:
     return found
 
 
-def check_python() -> None:
-    """Headers and venv: Debian keeps each in a package of its own."""
+def check_machine(driver: int) -> None:
+    """Headers and venv (Debian keeps each in a package of its own), and a driver that runs our torch."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     for lacks, there, package in (
             ("has no C headers", Path(sysconfig.get_path("include"), "Python.h").exists(), f"{version}-dev"),
             ("cannot make a .venv", importlib.util.find_spec("ensurepip"), f"{version}-venv")):
         if not there:
             give_up(f"{sys.executable} {lacks}: `apt-get install {package}`, or another: make PYTHON=...")
+    if 0 < driver < TORCH_CUDA:
+        give_up(f"torch {TORCH} wants an NVIDIA driver for CUDA {TORCH_CUDA}, this one runs CUDA {driver}: "
+                "update it, or activate an environment whose torch fits it and run again")
 
 
 def gpu_driver() -> int:
@@ -153,9 +156,6 @@ def make_venv(borrow: bool) -> None:
 
 def install_torch(driver: int) -> str:
     """The version installed.  The user's own indexes come before PyTorch's."""
-    if 0 < driver < TORCH_CUDA:
-        give_up(f"torch {TORCH} wants an NVIDIA driver for CUDA {TORCH_CUDA}, this one runs CUDA {driver}: "
-                "update it, or activate an environment whose torch fits it and run again")
     if driver or platform.system() != "Linux":
         finish(pip_install(f"torch=={TORCH}"))
         return TORCH
@@ -201,7 +201,7 @@ def set_up(extra: str) -> None:
             say(f"set-up: torch {torch}, borrowed from {sys.prefix}")
             make_venv(borrow=True)
         else:
-            check_python()
+            check_machine(driver)
             say(f"set-up: torch {TORCH}, the {'CUDA' if driver else 'CPU'} build ...")
             make_venv(borrow=False)
             torch = install_torch(driver)
