@@ -40,14 +40,14 @@ template <> struct Types<float> {
   typedef float vec __attribute__((vector_size(REGISTER)));
   typedef uint32_t index, ints __attribute__((vector_size(REGISTER)));
   typedef float half __attribute__((vector_size(REGISTER / 2)));
-  static constexpr int mantissa = 23, terms = 7;               // terms of exp's series: an error of half an ulp
-  static constexpr float log_min = -87.33f, log_max = 88.72f;  // where exp leaves the normal numbers
+  static constexpr int mantissa = 23, bias = 127, terms = 7;   // terms of exp's series: half an ulp of error
+  static constexpr float log_min = -87.33f, log_max = 88.8f;   // where exp leaves the normal numbers
 };
 template <> struct Types<double> {
   typedef double vec __attribute__((vector_size(REGISTER)));
   typedef uint64_t index, ints __attribute__((vector_size(REGISTER)));
-  static constexpr int mantissa = 52, terms = 13;
-  static constexpr double log_min = -708.39, log_max = 709.78;
+  static constexpr int mantissa = 52, bias = 1023, terms = 13;
+  static constexpr double log_min = -708.39, log_max = 709.9;
 };
 template <typename A> using V = typename Types<A>::vec;
 template <typename A> using Ints = typename Types<A>::ints;
@@ -176,7 +176,7 @@ struct InverseFactorials {
 };
 constexpr InverseFactorials INVERSE_FACTORIAL;
 
-// exp to about an ulp: x = n log 2 + y with |y| <= log 2 / 2, Taylor in y, n added to the exponent.
+// exp to about an ulp: x = n log 2 + y with |y| <= log 2 / 2, Taylor in y, times 2^n.
 template <typename A> SV_INLINE V<A> exp(V<A> x) {
   using C = Types<A>;
   constexpr A magic = A(3ull << (C::mantissa - 1));            // adding it rounds to an integer, kept in the low bits
@@ -188,8 +188,8 @@ template <typename A> SV_INLINE V<A> exp(V<A> x) {
   V<A> series = splat<A>(A(INVERSE_FACTORIAL.of[C::terms]));
 #pragma GCC unroll 16
   for (int k = C::terms - 1; k >= 0; --k) series = series * y + A(INVERSE_FACTORIAL.of[k]);
-  const V<A> e = (V<A>)(((Ints<A>)shifted << C::mantissa) + (Ints<A>)series);
-  return x < C::log_min ? V<A>{} : x > C::log_max ? splat<A>(A(INFINITY)) : x == x ? e : x;
+  const V<A> power = (V<A>)(((Ints<A>)shifted + Index<A>(C::bias)) << C::mantissa);
+  return x < C::log_min ? V<A>{} : series * power;
 }
 
 }  // namespace SV_LEVEL
