@@ -23,12 +23,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Data:
-    """Crops of the demo's clips.  frames: 4n + 1.  size, height, speed: pixels.  pool: crops encoded ahead."""
+    """Crops of the demo's clips.  frames: 4n + 1.  size, height: pixels; speed: pixels a frame.  pool: crops encoded ahead."""
 
     frames: int = 17
     size: int = 64
     height: int = 96
-    speed: int = 1
+    speed: float = 0.5
     pool: int = 2048
     batch: int = 16
 

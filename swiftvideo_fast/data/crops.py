@@ -13,7 +13,7 @@ from torch import Tensor
 from swiftvideo_fast.data.clips import Clip
 from swiftvideo_fast.data.index import SPLITS, shots, split
 
-PANS = {(0, 0): "still camera", (1, 0): "pan right", (-1, 0): "pan left", (0, 1): "pan down", (0, -1): "pan up"}
+PANS = {0: "still camera", 1: "pan right", -1: "pan left"}
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,22 @@ class Crops:
 class CropSource:
     """Crops of `frames` frames of size x size pixels from one split of the clips.
 
-    speed: the pan in pixels a frame.  A clip none of whose shots fits the window is listed in `skipped`;
+    speed: the pan in pixels a frame, whole pixels at a time.  A clip none of whose shots fits the window is listed in `skipped`;
     ValueError when nothing fits.
     """
 
-    def __init__(self, clips: list[Clip], part: str, *, frames: int, size: int, speed: int = 1):
+    def __init__(self, clips: list[Clip], part: str, *, frames: int, size: int, speed: float = 0.5):
         if part not in SPLITS:
             raise ValueError(f"CropSource: part is {part!r}; want one of {SPLITS}")
         self.frames, self.size, self.speed = frames, size, speed
-        reach = size + speed * (frames - 1)
+        reach = size + int(speed * (frames - 1))
         self.skipped, self.windows, self.captions = [], [], []
         for clip in clips:
             T, H, W, _ = clip.frames.shape
             runs = [r for s in shots(clip.frames) if len(r := split(s, frames)[part]) >= frames]
-            if not runs or min(H, W) < reach:
+            if not runs or H < size or W < reach:
                 self.skipped.append(f"{clip.name} ({T} frames of {W}x{H}) has no {part} window of {frames} frames "
-                                    f"of {reach}x{reach}")
+                                    f"of {reach}x{size}")
                 continue
             self.windows.append([clip.frames[r.start:r.stop] for r in runs])
             self.captions.append(clip.caption)
@@ -64,11 +64,10 @@ class CropSource:
         start = rng.integers(len(run) - self.frames + 1)
         window = run[start:start + self.frames][::rng.choice((1, -1))]
 
-        (dx, dy), words = list(PANS.items())[rng.integers(len(PANS))]
-        track = self.speed * np.arange(self.frames)
-        xs, ys = (d * track - min(0, d * track[-1]) for d in (dx, dy))
+        direction, words = list(PANS.items())[rng.integers(len(PANS))]
+        xs = direction * (self.speed * np.arange(self.frames)).astype(int)
+        xs -= xs.min()
         x0 = rng.integers(window.shape[2] - self.size - xs.max() + 1)
-        y0 = rng.integers(window.shape[1] - self.size - ys.max() + 1)
-        crop = np.stack([f[y0 + y:y0 + y + self.size, x0 + x:x0 + x + self.size]
-                         for f, x, y in zip(window, xs, ys, strict=True)])
+        y0 = rng.integers(window.shape[1] - self.size + 1)
+        crop = np.stack([f[y0:y0 + self.size, x:x + self.size] for f, x in zip(window, x0 + xs, strict=True)])
         return crop, f"{self.captions[which]}, {words}"

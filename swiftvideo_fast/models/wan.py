@@ -44,7 +44,7 @@ class WanConfig:
 
 
 PRESETS = {
-    "tiny": WanConfig(dim=128, heads=4, layers=4, ffn_dim=512, text_dim=32, freq_dim=64, time_scale=10.0),
+    "tiny": WanConfig(dim=160, heads=5, layers=4, ffn_dim=640, text_dim=32, freq_dim=64, time_scale=10.0),
     "1.3b": WanConfig(dim=1536, heads=12, layers=30, ffn_dim=8960, text_dim=4096, image_dim=1280),
     "14b": WanConfig(dim=5120, heads=40, layers=40, ffn_dim=13824, text_dim=4096, image_dim=1280),
 }
