@@ -31,8 +31,13 @@ bench:          ## every op against torch, as ratios
 gpu:            ## on a GPU machine: tests, bench, records; takes the torch that is there
 	$(WITH) dev python -m bench gpu $(ARGS)
 
+# The runtimes must come before python's own allocator; `pytest`, unlike `python -m pytest`, leaves ./ off sys.path.
+SANITIZED = LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized
+OP_TESTS = $(wildcard $(patsubst swiftvideo_fast/ops/%.py,tests/test_%.py,$(wildcard swiftvideo_fast/ops/*.py)))
 sanitize:       ## the op tests under the address and undefined-behaviour sanitizers
-	$(WITH) dev sh tests/sanitize.sh $(ARGS)
+	$(WITH) dev sh -ec 'CMAKE_ARGS=-DSWIFTVIDEO_SANITIZE=ON python setup.py -q build --build-lib build/sanitized; \
+	    $(SANITIZED) pytest -o pythonpath=tests -p no:cacheprovider $(or $(ARGS),$(OP_TESTS))'
 
 wheel:          ## dist/*.whl
 	$(WITH) dev python -m pip -q wheel --no-deps --no-build-isolation -w dist .
