@@ -30,7 +30,7 @@ bench:          ## the op tests, then every op against torch, as ratios (ARGS="a
 	$(WITH) dev sh -ec 'python -m pytest -q $(OP_TESTS); python -m bench $(ARGS)'
 
 gpu:            ## on a GPU machine: every test, then the bench (ARGS=--record); uses the torch that is there
-	@nvidia-smi > /dev/null || { echo "swiftvideo_fast: no NVIDIA GPU here (nvidia-smi)"; exit 1; }
+	@nvidia-smi > /dev/null 2>&1 || { echo "swiftvideo_fast: no NVIDIA GPU here (nvidia-smi fails)"; exit 1; }
 	$(WITH) dev sh -ec 'python -m pytest; python -m bench $(or $(ARGS),--check)'
 
 # The runtimes must come before python's own allocator; `pytest`, unlike `python -m pytest`, leaves ./ off sys.path.
