@@ -1,7 +1,7 @@
 """Wan against diffusers' WanTransformer3DModel with the same random weights: value, tangent, gradient, names.
 
-diffusers takes the angle 1000 t w of its time embedding in fp32: at t near 1 it is 6e-5 off, and so is the rest.
-The released code, ours and `ExactAngles` take it in float64, which is what leaves 1e-5 to the network itself.
+diffusers takes the angle 1000 t w of its time embedding in fp32: near t = 1 it is 6e-5 off, and so the rest.
+The released code, ours and `ExactAngles` take it in float64, which leaves 1e-5 to the network itself.
 """
 
 import re
@@ -34,9 +34,9 @@ class ExactAngles(nn.Module):
 
 def diffusers_network(c: WanConfig) -> WanTransformer3DModel:
     return WanTransformer3DModel(
-        num_attention_heads=c.heads, attention_head_dim=c.dim // c.heads, in_channels=c.latent + c.condition,
-        out_channels=c.latent, text_dim=c.text_dim, freq_dim=c.freq_dim, ffn_dim=c.ffn_dim, num_layers=c.layers,
-        cross_attn_norm=True, qk_norm="rms_norm_across_heads", eps=c.eps, image_dim=c.image_dim,
+        num_attention_heads=c.heads, attention_head_dim=c.dim // c.heads, num_layers=c.layers,
+        ffn_dim=c.ffn_dim, in_channels=c.latent + c.condition, out_channels=c.latent, text_dim=c.text_dim,
+        freq_dim=c.freq_dim, cross_attn_norm=True, qk_norm="rms_norm_across_heads", eps=c.eps, image_dim=c.image_dim,
         added_kv_proj_dim=c.dim if c.image_dim else None)
 
 
@@ -95,8 +95,8 @@ def test_its_tangent_equals_torch_of_diffusers(config, moving):
     tx = torch.randn_like(x) if "x" in moving else None
     tt = torch.ones_like(t) if "t" in moving else None          # 1 in t, so 1000 in model time
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        zeros = tuple(torch.zeros_like(p) if tangent is None else tangent for p, tangent in ((x, tx), (t, tt)))
-        F, dF = torch.func.jvp(lambda x, t: as_diffusers(theirs, x, t, constants), (x, t), zeros)
+        filled = tuple(torch.zeros_like(p) if d is None else d for p, d in ((x, tx), (t, tt)))
+        F, dF = torch.func.jvp(lambda x, t: as_diffusers(theirs, x, t, constants), (x, t), filled)
     with torch.no_grad():
         got, t_got = jvp(lambda x, t: ours(x, t, *constants), (x, t), (tx, tt))
     assert relative(got, F) < 1e-5
@@ -192,8 +192,9 @@ def test_in_bf16_value_and_tangent_are_no_worse_than_those_of_diffusers(config):
     with torch.no_grad():
         exact = jvp(lambda x, t: ours(x, t, *constants), (x, t), tangents)
         got = jvp(lambda x, t: cast(ours, torch.bfloat16)(x, t, *constants), (x, t), tangents)
+        # by our jvp: torch.func.jvp of a bf16 Conv3d crashes (CPU, torch 2.13)
         published = jvp(lambda x, t: as_diffusers(bf16_as_published(theirs), x.bfloat16(), t, low),
-                        (x, t), tangents)               # ours: torch.func.jvp of a bf16 Conv3d crashes (CPU, 2.13)
+                        (x, t), tangents)
     for mine, his, true in zip(got, published, exact, strict=True):
         assert mine.dtype == torch.float32                      # x's
         assert relative(mine, true) <= SLACK * relative(his, true)

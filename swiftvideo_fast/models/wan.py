@@ -1,9 +1,10 @@
 """The Wan image-to-video transformer, written once: call it with Duals and it is its own forward mode.
 
-Parameter names are the released checkpoint's (Wan-Video/Wan2.1, WanModel, model_type "i2v"), so its state dict
-loads as it is.  Differences from that code are in arithmetic only: time, its embedding and the modulation are
-fp32 whatever the storage (`cast`); the first convolution has kernel = stride, so it is a linear map of patches,
-and its noisy and its condition channels are mapped apart: the condition has no tangent and costs none.
+Parameter names are the released checkpoint's (Wan-Video/Wan2.1, WanModel, model_type "i2v"), so its state
+dict loads as it is.  Differences from that code are in arithmetic only: time, its embedding, norms and
+modulation are fp32 whatever the storage (`cast`); the first convolution has kernel = stride, so it is a linear
+map of patches, and its noisy and its condition channels are mapped apart: the condition has no tangent and
+costs none.
 
 Letters: B clips, T H W latent frames, height, width, N = T H/2 W/2 tokens, C channels, L text tokens.
 """
@@ -68,7 +69,8 @@ class Wan(nn.Module):
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
         self.head = Head(c)
 
-    def forward(self, x_BCTHW, t_B, text_BLE: Tensor, condition_BCTHW: Tensor, image_BME: Tensor | None = None):
+    def forward(self, x_BCTHW, t_B, text_BLE: Tensor, condition_BCTHW: Tensor,
+                image_BME: Tensor | None = None):
         """Velocity (B, 16, T, H, W).
 
         x: (B, 16, T, H, W), H and W even.  t: (B,) fp32 in [0, 1].  text: (B, L, text_dim).
@@ -78,13 +80,14 @@ class Wan(nn.Module):
         """
         self._check(x_BCTHW, t_B, text_BLE, condition_BCTHW, image_BME)
         B, _, T, H, W = x_BCTHW.shape
+        D = self.config.dim // self.config.heads
         stored = self.patch_embedding.weight.dtype
         x_BNC = self._embed_patches(x_BCTHW.to(stored), condition_BCTHW.to(stored))
         text_BLC = self.text_embedding(text_BLE.to(stored))
         context = text_BLC, None if image_BME is None else self.img_emb(image_BME.to(stored))
         e_BC = self.time_embedding(self._sinusoid(t_B))
         e_B6C = self.time_projection(e_BC).unflatten(1, (6, self.config.dim))
-        rotary = rotary_tables(T, H // PATCH, W // PATCH, self.config.dim // self.config.heads, x_BCTHW.device)
+        rotary = rotary_tables(T, H // PATCH, W // PATCH, D, x_BCTHW.device)
         for block in self.blocks:
             x_BNC = block(x_BNC, e_B6C, context, rotary)
         patches = self.head(x_BNC, e_BC).unflatten(2, (PATCH, PATCH, self.config.latent))
@@ -110,14 +113,15 @@ class Wan(nn.Module):
         if len(x.shape) != 5 or x.shape[1] != c.latent or x.shape[3] % PATCH or x.shape[4] % PATCH:
             raise ValueError(f"Wan: x is {tuple(x.shape)}; want (B, {c.latent}, T, H, W) with H and W even")
         if (image is None) != (c.image_dim is None):
-            raise ValueError(f"Wan: image is {'missing' if image is None else 'given'} and image_dim is {c.image_dim}")
+            found = "missing" if image is None else "given"
+            raise ValueError(f"Wan: image is {found} and image_dim is {c.image_dim}")
         B, _, T, H, W = x.shape
         for name, given, want in (("t", t, (B,)), ("text", text, (B, "L", c.text_dim)),
                                   ("condition", condition, (B, c.condition, T, H, W)),
                                   ("image", image, (B, "M", c.image_dim))):
             if given is not None and not _fits(given.shape, want):
-                wanted = str(want).replace("'", "")
-                raise ValueError(f"Wan: {name} is {tuple(given.shape)}; want {wanted} for x of {tuple(x.shape)}")
+                raise ValueError(f"Wan: {name} is {tuple(given.shape)}; want ({', '.join(map(str, want))}) "
+                                 f"for x of {tuple(x.shape)}")
 
 
 class Block(nn.Module):
@@ -233,8 +237,8 @@ def _patches(x_BCTHW):
 
 
 def _fits(shape: tuple, want: tuple) -> bool:
-    """Whether the sizes are the wanted ones; a letter stands for any."""
-    return len(shape) == len(want) and all(isinstance(w, str) or n == w for n, w in zip(shape, want, strict=True))
+    """Whether the sizes are the wanted ones; L and M stand for any."""
+    return len(shape) == len(want) and all(w in (n, "L", "M") for n, w in zip(shape, want, strict=True))
 
 
 def rotary_tables(T: int, H: int, W: int, D: int, device) -> tuple[Tensor, Tensor]:
@@ -271,7 +275,7 @@ def initialise(net: Wan, rng: torch.Generator) -> None:
 
 
 def cast(net: Wan, dtype: torch.dtype) -> Wan:
-    """Store the linear maps of the stream as dtype, in place.  Time and all norms and modulations stay fp32."""
+    """Store the stream's linear maps as dtype, in place; all of time, norms and modulations stay fp32."""
     of_time = {*net.time_embedding, *net.time_projection}
     for module in net.modules():
         if isinstance(module, nn.Linear | nn.Conv3d) and module not in of_time:

@@ -1,4 +1,4 @@
-"""Weight files that say what they are: safetensors with the network's sizes and its sampling in the header."""
+"""Weight files that say what they are: safetensors with the network's sizes and sampling in the header."""
 
 import json
 import os
@@ -61,12 +61,12 @@ def read(path: Path | str) -> tuple[dict[str, Tensor], dict]:
     except FileNotFoundError as why:
         raise ValueError(f"{path}: no such weight file") from why
     except (SafetensorError, json.JSONDecodeError, OSError) as why:
-        raise ValueError(f"{path}: damaged or no safetensors file ({why}); restore it from its source") from why
+        raise ValueError(f"{path}: damaged or no safetensors file ({why}); restore it") from why
     return tensors, header
 
 
 def load(path: Path | str) -> Wan:
-    """The network a file by `save` holds, in fp32; ValueError when names or shapes do not fit its own sizes."""
+    """The network a file by `save` holds, in fp32; ValueError when names or shapes do not fit its sizes."""
     tensors, header = read(path)
     if "config" not in header:
         raise ValueError(f"{path}: its header names no network sizes; want a file written by swiftvideo")
