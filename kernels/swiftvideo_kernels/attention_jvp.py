@@ -24,7 +24,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from swiftvideo_kernels.tiles import Tile, tile
 
@@ -32,20 +31,33 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def rows_of(x, clip, head, first, end, base, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
-            BLOCK_D: tl.constexpr, WHOLE: tl.constexpr, TMA: tl.constexpr):
-    """Rows first..first + BLOCK of one head, [BLOCK, BLOCK_D], zero at and past row `end` and column WIDTH.
+def source(x_ptr, base, rows, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+           TMA: tl.constexpr):
+    """One head of x, [rows, WIDTH], as something `block_of` reads: a tensor descriptor, or a pointer."""
+    if x_ptr is None:
+        x = None
+    elif TMA:
+        x = tl.make_tensor_descriptor(x_ptr + base, [rows, WIDTH], [stride, 1], [BLOCK, BLOCK_D])
+    else:
+        x = x_ptr + base
+    return x
 
-    x is a descriptor of (B, H, N, D) if TMA, else a pointer with the head at `base`.  WHOLE: no row is past the end.
-    """
+
+@triton.jit
+def block_of(x, first, rows, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+             TMA: tl.constexpr):
+    """Rows first .. first + BLOCK of a source: [BLOCK, BLOCK_D], zero past the last row and column."""
     if TMA:
-        return x.load([clip, head, first, 0]).reshape(BLOCK, BLOCK_D)
-    row = tl.arange(0, BLOCK)
-    col = tl.arange(0, BLOCK_D)
-    at = x + (base + tl.cast(first, tl.int64) * stride) + (row * stride)[:, None] + col[None, :]
-    if WHOLE and WIDTH == BLOCK_D:
-        return tl.load(at)
-    return tl.load(at, mask=(first + row < end)[:, None] & (col < WIDTH)[None, :], other=0.0)
+        block = x.load([first, 0])
+    else:
+        row = tl.arange(0, BLOCK)
+        col = tl.arange(0, BLOCK_D)
+        at = x + tl.cast(first, tl.int64) * stride + (row * stride)[:, None] + col[None, :]
+        mask = (first + row < rows)[:, None]
+        if WIDTH < BLOCK_D:
+            mask = mask & (col < WIDTH)[None, :]
+        block = tl.load(at, mask, 0.0)
+    return block
 
 
 @triton.jit
@@ -63,92 +75,60 @@ def scores(q, tq, k, tk):
 
 
 @triton.jit
-def kept(row, col, M, CAUSAL: tl.constexpr):
-    """Which scores of a ragged or diagonal block count."""
+def masked(s, row, col, M, CAUSAL: tl.constexpr):
+    """s, with -inf where column `col` is past the last key or, if CAUSAL, past row `row`."""
     keep = (col < M)[None, :]
     if CAUSAL:
         keep = keep & (col[None, :] <= row[:, None])
-    return keep
+    return tl.where(keep, s, -float("inf"))
 
 
 @triton.jit
-def _over_keys(
-    acc_o, acc_to, m, l, l_rounded, r,                          # the running sums of (2)
-    q, tq, k_src, tk_src, v_src, tv_src,
-    clip, group, k_base, v_base, stride_k, stride_v,
-    row, begin, end, M, scale,
-    WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    WHOLE: tl.constexpr, CAUSAL: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, SPECIALISED: tl.constexpr,
-):
-    """Add the key blocks begin, begin + BLOCK_N, .. < end.  WHOLE: none of them needs a mask."""
-    for first in tl.range(begin, end, BLOCK_N, num_stages=STAGES, warp_specialize=SPECIALISED):
-        k = rows_of(k_src, clip, group, first, M, k_base, stride_k, WIDTH, BLOCK_N, BLOCK_D, WHOLE, TMA)
-        tk = None
-        if tk_src is not None:
-            tk = rows_of(tk_src, clip, group, first, M, k_base, stride_k, WIDTH, BLOCK_N, BLOCK_D, WHOLE, TMA)
-        s, ts = scores(q, tq, k, tk)
-        if not WHOLE:
-            s = tl.where(kept(row, first + tl.arange(0, BLOCK_N), M, CAUSAL), s, -float("inf"))
-
-        m_new = tl.maximum(m, tl.max(s, 1) * (scale * LOG2E))
-        alpha = tl.exp2(m - m_new)
-        p = tl.exp2(s * (scale * LOG2E) - m_new[:, None])
-        p_rounded = p.to(q.dtype)
-        l = l * alpha + tl.sum(p, 1)
-        l_rounded = l_rounded * alpha + tl.sum(p_rounded.to(tl.float32), 1)
-        m = m_new
-
-        v = rows_of(v_src, clip, group, first, M, v_base, stride_v, WIDTH, BLOCK_N, BLOCK_D, WHOLE, TMA)
-        acc_o = tl.dot(p_rounded, v, acc_o * alpha[:, None], input_precision="ieee")
-        acc_to = acc_to * alpha[:, None]
-        if ts is not None:
-            h = (p * (ts * scale)).to(q.dtype)
-            r = r * alpha + tl.sum(h.to(tl.float32), 1)
-            acc_to = tl.dot(h, v, acc_to, input_precision="ieee")
-        if tv_src is not None:
-            tv = rows_of(tv_src, clip, group, first, M, v_base, stride_v, WIDTH, BLOCK_N, BLOCK_D, WHOLE, TMA)
-            acc_to = tl.dot(p_rounded, tv, acc_to, input_precision="ieee")
-    return acc_o, acc_to, m, l, l_rounded, r
+def _add3(a, b, c, x, y, z):
+    return a + x, b + y, c + z
 
 
 @triton.jit(do_not_specialize=["N", "M"])
 def _attention_jvp_kernel(
-    q_src, tq_src, k_src, tk_src, v_src, tv_src,                # pointers, or descriptors if TMA; a tangent may be None
+    q_ptr, tq_ptr, k_ptr, tk_ptr, v_ptr, tv_ptr,                # a tangent may be None
     o_ptr, to_ptr,                                              # [B, N, H, D]
     lse_ptr,                                                    # [B, H, N]
     cu_q_ptr, cu_k_ptr,                                         # [sequences + 1] int32, or None
     q_clip, q_head, q_row, k_clip, k_head, k_row, v_clip, v_head, v_row,        # strides
     H, GROUP, N, M, scale,                                      # GROUP query heads share a key head
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    CAUSAL: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, SPECIALISED: tl.constexpr,
+    CAUSAL: tl.constexpr, TMA: tl.constexpr, SPECIALISED: tl.constexpr,
 ):
-    block, head = tl.program_id(0), tl.program_id(1)
-    clip, group = tl.program_id(2), tl.program_id(1) // GROUP
+    block = tl.program_id(0)
+    head, clip = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    group = head // GROUP
     if CAUSAL:
         block = tl.num_programs(0) - 1 - block                  # the longest rows first
-    q_base = clip.to(tl.int64) * q_clip + head.to(tl.int64) * q_head
-    k_base = clip.to(tl.int64) * k_clip + group.to(tl.int64) * k_head
-    v_base = clip.to(tl.int64) * v_clip + group.to(tl.int64) * v_head
-    token = clip.to(tl.int64) * N                               # this sequence's first row in o
-    lse_base = (clip.to(tl.int64) * H + head) * N
-    if cu_q_ptr is not None:
-        start_q, start_k = tl.load(cu_q_ptr + clip), tl.load(cu_k_ptr + clip)
-        token = start_q.to(tl.int64)
-        lse_base = head.to(tl.int64) * N + token
-        N = tl.load(cu_q_ptr + clip + 1) - start_q
-        M = tl.load(cu_k_ptr + clip + 1) - start_k
-        q_base = token * q_row + head.to(tl.int64) * q_head
-        k_base = start_k.to(tl.int64) * k_row + group.to(tl.int64) * k_head
-        v_base = start_k.to(tl.int64) * v_row + group.to(tl.int64) * v_head
+    if cu_q_ptr is None:
+        token, lse_base = clip * N, (clip * H + head) * N       # where o's rows and lse's begin
+        q_base, k_base, v_base = clip * q_clip, clip * k_clip, clip * v_clip
+    else:
+        start_q, start_k = tl.load(cu_q_ptr + clip).to(tl.int64), tl.load(cu_k_ptr + clip).to(tl.int64)
+        token, lse_base = start_q, head * N + start_q
+        q_base, k_base, v_base = start_q * q_row, start_k * k_row, start_k * v_row
+        N = (tl.load(cu_q_ptr + clip + 1) - start_q).to(tl.int32)
+        M = (tl.load(cu_k_ptr + clip + 1) - start_k).to(tl.int32)
         if block * BLOCK_M >= N:
             return
 
-    first = block * BLOCK_M
-    row = first + tl.arange(0, BLOCK_M)
-    q = rows_of(q_src, clip, head, first, N, q_base, q_row, WIDTH, BLOCK_M, BLOCK_D, False, TMA)
+    q_src = source(q_ptr, q_base + head * q_head, N, q_row, WIDTH, BLOCK_M, BLOCK_D, TMA)
+    tq_src = source(tq_ptr, q_base + head * q_head, N, q_row, WIDTH, BLOCK_M, BLOCK_D, TMA)
+    k_src = source(k_ptr, k_base + group * k_head, M, k_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
+    tk_src = source(tk_ptr, k_base + group * k_head, M, k_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
+    v_src = source(v_ptr, v_base + group * v_head, M, v_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
+    tv_src = source(tv_ptr, v_base + group * v_head, M, v_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
+
+    first_row = block * BLOCK_M
+    row = first_row + tl.arange(0, BLOCK_M)
+    q = block_of(q_src, first_row, N, q_row, WIDTH, BLOCK_M, BLOCK_D, TMA)
     tq = None
     if tq_src is not None:
-        tq = rows_of(tq_src, clip, head, first, N, q_base, q_row, WIDTH, BLOCK_M, BLOCK_D, False, TMA)
+        tq = block_of(tq_src, first_row, N, q_row, WIDTH, BLOCK_M, BLOCK_D, TMA)
     acc_o = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     acc_to = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     m = tl.full([BLOCK_M], -float("inf"), tl.float32)
@@ -156,19 +136,44 @@ def _attention_jvp_kernel(
     l_rounded = tl.zeros([BLOCK_M], tl.float32)
     r = tl.zeros([BLOCK_M], tl.float32)
 
-    end = M
-    whole = M // BLOCK_N * BLOCK_N
+    end, whole = M, M // BLOCK_N * BLOCK_N                      # keys before `whole` need no mask
     if CAUSAL:
-        end = tl.minimum(M, first + BLOCK_M)
-        whole = tl.minimum(M, first) // BLOCK_N * BLOCK_N
-    acc_o, acc_to, m, l, l_rounded, r = _over_keys(
-        acc_o, acc_to, m, l, l_rounded, r, q, tq, k_src, tk_src, v_src, tv_src,
-        clip, group, k_base, v_base, k_row, v_row, row, 0, whole, M, scale,
-        WIDTH, BLOCK_N, BLOCK_D, True, CAUSAL, TMA, STAGES, SPECIALISED)
-    acc_o, acc_to, m, l, l_rounded, r = _over_keys(
-        acc_o, acc_to, m, l, l_rounded, r, q, tq, k_src, tk_src, v_src, tv_src,
-        clip, group, k_base, v_base, k_row, v_row, row, whole, end, M, scale,
-        WIDTH, BLOCK_N, BLOCK_D, False, CAUSAL, TMA, 1, False)
+        end = tl.minimum(M, first_row + BLOCK_M)
+        whole = tl.minimum(M, first_row) // BLOCK_N * BLOCK_N
+    for first in tl.range(0, end, BLOCK_N, warp_specialize=SPECIALISED):
+        k = block_of(k_src, first, M, k_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
+        tk = None
+        if tk_src is not None:
+            tk = block_of(tk_src, first, M, k_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
+        s, ts = scores(q, tq, k, tk)
+        if SPECIALISED:                                         # triton does not specialise a loop with a branch
+            s = masked(s, row, first + tl.arange(0, BLOCK_N), M, CAUSAL)
+        elif first >= whole:
+            s = masked(s, row, first + tl.arange(0, BLOCK_N), M, CAUSAL)
+
+        m_new = tl.maximum(m, tl.max(s, 1) * (scale * LOG2E))
+        alpha = tl.exp2(m - m_new)
+        p = tl.exp2(s * (scale * LOG2E) - m_new[:, None])
+        p_rounded = p.to(q.dtype)
+        h_rounded = tl.zeros_like(p_rounded)
+        if ts is not None:
+            h_rounded = (p * (ts * scale)).to(q.dtype)
+        sum_p, sum_p_rounded, sum_h = tl.reduce(                # in one sweep: three would spill registers
+            (p, p_rounded.to(tl.float32), h_rounded.to(tl.float32)), 1, _add3)
+        m = m_new
+        l = l * alpha + sum_p
+        l_rounded = l_rounded * alpha + sum_p_rounded
+        r = r * alpha + sum_h
+        acc_o = acc_o * alpha[:, None]
+        acc_to = acc_to * alpha[:, None]
+
+        v = block_of(v_src, first, M, v_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
+        acc_o = tl.dot(p_rounded, v, acc_o, input_precision="ieee")
+        if ts is not None:
+            acc_to = tl.dot(h_rounded, v, acc_to, input_precision="ieee")
+        if tv_src is not None:
+            tv = block_of(tv_src, first, M, v_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
+            acc_to = tl.dot(p_rounded, tv, acc_to, input_precision="ieee")
 
     some = l > 0                                                # no keys at all: o = to = 0, lse = -inf
     inverse = 1 / tl.where(some, l_rounded, 1.0)
@@ -179,8 +184,7 @@ def _attention_jvp_kernel(
     mask = (row < N)[:, None] & (col < WIDTH)[None, :]
     tl.store(o_ptr + at, o.to(o_ptr.dtype.element_ty), mask)
     tl.store(to_ptr + at, to.to(to_ptr.dtype.element_ty), mask)
-    lse = (m + tl.log2(tl.where(some, l, 1.0))) / LOG2E
-    tl.store(lse_ptr + lse_base + row, lse, row < N)
+    tl.store(lse_ptr + lse_base + row, (m + tl.log2(tl.where(some, l, 1.0))) / LOG2E, row < N)
 
 
 def attention_jvp(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v: Tensor, tv: Tensor | None,
@@ -199,12 +203,10 @@ def attention_jvp(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v:
     o, to = (torch.empty(B, N, H, D, dtype=q.dtype, device=q.device).transpose(1, 2) for _ in range(2))
     lse = torch.empty(B, H, N, dtype=torch.float32, device=q.device)
     grid = triton.cdiv(N if max_q is None else max_q, at.block_m), H, B if cu_q is None else len(cu_q) - 1
-    sources = [described(x, at.block_m if x is q or x is tq else at.block_n, block_d) if at.descriptors else x
-               for x in (q, tq, k, tk, v, tv)]
     _attention_jvp_kernel[grid](
-        *sources, o, to, lse, cu_q, cu_k, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], H, H // G, N, M, scale,
+        q, tq, k, tk, v, tv, o, to, lse, cu_q, cu_k, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], H, H // G, N, M, scale,
         WIDTH=D, BLOCK_M=at.block_m, BLOCK_N=at.block_n, BLOCK_D=block_d, CAUSAL=causal, TMA=at.descriptors,
-        STAGES=at.stages, SPECIALISED=at.specialised, num_warps=at.warps, num_stages=at.stages)
+        SPECIALISED=at.specialised, num_warps=at.warps, num_stages=at.stages)
     return o, to, lse
 
 
@@ -213,8 +215,3 @@ def like(tx: Tensor | None, x: Tensor) -> Tensor | None:
     if tx is None or all(size == 1 or a == b for size, a, b in zip(x.shape, tx.stride(), x.stride(), strict=True)):
         return tx
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(tx)
-
-
-def described(x: Tensor | None, block: int, block_d: int) -> TensorDescriptor | None:
-    """A TMA view of x in blocks of `block` rows of one head."""
-    return x if x is None else TensorDescriptor(x, x.shape, x.stride(), [1, 1, block, block_d])
