@@ -83,11 +83,6 @@ def masked(s, row, col, M, CAUSAL: tl.constexpr):
     return tl.where(keep, s, -float("inf"))
 
 
-@triton.jit
-def _add3(a, b, c, x, y, z):
-    return a + x, b + y, c + z
-
-
 @triton.jit(do_not_specialize=["N", "M"])
 def _attention_jvp_kernel(
     q_ptr, tq_ptr, k_ptr, tk_ptr, v_ptr, tv_ptr,                # a tangent may be None
@@ -154,16 +149,13 @@ def _attention_jvp_kernel(
         m_new = tl.maximum(m, tl.max(s, 1) * (scale * LOG2E))
         alpha = tl.exp2(m - m_new)
         p = tl.exp2(s * (scale * LOG2E) - m_new[:, None])
+        m = m_new
         p_rounded = p.to(q.dtype)
-        h_rounded = tl.zeros_like(p_rounded)
+        l_rounded = l_rounded * alpha + tl.sum(p_rounded.to(tl.float32), 1)
+        l = l * alpha + tl.sum(p, 1)
         if ts is not None:
             h_rounded = (p * (ts * scale)).to(q.dtype)
-        sum_p, sum_p_rounded, sum_h = tl.reduce(                # in one sweep: three would spill registers
-            (p, p_rounded.to(tl.float32), h_rounded.to(tl.float32)), 1, _add3)
-        m = m_new
-        l = l * alpha + sum_p
-        l_rounded = l_rounded * alpha + sum_p_rounded
-        r = r * alpha + sum_h
+            r = r * alpha + tl.sum(h_rounded.to(tl.float32), 1)
         acc_o = acc_o * alpha[:, None]
         acc_to = acc_to * alpha[:, None]
 
@@ -195,22 +187,40 @@ def attention_jvp(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v:
     A tangent with other strides than its primal is copied.  max_q: the longest packed sequence, N if not known.
     at: a tile other than the table's.  Shapes and dtypes are checked by the op.
     """
+    at, (tq, tk, tv), shape, options = layout("attention_jvp", q, tq, k, tk, v, tv, causal, at)
     B, H, N, D = q.shape
-    G, M = k.shape[1:3]
-    at = at or tile("attention_jvp", q, max(16, triton.next_power_of_2(D)))
-    block_d = max(16, triton.next_power_of_2(D))
-    tq, tk, v, tv = like(tq, q), like(tk, k), v, like(tv, v)
     o, to = (torch.empty(B, N, H, D, dtype=q.dtype, device=q.device).transpose(1, 2) for _ in range(2))
     lse = torch.empty(B, H, N, dtype=torch.float32, device=q.device)
     grid = triton.cdiv(N if max_q is None else max_q, at.block_m), H, B if cu_q is None else len(cu_q) - 1
     _attention_jvp_kernel[grid](
-        q, tq, k, tk, v, tv, o, to, lse, cu_q, cu_k, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], H, H // G, N, M, scale,
-        WIDTH=D, BLOCK_M=at.block_m, BLOCK_N=at.block_n, BLOCK_D=block_d, CAUSAL=causal, TMA=at.descriptors,
-        SPECIALISED=at.specialised, num_warps=at.warps, num_stages=at.stages)
+        q, tq, k, tk, v, tv, o, to, lse, cu_q, cu_k, *shape, scale, **options)
     return o, to, lse
 
 
-def like(tx: Tensor | None, x: Tensor) -> Tensor | None:
+def layout(kernel: str, q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v: Tensor, tv: Tensor | None,
+           causal: bool, at: Tile | None) -> tuple[Tile, tuple[Tensor | None, ...], tuple[int, ...], dict]:
+    """What both attention kernels are launched with: tile, tangents in their primals' layout, strides and sizes,
+    options."""
+    block_d = max(16, triton.next_power_of_2(q.shape[-1]))
+    tq, tk, tv = _like(tq, q), _like(tk, k), _like(tv, v)
+    at = at or tile(kernel, q.dtype, q.device, block_d, all(_tma_reads(x) for x in (q, tq, k, tk, v, tv)))
+    if at.descriptors and q.is_cuda:
+        triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=q.device))
+    (_, H, N, D), (G, M) = q.shape, k.shape[1:3]
+    shape = *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], H, H // G, N, M
+    options = dict(
+        WIDTH=D, BLOCK_M=at.block_m, BLOCK_N=at.block_n, BLOCK_D=block_d, CAUSAL=causal, TMA=at.descriptors,
+        SPECIALISED=at.specialised, num_warps=at.warps, num_stages=at.stages)
+    return at, (tq, tk, tv), shape, options
+
+
+def _tma_reads(x: Tensor | None) -> bool:
+    """Whether x's base and rows are on the 16-byte grid of the copy engine."""
+    return x is None or x.data_ptr() % 16 == 0 and all(
+        size == 1 or stride * x.element_size() % 16 == 0 for size, stride in zip(x.shape[:-1], x.stride()))
+
+
+def _like(tx: Tensor | None, x: Tensor) -> Tensor | None:
     """tx in x's memory layout, so that one set of strides serves both.  A copy only where they differ."""
     if tx is None or all(size == 1 or a == b for size, a, b in zip(x.shape, tx.stride(), x.stride(), strict=True)):
         return tx

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import torch
 import triton
-from torch import Tensor
 
 
 class Tile(NamedTuple):
@@ -27,22 +26,21 @@ class Tile(NamedTuple):
 
 
 TILES: dict[tuple[str, str, int], tuple[Tile, ...]] = {
-    ("attention_jvp", "sm90", 64): (Tile(128, 64, 8, 2),),
-    ("attention_jvp", "sm90", 128): (Tile(128, 64, 8, 2),),
-    ("attention_jvp", "sm90", 256): (Tile(64, 32, 8, 2),),
+    ("attention_jvp", "sm90", 128): (Tile(128, 64, 8, 2, True),),
     ("attention_jvp", "cpu", 0): (Tile(32, 16, 1, 1), Tile(32, 16, 1, 1, True)),
+    ("attention_tangent", "sm90", 128): (Tile(128, 64, 8, 2, True),),
+    ("attention_tangent", "cpu", 0): (Tile(32, 16, 1, 1), Tile(32, 16, 1, 1, True)),
 }
 
 
-def tile(kernel: str, x: Tensor, width: int) -> Tile:
-    """The tile for head width `width` (rounded up to a power of two) on x's device."""
-    if x.device.type == "cpu":
-        return TILES[kernel, "cpu", 0][0]
-    return TILES[kernel, family(x.dtype), width][0]
+def tile(kernel: str, dtype: torch.dtype, device: torch.device, width: int, descriptors: bool) -> Tile:
+    """The first tile of the row for head width `width` (a power of two), without TMA unless `descriptors`."""
+    row = ("cpu", 0) if device.type == "cpu" else (family(dtype), width)
+    return next(t for t in TILES[kernel, *row] if descriptors or not t.descriptors)
 
 
 def family(dtype: torch.dtype) -> str:
-    """The row of the table for the current card."""
+    """The card at hand, as the table names it."""
     if dtype == torch.float32:
         return "fp32"
     capability = triton.runtime.driver.active.get_current_target().arch
