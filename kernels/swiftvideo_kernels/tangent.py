@@ -69,7 +69,7 @@ def _ccd_loss_kernel(
 def tangent(v: Tensor, F: Tensor, dF: Tensor, t: Tensor, r: float, norm: str, c: float) -> tuple[Tensor, Tensor]:
     """(g, ||g|| before normalisation), float32."""
     v, F, dF = contiguous("tangent", v, F, dF)
-    g, square, D = *_outputs(F, torch.float32), F[0].numel()
+    g, square, D = *_outputs(F, torch.float32), F.shape[1:].numel()
     _tangent_kernel[square.shape[::-1]](v, F, dF, t, g, square, r, D, CLIP=norm == "clip", BLOCK=BLOCK)
     size = square.sum(1).sqrt()
     if norm != "clip":
@@ -82,11 +82,11 @@ def ccd_loss(F_student: Tensor, F: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """(loss, residual): float32, and F_student's dtype."""
     F_student, F, g = contiguous("ccd_loss", F_student, F, g)
     residual, square = _outputs(F, F.dtype)
-    _ccd_loss_kernel[square.shape[::-1]](F_student, F, g, residual, square, F[0].numel(), BLOCK=BLOCK)
+    _ccd_loss_kernel[square.shape[::-1]](F_student, F, g, residual, square, F.shape[1:].numel(), BLOCK=BLOCK)
     return square.sum(1), residual
 
 
 def _outputs(F: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Something shaped like F, and the partial sums of each clip."""
-    parts = min(1024, triton.cdiv(F[0].numel(), BLOCK))
+    parts = min(1024, triton.cdiv(F.shape[1:].numel(), BLOCK))
     return torch.empty_like(F, dtype=dtype), torch.empty(len(F), parts, dtype=torch.float32, device=F.device)
