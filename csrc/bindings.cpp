@@ -1,0 +1,320 @@
+// The one file that knows torch and pybind11: dispatch on level and dtype, allocate, split the work over threads.
+// Arguments arrive checked by swiftvideo_fast.ops.
+#include <ATen/Parallel.h>
+#include <torch/extension.h>
+
+#include "kernels.h"
+
+namespace {
+
+using namespace swiftvideo;
+using at::Tensor;
+using Maybe = std::optional<Tensor>;
+
+// --- which level -------------------------------------------------------------------------------------------------
+
+enum class Level { baseline, avx2, avx512 };
+const std::pair<const char*, Level> LEVELS[] = {
+    {"baseline", Level::baseline}, {"avx2", Level::avx2}, {"avx512", Level::avx512}};
+
+Level widest() {
+#if defined(__x86_64__)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    return Level::avx512;
+  if (avx2) return Level::avx2;
+#endif
+  return Level::baseline;
+}
+Level level = widest();
+
+template <typename T> const Kernels<T>& kernels() {
+#if defined(__x86_64__)
+  if (level == Level::avx512) return avx512::kernels<T>();
+  if (level == Level::avx2) return avx2::kernels<T>();
+#endif
+  return baseline::kernels<T>();
+}
+
+std::vector<std::string> levels() {
+  std::vector<std::string> names;
+  for (const auto& [name, one] : LEVELS)
+    if (one <= widest()) names.push_back(name);
+  return names;
+}
+
+std::string use_level(const std::string& wanted) {
+  const Level before = level;
+  for (const auto& [name, one] : LEVELS)
+    if (wanted == name && one <= widest()) level = one;
+  TORCH_CHECK_VALUE(LEVELS[int(level)].first == wanted, "use_level: ", wanted, " is not a level of this machine");
+  return LEVELS[int(before)].first;
+}
+
+// --- tensors -----------------------------------------------------------------------------------------------------
+
+template <typename F> auto by_dtype(const char* op, at::ScalarType dtype, F f) {
+  switch (dtype) {
+    case at::kFloat: return f(float{});
+    case at::kDouble: return f(double{});
+    case at::kBFloat16: return f(bf16{});
+    default: TORCH_CHECK_VALUE(false, op, ": the CPU has kernels for float32, bfloat16 and float64; got ", dtype);
+  }
+}
+at::ScalarType wide(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+
+template <typename T> T* data(const Tensor& x) { return static_cast<T*>(x.data_ptr()); }
+template <typename T> T* data(const Maybe& x) { return x ? data<T>(*x) : nullptr; }
+
+Tensor dense(const Tensor& x) { return x.contiguous(); }
+Maybe dense(const Maybe& x) { return x ? Maybe(x->contiguous()) : x; }
+Tensor widened(const Tensor& x, const Tensor& like) { return x.to(wide(like)).contiguous(); }
+Maybe widened(const Maybe& x, const Tensor& like) { return x ? Maybe(widened(*x, like)) : x; }
+Tensor output(const Tensor& x) { return at::empty(x.sizes(), x.options()); }
+
+constexpr int64_t GRAIN = 1 << 14;          // elements worth a thread
+void over(int64_t items, int64_t elements_each, const std::function<void(int64_t, int64_t)>& run) {
+  at::parallel_for(0, items, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, elements_each)), run);
+}
+int64_t pieces(int64_t n, int64_t each) { return (n + each - 1) / each; }
+
+// --- ops ---------------------------------------------------------------------------------------------------------
+
+template <typename T> Strided<T> strided(const Maybe& x) {
+  if (!x) return {};
+  return {data<const T>(*x), x->stride(0), x->stride(1), x->stride(2)};
+}
+Maybe unit_stride(const Maybe& x) { return !x || x->size(3) == 1 || x->stride(3) == 1 ? x : Maybe(x->contiguous()); }
+
+std::tuple<Tensor, Maybe, Tensor> attend(Maybe q, Maybe tq, Maybe k, Maybe tk, Maybe v, Maybe tv, double scale,
+                                         bool causal, bool tangent) {
+  for (Maybe* x : {&q, &tq, &k, &tk, &v, &tv}) *x = unit_stride(*x);
+  const int64_t B = q->size(0), H = q->size(1), N = q->size(2), D = q->size(3);
+  const Tensor o = at::empty({B, N, H, D}, q->options());
+  const Tensor lse = at::empty({B, H, N}, q->options().dtype(wide(*q)));
+  const Maybe to = tangent ? Maybe(at::empty_like(o)) : std::nullopt;
+  by_dtype("attention", q->scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const Attention<T> a{strided<T>(q), strided<T>(tq), strided<T>(k), strided<T>(tk), strided<T>(v), strided<T>(tv),
+                         data<T>(o), data<T>(to), data<Wide<T>>(lse),
+                         B, H, k->size(1), N, k->size(2), D, scale, causal};
+    int64_t next = 0;
+    const int64_t tasks = B * H * pieces(N, QUERIES);
+    at::parallel_for(0, std::min<int64_t>(tasks, at::get_num_threads()), 1,
+                     [&](int64_t, int64_t) { kernels<T>().attention(a, &next, tasks); });
+  });
+  return {o.transpose(1, 2), to ? Maybe(to->transpose(1, 2)) : to, lse};
+}
+auto attention(const Tensor& q, const Tensor& k, const Tensor& v, double scale, bool causal) {
+  auto [o, _, lse] = attend(q, {}, k, {}, v, {}, scale, causal, false);
+  return std::make_tuple(o, lse);
+}
+auto attention_jvp(const Tensor& q, const Maybe& tq, const Tensor& k, const Maybe& tk, const Tensor& v,
+                   const Maybe& tv, double scale, bool causal) {
+  auto [o, to, lse] = attend(q, tq, k, tk, v, tv, scale, causal, true);
+  return std::make_tuple(o, *to, lse);
+}
+
+std::tuple<Tensor, Maybe> modulated(Tensor x, Maybe tx, Tensor s, Maybe ts, Tensor b, Maybe tb, double eps,
+                                    bool tangent) {
+  x = dense(x), tx = dense(tx);
+  s = widened(s, x), ts = widened(ts, x), b = widened(b, x), tb = widened(tb, x);
+  const Tensor y = output(x);
+  const Maybe ty = tangent ? Maybe(output(x)) : std::nullopt;
+  const int64_t N = x.size(1), C = x.size(2);
+  by_dtype("modulate", x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = Wide<T>;
+    const Modulate<T> a{data<T>(x), data<T>(tx), data<A>(s), data<A>(ts), data<A>(b), data<A>(tb),
+                        data<T>(y), data<T>(ty), N, C, eps};
+    over(x.size(0) * N, C, [&](int64_t begin, int64_t end) { kernels<T>().modulate(a, begin, end); });
+  });
+  return {y, ty};
+}
+Tensor modulate(const Tensor& x, const Tensor& s, const Tensor& b, double eps) {
+  return std::get<0>(modulated(x, {}, s, {}, b, {}, eps, false));
+}
+auto modulate_jvp(const Tensor& x, const Maybe& tx, const Tensor& s, const Maybe& ts, const Tensor& b,
+                  const Maybe& tb, double eps) {
+  auto [y, ty] = modulated(x, tx, s, ts, b, tb, eps, true);
+  return std::make_tuple(y, *ty);
+}
+std::tuple<Tensor, Tensor, Tensor> modulate_backward(Tensor dy, Tensor x, const Tensor& s, double eps) {
+  dy = dense(dy), x = dense(x);
+  const Tensor gain = widened(s, x), dx = output(x);
+  const int64_t B = x.size(0), N = x.size(1), C = x.size(2), chunks = pieces(N, ROWS_A_CHUNK);
+  const Tensor ds = at::empty({B, chunks, C}, gain.options()), db = at::empty_like(ds);
+  by_dtype("modulate", x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = Wide<T>;
+    const ModulateBackward<T> a{data<T>(dy), data<T>(x), data<A>(gain), data<T>(dx), data<A>(ds), data<A>(db),
+                                N, C, chunks, eps};
+    over(B * chunks, std::min(N, ROWS_A_CHUNK) * C,
+         [&](int64_t begin, int64_t end) { kernels<T>().modulate_backward(a, begin, end); });
+  });
+  return {dx, ds.sum(1).to(s.scalar_type()), db.sum(1).to(s.scalar_type())};
+}
+
+std::tuple<Tensor, Maybe> norm_roped(Tensor x, Maybe tx, Tensor w, Maybe cos, Maybe sin, double eps) {
+  x = dense(x), tx = dense(tx), w = widened(w, x), cos = widened(cos, x), sin = widened(sin, x);
+  const Tensor y = output(x);
+  const Maybe ty = tx ? Maybe(output(x)) : std::nullopt;
+  const int64_t N = x.size(1), C = x.size(2), D = cos ? 2 * cos->size(1) : 2;
+  by_dtype("norm_rope", x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = Wide<T>;
+    const NormRope<T> a{data<T>(x), data<T>(tx), data<A>(w), data<A>(cos), data<A>(sin), data<T>(y), data<T>(ty),
+                        N, C, D, eps};
+    over(x.size(0) * N, C, [&](int64_t begin, int64_t end) { kernels<T>().norm_rope(a, begin, end); });
+  });
+  return {y, ty};
+}
+Tensor norm_rope(const Tensor& x, const Tensor& w, const Maybe& cos, const Maybe& sin, double eps) {
+  return std::get<0>(norm_roped(x, {}, w, cos, sin, eps));
+}
+auto norm_rope_jvp(const Tensor& x, const Tensor& tx, const Tensor& w, const Maybe& cos, const Maybe& sin, double eps) {
+  auto [y, ty] = norm_roped(x, tx, w, cos, sin, eps);
+  return std::make_tuple(y, *ty);
+}
+std::tuple<Tensor, Tensor> norm_rope_backward(Tensor dy, Tensor x, const Tensor& w, Maybe cos, Maybe sin, double eps) {
+  dy = dense(dy), x = dense(x), cos = widened(cos, x), sin = widened(sin, x);
+  const Tensor gain = widened(w, x), dx = output(x);
+  const int64_t N = x.size(1), C = x.size(2), D = cos ? 2 * cos->size(1) : 2, rows = x.size(0) * N;
+  const Tensor dw = at::empty({pieces(rows, ROWS_A_CHUNK), C}, gain.options());
+  by_dtype("norm_rope", x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = Wide<T>;
+    const NormRopeBackward<T> a{data<T>(dy), data<T>(x), data<A>(gain), data<A>(cos), data<A>(sin), data<T>(dx),
+                                data<A>(dw), rows, N, C, D, eps};
+    over(dw.size(0), ROWS_A_CHUNK * C,
+         [&](int64_t begin, int64_t end) { kernels<T>().norm_rope_backward(a, begin, end); });
+  });
+  return {dx, dw.sum(0).to(w.scalar_type())};
+}
+
+std::tuple<Tensor, Maybe> gated(Tensor x, Maybe tx, Tensor y, Maybe ty, Tensor g, Maybe tg, bool tangent) {
+  x = dense(x), tx = dense(tx), y = dense(y), ty = dense(ty), g = widened(g, x), tg = widened(tg, x);
+  const Tensor z = output(x);
+  const Maybe tz = tangent ? Maybe(output(x)) : std::nullopt;
+  const int64_t N = x.size(1), C = x.size(2);
+  by_dtype("gate", x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = Wide<T>;
+    const Gate<T> a{data<T>(x), data<T>(tx), data<T>(y), data<T>(ty), data<A>(g), data<A>(tg), data<T>(z), data<T>(tz),
+                    N, C};
+    over(x.size(0) * N, C, [&](int64_t begin, int64_t end) { kernels<T>().gate(a, begin, end); });
+  });
+  return {z, tz};
+}
+Tensor gate(const Tensor& x, const Tensor& y, const Tensor& g) {
+  return std::get<0>(gated(x, {}, y, {}, g, {}, false));
+}
+auto gate_jvp(const Tensor& x, const Maybe& tx, const Tensor& y, const Maybe& ty, const Tensor& g, const Maybe& tg) {
+  auto [z, tz] = gated(x, tx, y, ty, g, tg, true);
+  return std::make_tuple(z, *tz);
+}
+std::tuple<Tensor, Tensor> gate_backward(Tensor dz, Tensor y, const Tensor& g) {
+  dz = dense(dz), y = dense(y);
+  const Tensor gain = widened(g, y), dy = output(y);
+  const int64_t B = y.size(0), N = y.size(1), C = y.size(2), chunks = pieces(N, ROWS_A_CHUNK);
+  const Tensor dg = at::empty({B, chunks, C}, gain.options());
+  by_dtype("gate", y.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = Wide<T>;
+    const GateBackward<T> a{data<T>(dz), data<T>(y), data<A>(gain), data<T>(dy), data<A>(dg), N, C, chunks};
+    over(B * chunks, std::min(N, ROWS_A_CHUNK) * C,
+         [&](int64_t begin, int64_t end) { kernels<T>().gate_backward(a, begin, end); });
+  });
+  return {dy, dg.sum(1).to(g.scalar_type())};
+}
+
+std::tuple<Tensor, Tensor> gelu_jvp(Tensor x, Tensor tx) {
+  x = dense(x), tx = dense(tx);
+  const Tensor y = output(x), ty = output(x);
+  by_dtype("gelu_jvp", x.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const Gelu<T> a{data<T>(x), data<T>(tx), data<T>(y), data<T>(ty)};
+    over(x.numel(), 1, [&](int64_t begin, int64_t end) { kernels<T>().gelu(a, begin, end); });
+  });
+  return {y, ty};
+}
+
+std::tuple<Tensor, Tensor> tangent(Tensor v, Tensor F, Tensor dF, const Tensor& t, double r, const std::string& norm,
+                                   double c) {
+  v = dense(v), F = dense(F), dF = dense(dF);
+  const Tensor rt = widened(t, F) * r, g = at::empty(F.sizes(), F.options().dtype(wide(F)));
+  const int64_t B = F.size(0), size = B ? F.numel() / B : 0, parts = pieces(size, PIECE);
+  const Tensor squares = at::empty({B, parts}, F.options().dtype(at::kDouble));
+  Tensor length;
+  by_dtype("tangent", F.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = Wide<T>;
+    Tangent<T> a{data<T>(v), data<T>(F), data<T>(dF), data<A>(g), data<A>(rt), nullptr, data<double>(squares),
+                 size, parts};
+    const auto run = [&](auto kernel) {
+      over(B * parts, std::min(size, PIECE), [&](int64_t begin, int64_t end) { kernel(a, begin, end); });
+      length = squares.sum(1).sqrt();
+    };
+    if (norm == "clip") return run(kernels<T>().tangent);
+    run(kernels<T>().measure);
+    const Tensor factor = ((norm == "rms" ? length / std::sqrt(double(size)) : length) + c).reciprocal().to(wide(F));
+    a.factor = data<A>(factor);
+    run(kernels<T>().tangent);
+  });
+  return {g, length.to(wide(F))};
+}
+
+std::tuple<Tensor, Tensor> ccd_loss(Tensor F_student, Tensor F, Tensor g) {
+  F_student = dense(F_student), F = dense(F), g = dense(g);
+  const Tensor residual = output(F);
+  const int64_t B = F.size(0), size = B ? F.numel() / B : 0, parts = pieces(size, PIECE);
+  const Tensor squares = at::empty({B, parts}, F.options().dtype(at::kDouble));
+  by_dtype("ccd_loss", F.scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    const CcdLoss<T> a{data<T>(F_student), data<T>(F), data<Wide<T>>(g), data<T>(residual), data<double>(squares),
+                       size, parts};
+    over(B * parts, std::min(size, PIECE),
+         [&](int64_t begin, int64_t end) { kernels<T>().ccd_loss(a, begin, end); });
+  });
+  return {squares.sum(1).to(wide(F)), residual};
+}
+
+void ema_(const std::vector<Tensor>& average, const std::vector<Tensor>& master, double decay,
+          const std::vector<Tensor>& copy) {
+  for (size_t i = 0; i < average.size(); ++i) {
+    const Tensor &to = average[i], from = dense(master[i]);
+    const bool fused = !copy.empty() && wide(copy[i]) == to.scalar_type() && copy[i].scalar_type() != at::kHalf;
+    by_dtype("ema_", fused ? copy[i].scalar_type() : to.scalar_type(), [&](auto zero) {
+      using T = decltype(zero);
+      using A = Wide<T>;
+      const Ema<A, T> a{data<A>(to), data<A>(from), fused ? data<T>(copy[i]) : nullptr, decay};
+      over(to.numel(), 1, [&](int64_t begin, int64_t end) { kernels<T>().ema(a, begin, end); });
+    });
+    if (!copy.empty() && !fused) copy[i].copy_(to);
+  }
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "CPU twins of the Triton kernels; called through swiftvideo_fast.ops, never directly.";
+  const auto def = [&](const char* name, auto f) { m.def(name, f, py::call_guard<py::gil_scoped_release>()); };
+  def("attention", &attention);
+  def("attention_jvp", &attention_jvp);
+  def("modulate", &modulate);
+  def("modulate_jvp", &modulate_jvp);
+  def("modulate_backward", &modulate_backward);
+  def("norm_rope", &norm_rope);
+  def("norm_rope_jvp", &norm_rope_jvp);
+  def("norm_rope_backward", &norm_rope_backward);
+  def("gate", &gate);
+  def("gate_jvp", &gate_jvp);
+  def("gate_backward", &gate_backward);
+  def("gelu_jvp", &gelu_jvp);
+  def("tangent", &tangent);
+  def("ccd_loss", &ccd_loss);
+  def("ema_", &ema_);
+  m.def("levels", &levels, "The levels this machine can run, narrowest first; the last is in use.");
+  m.def("use_level", &use_level, "Run the ops at this level from now on; returns the one before.  For tests.");
+}

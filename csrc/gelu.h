@@ -1,0 +1,32 @@
+// GELU (tanh) and its tangent.
+//
+//   tanh(u) = 2 sigma(2u) - 1, so      y  = x sigma(z)        z = 2 sqrt(2 / pi) (x + 0.044715 x^3)
+//                                      ty = (sigma + x sigma (1 - sigma) z') tx
+// Traffic: each plane once.
+#pragma once
+
+#include "vec.h"
+
+namespace swiftvideo {
+
+template <typename T> struct Gelu {
+  const T *x, *tx;
+  T *y, *ty;
+};
+
+namespace SV_LEVEL {
+
+template <typename T> void gelu(const Gelu<T>& a, int64_t begin, int64_t end) {
+  using A = Wide<T>;
+  constexpr A slope = A(1.5957691216057307), cubic = A(0.044715);
+  sweep<A>(end - begin, [&](int64_t i, auto n) {
+    const V<A> x = load(a.x + begin + i, n), tx = load(a.tx + begin + i, n);
+    const V<A> z = slope * (x + cubic * x * x * x), dz = slope * (A(1) + 3 * cubic * x * x);
+    const V<A> sigma = A(1) / (A(1) + exp<A>(-z));
+    store(a.y + begin + i, x * sigma, n);
+    store(a.ty + begin + i, sigma * (A(1) + x * (A(1) - sigma) * dz) * tx, n);
+  });
+}
+
+}  // namespace SV_LEVEL
+}  // namespace swiftvideo

@@ -1,0 +1,121 @@
+// RMSNorm over all channels, then rotary embedding in each head; its tangent and its backward, a row at a time.
+//
+//   n  = x r        r = 1 / sqrt(mean x^2 + eps)        y  = R(n w)
+//   tn = r (tx - n mean(n tx))                          ty = R(tn w)                    (1)
+// R turns channels (2i, 2i + 1) of every head by the token's angle i.  Both maps are linear and (1) is symmetric, so
+// the backward turns dy back (R' is R with -sin) and applies (1) to R'dy w.
+//
+// Traffic: x and tx once from memory, y and ty once to it; the tables are (N, D / 2).
+#pragma once
+
+#include "vec.h"
+
+namespace swiftvideo {
+
+template <typename T> struct NormRope {
+  const T *x, *tx;                          // (B * N, C); tx null: primal only
+  const Wide<T>* w;                         // (C)
+  const Wide<T> *cos, *sin;                 // (N, D / 2); null: no rotation
+  T *y, *ty;                                // (B * N, C)
+  int64_t N, C, D;
+  double eps;
+};
+template <typename T> struct NormRopeBackward {
+  const T *dy, *x;                          // (B * N, C)
+  const Wide<T> *w, *cos, *sin;
+  T* dx;                                    // (B * N, C)
+  Wide<T>* dw;                              // (chunks, C): a sum for each chunk of ROWS_A_CHUNK rows
+  int64_t rows, N, C, D;
+  double eps;
+};
+
+namespace SV_LEVEL {
+
+// A token's angles, laid out so that any register of a row finds its own: period is a multiple of D and of LANES.
+template <typename A> struct Rotation {
+  int64_t D, period = D;
+  Scratch<A> memory;
+  A *cos, *sin;
+
+  static int64_t period_of(int64_t D) {
+    int64_t period = D;
+    while (period % LANES<A>) period += D;
+    return period;
+  }
+  explicit Rotation(int64_t D)
+      : D(D), period(period_of(D)), memory(2 * period), cos(memory.data), sin(cos + period) {}
+
+  // sign -1 turns back.
+  void set(const A* cos_row, const A* sin_row, A sign) {
+    for (int64_t c = 0; c < period; ++c) {
+      const int64_t pair = c % D / 2;
+      cos[c] = cos_row[pair];
+      sin[c] = (c % 2 ? sign : -sign) * sin_row[pair];
+    }
+  }
+  SV_INLINE V<A> operator()(V<A> y, int64_t c) const {
+    V<A> other;
+    for (int lane = 0; lane < LANES<A>; ++lane) other[lane] = y[lane ^ 1];
+    return y * load(cos + c % period) + other * load(sin + c % period);
+  }
+};
+
+template <typename T> void norm_rope(const NormRope<T>& a, int64_t row_begin, int64_t row_end) {
+  using A = Wide<T>;
+  Rotation<A> turn(a.D);
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const T *x = a.x + row * a.C, *tx = a.tx ? a.tx + row * a.C : nullptr;
+    if (a.cos) turn.set(a.cos + row % a.N * (a.D / 2), a.sin + row % a.N * (a.D / 2), A(1));
+    Sum<A> squares, products;
+    sweep<A>(a.C, [&](int64_t c, auto some) {
+      const V<A> xc = load(x + c, some);
+      squares.add(xc * xc);
+      if (tx) products.add(xc * load(tx + c, some));
+    });
+    const double r = 1 / std::sqrt(squares.total() / a.C + a.eps);
+    const A rstd = A(r), mean_nt = A(products.total() * r / a.C);
+    sweep<A>(a.C, [&](int64_t c, auto some) {
+      const V<A> n = load(x + c, some) * rstd, w = load(a.w + c, some);
+      const V<A> y = n * w;
+      store(a.y + row * a.C + c, a.cos ? turn(y, c) : y, some);
+      if (!tx) return;
+      const V<A> ty = (load(tx + c, some) - n * mean_nt) * rstd * w;                       // (1)
+      store(a.ty + row * a.C + c, a.cos ? turn(ty, c) : ty, some);
+    });
+  }
+}
+
+// Chunks [begin, end) of rows.
+template <typename T> void norm_rope_backward(const NormRopeBackward<T>& a, int64_t begin, int64_t end) {
+  using A = Wide<T>;
+  Rotation<A> turn(a.D);
+  for (int64_t chunk = begin; chunk < end; ++chunk) {
+    const int64_t first = chunk * ROWS_A_CHUNK;
+    const int64_t last = first + ROWS_A_CHUNK < a.rows ? first + ROWS_A_CHUNK : a.rows;
+    A* dw = a.dw + chunk * a.C;
+    memset(dw, 0, a.C * sizeof *dw);
+    for (int64_t row = first; row < last; ++row) {
+      const T *x = a.x + row * a.C, *dy = a.dy + row * a.C;
+      if (a.cos) turn.set(a.cos + row % a.N * (a.D / 2), a.sin + row % a.N * (a.D / 2), A(-1));
+      const auto turned = [&](int64_t c, auto some) {
+        return a.cos ? turn(load(dy + c, some), c) : load(dy + c, some);
+      };
+      Sum<A> squares, products;
+      sweep<A>(a.C, [&](int64_t c, auto some) {
+        const V<A> xc = load(x + c, some);
+        squares.add(xc * xc);
+        products.add(xc * turned(c, some) * load(a.w + c, some));
+      });
+      const double r = 1 / std::sqrt(squares.total() / a.C + a.eps);
+      const A rstd = A(r), mean_nd = A(products.total() * r / a.C);
+      sweep<A>(a.C, [&](int64_t c, auto some) {
+        const V<A> n = load(x + c, some) * rstd, d = turned(c, some);
+        store(a.dx + row * a.C + c, (d * load(a.w + c, some) - n * mean_nd) * rstd, some);   // (1) again
+        store(dw + c, load(dw + c, some) + d * n, some);
+      });
+    }
+  }
+}
+
+}  // namespace SV_LEVEL
+}  // namespace swiftvideo

@@ -1,0 +1,92 @@
+// The distillation gradient, and the CCD loss.
+//
+//   g = v - F - r t dF                           then g * factor, or g clamped to [-1, 1]
+//   residual = F_student - F - g                 loss = sum residual^2
+// Sums run over pieces of PIECE elements of a clip and are added in order, so they do not depend on the threads.
+// Traffic: `measure` reads three planes and writes nothing; `tangent` reads them again and writes g.
+#pragma once
+
+#include "vec.h"
+
+namespace swiftvideo {
+
+template <typename T> struct Tangent {
+  const T *v, *F, *dF;                      // (B, size)
+  Wide<T>* g;                               // (B, size)
+  const Wide<T>* rt;                        // (B): r t
+  const Wide<T>* factor;                    // (B): 1 / (norm + c); null: clamp
+  double* squares;                          // (B, pieces): sums of g^2; null: not wanted
+  int64_t size, pieces;
+};
+template <typename T> struct CcdLoss {
+  const T *F_student, *F;                   // (B, size)
+  const Wide<T>* g;                         // (B, size)
+  T* residual;                              // (B, size)
+  double* squares;                          // (B, pieces)
+  int64_t size, pieces;
+};
+constexpr int64_t PIECE = 1 << 14;
+
+namespace SV_LEVEL {
+
+struct Piece {
+  int64_t clip, begin, length;
+  Piece(int64_t index, int64_t pieces, int64_t size) : clip(index / pieces) {
+    const int64_t first = index % pieces * PIECE;
+    begin = clip * size + first;
+    length = first + PIECE < size ? PIECE : size - first;
+  }
+};
+
+template <typename T> SV_INLINE V<Wide<T>> raw_g(const Tangent<T>& a, int64_t i, Wide<T> rt, auto n) {
+  return load(a.v + i, n) - load(a.F + i, n) - rt * load(a.dF + i, n);
+}
+
+// Sums of g^2 for pieces [begin, end).
+template <typename T> void measure(const Tangent<T>& a, int64_t begin, int64_t end) {
+  using A = Wide<T>;
+  for (int64_t index = begin; index < end; ++index) {
+    const Piece piece(index, a.pieces, a.size);
+    Sum<A> squares;
+    sweep<A>(piece.length, [&](int64_t i, auto n) {
+      const V<A> g = raw_g(a, piece.begin + i, a.rt[piece.clip], n);
+      squares.add(g * g);
+    });
+    a.squares[index] = squares.total();
+  }
+}
+
+// g of pieces [begin, end), scaled or clamped; in the clamped form also their sums.
+template <typename T> void tangent(const Tangent<T>& a, int64_t begin, int64_t end) {
+  using A = Wide<T>;
+  for (int64_t index = begin; index < end; ++index) {
+    const Piece piece(index, a.pieces, a.size);
+    Sum<A> squares;
+    sweep<A>(piece.length, [&](int64_t i, auto n) {
+      const V<A> g = raw_g(a, piece.begin + i, a.rt[piece.clip], n);
+      if (a.factor) return store(a.g + piece.begin + i, g * a.factor[piece.clip], n);
+      squares.add(g * g);
+      store(a.g + piece.begin + i, g < A(-1) ? splat<A>(-1) : g > A(1) ? splat<A>(1) : g, n);
+    });
+    if (!a.factor) a.squares[index] = squares.total();
+  }
+}
+
+// Residual and its sum of squares for pieces [begin, end).
+template <typename T> void ccd_loss(const CcdLoss<T>& a, int64_t begin, int64_t end) {
+  using A = Wide<T>;
+  for (int64_t index = begin; index < end; ++index) {
+    const Piece piece(index, a.pieces, a.size);
+    Sum<A> squares;
+    sweep<A>(piece.length, [&](int64_t i, auto n) {
+      const int64_t at = piece.begin + i;
+      const V<A> residual = load(a.F_student + at, n) - load(a.F + at, n) - load(a.g + at, n);
+      squares.add(residual * residual);
+      store(a.residual + at, residual, n);
+    });
+    a.squares[index] = squares.total();
+  }
+}
+
+}  // namespace SV_LEVEL
+}  // namespace swiftvideo

@@ -1,0 +1,196 @@
+// Vectors as wide as this translation unit may use, in the compiler's own vector types: no intrinsics.
+//
+// level.cpp compiles every op once a level (SV_LEVEL: baseline, avx2, avx512), each in a namespace of its own, so
+// the linker can never hand a machine without AVX-512 the code of one with it.  For the same reason nothing here
+// calls an inline function of the standard library: the one copy the linker keeps might be the wide one.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#ifndef SV_LEVEL
+#define SV_LEVEL baseline
+#endif
+#define SV_INLINE inline __attribute__((always_inline))
+
+namespace swiftvideo {
+
+struct bf16 {
+  uint16_t bits;
+};
+
+template <typename T> struct WideOf { using type = float; };
+template <> struct WideOf<double> { using type = double; };
+template <typename T> using Wide = typename WideOf<T>::type;   // what arithmetic on storage T is done in
+
+namespace SV_LEVEL {
+
+#if defined(__AVX512F__)
+constexpr int REGISTER = 64, REGISTERS = 32;
+#elif defined(__AVX2__)
+constexpr int REGISTER = 32, REGISTERS = 16;
+#else
+constexpr int REGISTER = 16, REGISTERS = 16;
+#endif
+
+template <typename A> struct Types;
+template <> struct Types<float> {
+  typedef float vec __attribute__((vector_size(REGISTER)));
+  typedef uint32_t index, ints __attribute__((vector_size(REGISTER)));
+  typedef float half __attribute__((vector_size(REGISTER / 2)));
+  static constexpr int mantissa = 23, bias = 127, terms = 7;   // terms of exp's series: half an ulp of error
+  static constexpr float log_min = -87.33f, log_max = 88.8f;   // where exp leaves the normal numbers
+};
+template <> struct Types<double> {
+  typedef double vec __attribute__((vector_size(REGISTER)));
+  typedef uint64_t index, ints __attribute__((vector_size(REGISTER)));
+  static constexpr int mantissa = 52, bias = 1023, terms = 13;
+  static constexpr double log_min = -708.39, log_max = 709.9;
+};
+template <typename A> using V = typename Types<A>::vec;
+template <typename A> using Ints = typename Types<A>::ints;
+template <typename A> using Index = typename Types<A>::index;
+template <typename A> constexpr int LANES = REGISTER / sizeof(A);
+
+template <typename A> SV_INLINE V<A> splat(A a) { return V<A>{} + a; }
+template <typename A> SV_INLINE Ints<A> iota() {
+  Ints<A> i;
+  for (int lane = 0; lane < LANES<A>; ++lane) i[lane] = lane;
+  return i;
+}
+
+// --- memory: storage T outside, Wide<T> in registers -------------------------------------------------------------
+
+typedef uint16_t Halves __attribute__((vector_size(REGISTER / 2)));
+typedef uint32_t Words __attribute__((vector_size(REGISTER)));
+
+SV_INLINE float widen(float x) { return x; }
+SV_INLINE double widen(double x) { return x; }
+SV_INLINE float widen(bf16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float f;
+  memcpy(&f, &bits, sizeof f);
+  return f;
+}
+
+SV_INLINE V<float> load(const float* p) { V<float> v; memcpy(&v, p, sizeof v); return v; }
+SV_INLINE V<double> load(const double* p) { V<double> v; memcpy(&v, p, sizeof v); return v; }
+SV_INLINE V<float> load(const bf16* p) {
+  Halves h;
+  memcpy(&h, p, sizeof h);
+  return (V<float>)(__builtin_convertvector(h, Words) << 16);
+}
+
+// Nearest bfloat16, ties to even, still as a float; NaN stays NaN.
+SV_INLINE V<float> nearest_bf16(V<float> v) {
+  const Words bits = (Words)v;
+  const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u;
+  return v == v ? (V<float>)rounded : v;
+}
+SV_INLINE void store(float* p, V<float> v) { memcpy(p, &v, sizeof v); }
+SV_INLINE void store(double* p, V<double> v) { memcpy(p, &v, sizeof v); }
+SV_INLINE void store(bf16* p, V<float> v) {
+  const Halves h = __builtin_convertvector((Words)nearest_bf16(v) >> 16, Halves);
+  memcpy(p, &h, sizeof h);
+}
+
+SV_INLINE void put(float* p, float x) { *p = x; }
+SV_INLINE void put(double* p, double x) { *p = x; }
+SV_INLINE void put(bf16* p, float x) {
+  bf16 all[LANES<float>];
+  store(all, splat(x));
+  *p = all[0];
+}
+
+// A row is swept a register at a time; its last lanes, if they do not fill one, come as Some{n}.
+struct All {};
+struct Some {
+  int64_t n;
+};
+template <typename A, typename F> SV_INLINE void sweep(int64_t length, F f) {
+  int64_t c = 0;
+  for (; c + LANES<A> <= length; c += LANES<A>) f(c, All{});
+  if (c < length) f(c, Some{length - c});
+}
+template <typename T> SV_INLINE V<Wide<T>> load(const T* p, All) { return load(p); }
+template <typename T> SV_INLINE void store(T* p, V<Wide<T>> v, All) { store(p, v); }
+template <typename T> SV_INLINE V<Wide<T>> load(const T* p, Some some) {
+  T whole[LANES<Wide<T>>] = {};
+  memcpy(whole, p, some.n * sizeof(T));
+  return load(whole);
+}
+template <typename T> SV_INLINE void store(T* p, V<Wide<T>> v, Some some) {
+  T whole[LANES<Wide<T>>];
+  store(whole, v);
+  memcpy(p, whole, some.n * sizeof(T));
+}
+// A tangent that is not there is zero.
+template <typename T, typename N> SV_INLINE V<Wide<T>> load_or_zero(const T* p, int64_t at, N n) {
+  return p ? load(p + at, n) : V<Wide<T>>{};
+}
+template <typename A> SV_INLINE V<A> keep(V<A> v, All) { return v; }
+template <typename A> SV_INLINE V<A> keep(V<A> v, Some some) { return iota<A>() < Index<A>(some.n) ? v : V<A>{}; }
+
+// Memory an op needs beside its arguments.
+template <typename A> struct Scratch {
+  A* data;
+  explicit Scratch(int64_t n) : data(static_cast<A*>(aligned_alloc(64, (n * sizeof(A) + 63) / 64 * 64))) {}
+  ~Scratch() { free(data); }
+  Scratch(const Scratch&) = delete;
+};
+
+// --- arithmetic --------------------------------------------------------------------------------------------------
+
+// Sums over a row are double: a running float sum over 1536 channels alone errs more than torch's whole op.
+template <typename A> struct Sum {
+  V<double> a{};
+  SV_INLINE void add(V<double> v) { a += v; }
+  SV_INLINE double total() const {
+    double s = 0;
+    for (int lane = 0; lane < LANES<double>; ++lane) s += a[lane];
+    return s;
+  }
+};
+template <> struct Sum<float> {
+  V<double> a{}, b{};
+  SV_INLINE void add(V<float> v) {
+    Types<float>::half parts[2];
+    memcpy(parts, &v, sizeof v);
+    a += __builtin_convertvector(parts[0], V<double>);
+    b += __builtin_convertvector(parts[1], V<double>);
+  }
+  SV_INLINE double total() const {
+    double s = 0;
+    for (int lane = 0; lane < LANES<double>; ++lane) s += a[lane] + b[lane];
+    return s;
+  }
+};
+
+struct InverseFactorials {
+  double of[14] = {1};
+  constexpr InverseFactorials() {
+    for (int k = 1; k < 14; ++k) of[k] = of[k - 1] / k;
+  }
+};
+constexpr InverseFactorials INVERSE_FACTORIAL;
+
+// exp to about an ulp: x = n log 2 + y with |y| <= log 2 / 2, Taylor in y, times 2^n.
+template <typename A> SV_INLINE V<A> exp(V<A> x) {
+  using C = Types<A>;
+  constexpr A magic = A(3ull << (C::mantissa - 1));            // adding it rounds to an integer, kept in the low bits
+  constexpr A log2_high = A(0.693359375), log2_low = A(-2.12194440054690583e-4);
+  const V<A> inside = x < C::log_min ? splat<A>(C::log_min) : x > C::log_max ? splat<A>(C::log_max) : x;
+  const V<A> shifted = inside * A(1.44269504088896340736) + magic;
+  const V<A> n = shifted - magic;
+  const V<A> y = (inside - n * log2_high) - n * log2_low;
+  V<A> series = splat<A>(A(INVERSE_FACTORIAL.of[C::terms]));
+#pragma GCC unroll 16
+  for (int k = C::terms - 1; k >= 0; --k) series = series * y + A(INVERSE_FACTORIAL.of[k]);
+  const V<A> power = (V<A>)(((Ints<A>)shifted + Index<A>(C::bias)) << C::mantissa);
+  return x < C::log_min ? V<A>{} : series * power;
+}
+
+}  // namespace SV_LEVEL
+}  // namespace swiftvideo

@@ -1,0 +1,53 @@
+"""The exponential moving average of a list of shards, and its working copy: swiftvideo_fast::ema_.
+
+    average <- decay average + (1 - decay) master        copy <- average
+in one pass over memory.  average and master are float32 (or float64): a step of 1e-6 is lost in bfloat16.
+"""
+
+import torch
+from torch import Tensor
+
+from swiftvideo_fast import _C
+from swiftvideo_fast.ops import check
+
+
+def ema_(average: list[Tensor], master: list[Tensor], decay: float,
+         copy: list[Tensor] | None = None) -> None:
+    """Move each average toward its master, in place; each copy (of any float dtype) receives the result."""
+    ema_op(average, master, decay, [] if copy is None else copy)
+
+
+@torch.library.custom_op("swiftvideo_fast::ema_", mutates_args=("average", "copy"), device_types="cpu")
+def ema_op(average: list[Tensor], master: list[Tensor], decay: float, copy: list[Tensor]) -> None:
+    """The same; an empty `copy` means none."""
+    _check(average, master, copy)
+    _C.ema_(average, master, decay, copy)
+
+
+@ema_op.register_kernel("cuda")
+def _(average, master, decay, copy):
+    from swiftvideo_kernels.ema_ import ema_ as launch
+
+    _check(average, master, copy)
+    launch(average, master, decay, copy or None)
+
+
+@ema_op.register_fake
+def _(average, master, decay, copy):
+    return None
+
+
+def _check(average: list[Tensor], master: list[Tensor], copy: list[Tensor]) -> None:
+    if len(master) != len(average) or len(copy) not in (0, len(average)):
+        raise ValueError(f"ema_: master and copy hold {len(master)} and {len(copy)} tensors; "
+                         f"want one for each of the {len(average)} in average")
+    for i, (a, m) in enumerate(zip(average, master, strict=True)):
+        check.shaped("ema_", f"average[{i}]'s axes", a.shape, **{f"master[{i}]": m})
+        check.stored("ema_", check.wide(a.dtype), **{f"average[{i}]": a, f"master[{i}]": m})
+    for i, (a, c) in enumerate(zip(average, copy, strict=False)):
+        check.shaped("ema_", f"average[{i}]'s axes", a.shape, **{f"copy[{i}]": c})
+        check.stored("ema_", c.dtype, **{f"copy[{i}]": c})
+    for name, tensors in (("average", average), ("copy", copy)):
+        for i, x in enumerate(tensors):
+            if not x.is_contiguous():
+                raise ValueError(f"ema_: {name}[{i}] has strides {x.stride()}; want contiguous storage")

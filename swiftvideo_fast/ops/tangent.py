@@ -1,0 +1,60 @@
+"""The distillation gradient g (eq. 8 of the paper): swiftvideo_fast::tangent.
+
+    g = v - F - r t dF        then, per clip,   l2:   g / (||g|| + c)
+                                                rms:  g / (||g|| / sqrt D + c)
+                                                clip: g clamped to [-1, 1]
+No gradient flows through g (the paper stops it).  g is float32, or float64 where F is: in bfloat16 it would
+lose the difference it is made of.
+"""
+
+import torch
+from torch import Tensor
+
+from swiftvideo_fast import _C
+from swiftvideo_fast.ops import check
+
+NORMS = ("l2", "rms", "clip")
+
+
+def tangent(v: Tensor, F: Tensor, dF: Tensor, t: Tensor, r: float, *, norm: str = "l2",
+            c: float = 0.1) -> tuple[Tensor, Tensor]:
+    """(g, ||g|| before normalisation (B,)).
+
+    v: the teacher's velocity, F, dF: the network's and its total derivative, all (B, ...); t (B,) in [0, 1];
+    r: the warm-up in [0, 1]; c: added to the norm.  v, F, dF of different dtypes are read in the widest.
+    """
+    dtype = torch.promote_types(torch.promote_types(v.dtype, F.dtype), dF.dtype)
+    v, F, dF = (x.detach().to(dtype) for x in (v, F, dF))
+    return tangent_op(v, F, dF, t.detach(), float(r), norm, c)
+
+
+@torch.library.custom_op("swiftvideo_fast::tangent", mutates_args=(), device_types="cpu")
+def tangent_op(v: Tensor, F: Tensor, dF: Tensor, t: Tensor, r: float, norm: str,
+               c: float) -> tuple[Tensor, Tensor]:
+    """(g, size)."""
+    _check(v, F, dF, t, norm)
+    return _C.tangent(v, F, dF, t, r, norm, c)
+
+
+@tangent_op.register_kernel("cuda")
+def _(v, F, dF, t, r, norm, c):
+    from swiftvideo_kernels.tangent import tangent as launch
+
+    _check(v, F, dF, t, norm)
+    return launch(v, F, dF, t, r, norm, c)
+
+
+@tangent_op.register_fake
+def _(v, F, dF, t, r, norm, c):
+    dtype = check.wide(F.dtype)
+    return F.new_empty(F.shape, dtype=dtype), F.new_empty(F.shape[:1], dtype=dtype)
+
+
+def _check(v: Tensor, F: Tensor, dF: Tensor, t: Tensor, norm: str) -> None:
+    if F.dim() == 0:
+        raise ValueError("tangent: F is (); want (B, ...)")
+    check.shaped("tangent", "B, ...", F.shape, v=v, dF=dF)
+    check.shaped("tangent", "B", F.shape[:1], t=t)
+    check.stored("tangent", F.dtype, v=v, F=F, dF=dF)
+    if norm not in NORMS:
+        raise ValueError(f"tangent: norm is {norm!r}; want one of {', '.join(NORMS)}")
