@@ -23,9 +23,10 @@ def _gelu_jvp_kernel(x_ptr, tx_ptr, y_ptr, ty_ptr, numel, BLOCK: tl.constexpr):
     x = tl.load(x_ptr + at, mask, 0.0).to(tl.float32)
     tx = tl.load(tx_ptr + at, mask, 0.0).to(tl.float32)
     k = 0.7978845608028654
-    s = tl.sigmoid(2 * k * x * (1 + 0.044715 * x * x))
+    u = k * x * (1 + 0.044715 * x * x)
+    s, rest = tl.sigmoid(2 * u), tl.sigmoid(-2 * u)             # 1 - s would cancel
     tl.store(y_ptr + at, x * s, mask)
-    tl.store(ty_ptr + at, (s + 2 * k * x * s * (1 - s) * (1 + 0.134145 * x * x)) * tx, mask)
+    tl.store(ty_ptr + at, (s + 2 * k * x * s * rest * (1 + 0.134145 * x * x)) * tx, mask)
 
 
 def gelu_jvp(x: Tensor, tx: Tensor) -> tuple[Tensor, Tensor]:
