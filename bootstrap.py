@@ -185,7 +185,7 @@ def install_packages(needs: list[str], torch: str) -> None:
     elif pip.wait():
         names = [re.match(r"[\w-]+", need)[0] for need in needs]
         lacking = [name for name in names if not any(metadata.distributions(name=name))]
-        say(f"set-up: not to be had here, and left out: {', '.join(lacking)}")
+        say(f"set-up: left out, as not to be had here: {', '.join(lacking)} (make clean, to try again)")
 
 
 def set_up(extra: str) -> None:

@@ -1,9 +1,10 @@
 """The Wan image-to-video transformer, written once: call it with Duals and it is its own forward mode.
 
-Parameter names are the released checkpoint's (Wan-Video/Wan2.1, WanModel, model_type "i2v"), so its state dict
-loads as it is.  Differences from that code are in arithmetic only: time, its embedding and the modulation are
-fp32 whatever the storage; the first convolution has kernel = stride, so it is a linear map of patches, and its
-noisy and its condition channels are mapped apart: the condition has no tangent and costs none.
+Parameter names are the released checkpoint's (Wan-Video/Wan2.1, WanModel, model_type "i2v"), so its state
+dict loads as it is.  Differences from that code are in arithmetic only: time, its embedding, norms and
+modulation are fp32 whatever the storage (`cast`); the first convolution has kernel = stride, so it is a linear
+map of patches, and its noisy and its condition channels are mapped apart: the condition has no tangent and
+costs none.
 
 Letters: B clips, T H W latent frames, height, width, N = T H/2 W/2 tokens, C channels, L text tokens.
 """
@@ -68,25 +69,31 @@ class Wan(nn.Module):
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
         self.head = Head(c)
 
-    def forward(self, x_BCTHW, t_B, text_BLE: Tensor, condition_BCTHW: Tensor, image_BME: Tensor | None = None):
+    def forward(self, x_BCTHW, t_B, text_BLE: Tensor, condition_BCTHW: Tensor,
+                image_BME: Tensor | None = None):
         """Velocity (B, 16, T, H, W).
 
         x: (B, 16, T, H, W), H and W even.  t: (B,) fp32 in [0, 1].  text: (B, L, text_dim).
         condition: (B, 20, T, H, W) = [mask 4 | masked video 16] (models/conditioning.py).
         image: (B, 257, image_dim), if the network has image cross-attention.  x and t may be Duals.
+        The stream has the network's storage dtype, whatever the inputs have; the velocity has x's.
         """
         self._check(x_BCTHW, t_B, text_BLE, condition_BCTHW, image_BME)
         B, _, T, H, W = x_BCTHW.shape
-        x_BNC = self._embed_patches(x_BCTHW, condition_BCTHW)
-        context = self.text_embedding(text_BLE), None if image_BME is None else self.img_emb(image_BME)
+        D = self.config.dim // self.config.heads
+        stored = self.patch_embedding.weight.dtype
+        x_BNC = self._embed_patches(x_BCTHW.to(stored), condition_BCTHW.to(stored))
+        text_BLC = self.text_embedding(text_BLE.to(stored))
+        context = text_BLC, None if image_BME is None else self.img_emb(image_BME.to(stored))
         e_BC = self.time_embedding(self._sinusoid(t_B))
         e_B6C = self.time_projection(e_BC).unflatten(1, (6, self.config.dim))
-        rotary = rotary_tables(T, H // PATCH, W // PATCH, self.config.dim // self.config.heads, x_BCTHW.device)
+        rotary = rotary_tables(T, H // PATCH, W // PATCH, D, x_BCTHW.device)
         for block in self.blocks:
             x_BNC = block(x_BNC, e_B6C, context, rotary)
         patches = self.head(x_BNC, e_BC).unflatten(2, (PATCH, PATCH, self.config.latent))
         patches = patches.unflatten(1, (T, H // PATCH, W // PATCH))                # (B, T, h, w, p, q, 16)
-        return patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(B, self.config.latent, T, H, W)
+        velocity = patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(B, self.config.latent, T, H, W)
+        return velocity.to(x_BCTHW.dtype)
 
     def _embed_patches(self, x_BCTHW, condition_BCTHW: Tensor):
         weight = self.patch_embedding.weight
@@ -103,15 +110,18 @@ class Wan(nn.Module):
 
     def _check(self, x, t, text, condition, image) -> None:
         c = self.config
-        B, C, T, H, W = x.shape
-        if C != c.latent or H % PATCH or W % PATCH:
+        if len(x.shape) != 5 or x.shape[1] != c.latent or x.shape[3] % PATCH or x.shape[4] % PATCH:
             raise ValueError(f"Wan: x is {tuple(x.shape)}; want (B, {c.latent}, T, H, W) with H and W even")
-        for name, got, want in (("t", t.shape, (B,)), ("text", (*text.shape[:1], text.shape[2]), (B, c.text_dim)),
-                                ("condition", condition.shape, (B, c.condition, T, H, W))):
-            if tuple(got) != want:
-                raise ValueError(f"Wan: {name} is {tuple(got)}; want {want} for x of {tuple(x.shape)}")
         if (image is None) != (c.image_dim is None):
-            raise ValueError(f"Wan: image is {'missing' if image is None else 'given'} and image_dim is {c.image_dim}")
+            found = "missing" if image is None else "given"
+            raise ValueError(f"Wan: image is {found} and image_dim is {c.image_dim}")
+        B, _, T, H, W = x.shape
+        for name, given, want in (("t", t, (B,)), ("text", text, (B, "L", c.text_dim)),
+                                  ("condition", condition, (B, c.condition, T, H, W)),
+                                  ("image", image, (B, "M", c.image_dim))):
+            if given is not None and not _fits(given.shape, want):
+                raise ValueError(f"Wan: {name} is {tuple(given.shape)}; want ({', '.join(map(str, want))}) "
+                                 f"for x of {tuple(x.shape)}")
 
 
 class Block(nn.Module):
@@ -122,7 +132,7 @@ class Block(nn.Module):
         self.eps = c.eps
         self.modulation = nn.Parameter(torch.randn(1, 6, c.dim) / c.dim**0.5)
         self.self_attn = SelfAttention(c)
-        self.norm3 = nn.LayerNorm(c.dim, eps=c.eps)
+        self.norm3 = LayerNorm(c.dim, eps=c.eps)
         self.cross_attn = CrossAttention(c)
         self.ffn = nn.Sequential(nn.Linear(c.dim, c.ffn_dim), Gelu(), nn.Linear(c.ffn_dim, c.dim))
 
@@ -132,6 +142,14 @@ class Block(nn.Module):
         x_BNC = ops.gate(x_BNC, y_BNC, gate_sa)
         x_BNC = x_BNC + self.cross_attn(self.norm3(x_BNC), *context)
         return ops.gate(x_BNC, self.ffn(ops.modulate(x_BNC, scale_ff, shift_ff, self.eps)), gate_ff)
+
+
+class LayerNorm(nn.LayerNorm):
+    """The affine one: ops.modulate by a gain and a shift that all clips share, fp32 beside a bf16 stream."""
+
+    def forward(self, x_BNC):
+        s_BC, b_BC = (a.repeat(x_BNC.shape[0], 1) for a in (self.weight - 1, self.bias))
+        return ops.modulate(x_BNC, s_BC, b_BC, self.eps)
 
 
 class RMSNorm(nn.Module):
@@ -199,8 +217,8 @@ class ImageEmbedding(nn.Module):
 
     def __init__(self, image_dim: int, dim: int):
         super().__init__()
-        self.proj = nn.Sequential(nn.LayerNorm(image_dim), nn.Linear(image_dim, image_dim), nn.GELU(),
-                                  nn.Linear(image_dim, dim), nn.LayerNorm(dim))
+        self.proj = nn.Sequential(LayerNorm(image_dim), nn.Linear(image_dim, image_dim), nn.GELU(),
+                                  nn.Linear(image_dim, dim), LayerNorm(dim))
 
     def forward(self, image_BME: Tensor) -> Tensor:
         return self.proj(image_BME)
@@ -216,6 +234,11 @@ def _patches(x_BCTHW):
     B, C, T, H, W = x_BCTHW.shape
     x = x_BCTHW.reshape(B, C, T, H // PATCH, PATCH, W // PATCH, PATCH)
     return x.permute(0, 2, 3, 5, 1, 4, 6).reshape(B, T * (H // PATCH) * (W // PATCH), C * PATCH * PATCH)
+
+
+def _fits(shape: tuple, want: tuple) -> bool:
+    """Whether the sizes are the wanted ones; L and M stand for any."""
+    return len(shape) == len(want) and all(w in (n, "L", "M") for n, w in zip(shape, want, strict=True))
 
 
 def rotary_tables(T: int, H: int, W: int, D: int, device) -> tuple[Tensor, Tensor]:
@@ -249,3 +272,12 @@ def initialise(net: Wan, rng: torch.Generator) -> None:
     for block in (*net.blocks, net.head):
         nn.init.normal_(block.modulation, std=net.config.dim**-0.5, generator=rng)
     nn.init.zeros_(net.head.head.weight)
+
+
+def cast(net: Wan, dtype: torch.dtype) -> Wan:
+    """Store the stream's linear maps as dtype, in place; all of time, norms and modulations stay fp32."""
+    of_time = {*net.time_embedding, *net.time_projection}
+    for module in net.modules():
+        if isinstance(module, nn.Linear | nn.Conv3d) and module not in of_time:
+            module.to(dtype)
+    return net

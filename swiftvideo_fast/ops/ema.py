@@ -26,7 +26,7 @@ def ema_op(average: list[Tensor], master: list[Tensor], decay: float, copy: list
 
 @ema_op.register_kernel("cuda")
 def _(average, master, decay, copy):
-    from swiftvideo_kernels.ema_ import ema_ as launch
+    from swiftvideo_kernels.ema import ema_ as launch
 
     _check(average, master, copy)
     launch(average, master, decay, copy or None)
