@@ -134,17 +134,16 @@ def attention_jvp(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v:
     A tangent with other strides than its primal is copied.  max_q: the longest packed sequence, N if not known.
     at: a tile other than the table's.  Shapes and dtypes are checked by the op.
     """
-    how = layout("attention_jvp", q, tq, k, tk, v, tv, causal, at)
+    how = layout("attention_jvp", q, tq, k, tk, v, tv, scale, causal, at)
     if how is None:
         if cu_q is not None:
             raise ValueError(f"attention_jvp: packed head width {q.shape[-1]}; want at most 128 on this card")
         o, lse = attention(q, k, v, scale, causal)
         return o, attention_tangent(q, tq, k, tk, v, tv, o, lse, scale, causal), lse
-    at, (tq, tk, tv), shape, options = how
+    at, tensors, sizes, options = how
     B, H, N, D = q.shape
     o, to = (torch.empty(B, N, H, D, dtype=q.dtype, device=q.device).transpose(1, 2) for _ in range(2))
     lse = torch.empty(B, H, N, dtype=torch.float32, device=q.device)
     grid = triton.cdiv(N if max_q is None else max_q, at.block_m), H, B if cu_q is None else len(cu_q) - 1
-    _attention_jvp_kernel[grid](
-        q, tq, k, tk, v, tv, o, to, lse, cu_q, cu_k, *shape, scale, **options)
+    _attention_jvp_kernel[grid](*tensors, o, to, lse, cu_q, cu_k, *sizes, **options)
     return o, to, lse

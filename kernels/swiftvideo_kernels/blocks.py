@@ -68,33 +68,37 @@ def masked(s, row, col, M, CAUSAL: tl.constexpr):
 
 
 def layout(kernel: str, q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v: Tensor, tv: Tensor | None,
-           causal: bool, at: Tile | None) -> tuple[Tile, tuple[Tensor | None, ...], tuple[int, ...], dict] | None:
-    """What both kernels are launched with: tile, tangents, strides and sizes, options.  None: no tile for this width.
+           scale: float, causal: bool, at: Tile | None) -> tuple[Tile, tuple, tuple, dict] | None:
+    """What both kernels are launched with: tile, the six tensors, strides, sizes and scale, options.
 
-    The tangents come back in their primals' memory layout, so that one set of strides serves both.
+    Primal and tangent come back with one set of strides for both.  None: the table has no tile for this width.
     """
     (_, H, N, D), (G, M) = q.shape, k.shape[1:3]
-    tq, tk, tv = like(tq, q), like(tk, k), like(tv, v)
+    if scale < 0:
+        raise ValueError(f"{kernel}: scale is {scale}; want it not negative (the running maximum is of scaled scores)")
+    (q, tq), (k, tk), (v, tv) = alike(q, tq), alike(k, tk), alike(v, tv)
     at = at or tile(kernel, q.dtype, q.device, D, all(_tma_reads(x) for x in (q, tq, k, tk, v, tv)))
     if at is None:
         return None
     if at.descriptors and q.is_cuda:
         triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=q.device))
-    shape = *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], H, H // G, N, M
+    sizes = *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], H, H // G, N, M, scale
     options = dict(
         WIDTH=D, BLOCK_M=at.block_m, BLOCK_N=at.block_n, BLOCK_D=max(16, triton.next_power_of_2(D)), CAUSAL=causal,
         TMA=at.descriptors, SPECIALISED=at.specialised, num_warps=at.warps, num_stages=at.stages)
-    return at, (tq, tk, tv), shape, options
+    return at, (q, tq, k, tk, v, tv), sizes, options
 
 
 def _tma_reads(x: Tensor | None) -> bool:
     """Whether x's base and rows are on the 16-byte grid of the copy engine."""
     return x is None or x.data_ptr() % 16 == 0 and all(
-        size == 1 or stride * x.element_size() % 16 == 0 for size, stride in zip(x.shape[:-1], x.stride()))
+        size == 1 or stride * x.element_size() % 16 == 0 for size, stride in zip(x.shape[:-1], x.stride(), strict=False))
 
 
-def like(tx: Tensor | None, x: Tensor) -> Tensor | None:
-    """tx in x's memory layout.  A copy only where they differ."""
+def alike(x: Tensor, tx: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """x and tx with the same strides.  A copy only where they differ."""
     if tx is None or all(size == 1 or a == b for size, a, b in zip(x.shape, tx.stride(), x.stride(), strict=True)):
-        return tx
-    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(tx)
+        return x, tx
+    if 0 in x.stride():
+        x = x.contiguous()
+    return x, torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(tx)
