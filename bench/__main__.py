@@ -1,4 +1,4 @@
-"""python -m bench: importing a bench_X module registers its cases.  sm90, gpu, tune: commands of their own."""
+"""python -m bench: importing a bench_X module registers its cases.  sm90, gpu and tune are commands of their own."""
 
 import importlib
 import pkgutil
@@ -6,12 +6,10 @@ import sys
 
 import bench
 
-if sys.argv[1:2] in (["sm90"], ["gpu"], ["tune"]):
+if sys.argv[1:] and sys.argv[1] in ("sm90", "gpu", "tune"):
     raise SystemExit(importlib.import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:]))
-
-from bench.harness import main  # noqa: E402
 
 for module in pkgutil.iter_modules(bench.__path__, "bench."):
     if module.name.startswith("bench.bench_"):
         importlib.import_module(module.name)
-raise SystemExit(main())
+raise SystemExit(importlib.import_module("bench.harness").main())

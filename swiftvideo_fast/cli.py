@@ -1,0 +1,153 @@
+"""The command line: swiftvideo train | sample | evaluate | codec | demo."""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from swiftvideo_fast import config
+from swiftvideo_fast.config import Config
+from swiftvideo_fast.data.clips import write_video
+from swiftvideo_fast.data.latents import fit_codec
+from swiftvideo_fast.demo import demo
+from swiftvideo_fast.evaluate.benchmark import Benchmark, Sampling, sample
+from swiftvideo_fast.evaluate.tables import Row, as_json, comparison
+from swiftvideo_fast.models import weights
+from swiftvideo_fast.models.codec import PcaCodec
+from swiftvideo_fast.train.loop import crop_source, load_latents, starting_network, train
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; bad input is one line on stderr and exit code 2."""
+    args = parser().parse_args(arguments)
+    try:
+        args.command(args)
+    except (ValueError, FileNotFoundError, FloatingPointError) as why:
+        print(f"swiftvideo {args.name}: {why}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"swiftvideo {args.name}: interrupted; the same command goes on from the last checkpoint",
+              file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="swiftvideo", description=__doc__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(run, name: str, about: str) -> argparse.ArgumentParser:
+        p = commands.add_parser(name, help=about, description=about)
+        p.set_defaults(command=run, name=name)
+        return p
+
+    def configured(run, name: str, about: str) -> argparse.ArgumentParser:
+        p = command(run, name, about)
+        p.add_argument("config", help="a YAML file, such as configs/demo/ccd.yaml")
+        p.add_argument("overrides", nargs="*", metavar="key.subkey=value", help="values that replace the file's")
+        p.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, do nothing")
+        return p
+
+    configured(run_train, "train", "train or distil; a run cut short goes on from its last checkpoint")
+    configured(run_codec, "codec", "fit the demo's codec to the training clips and write it to model.codec")
+
+    p = configured(run_sample, "sample", "generate clips for held-out first frames, as MP4")
+    _sampling(p)
+    p.add_argument("--count", type=int, default=8, help="clips")
+    p.add_argument("--out", type=Path, default=Path("samples"), help="folder for clip-000.mp4, ...")
+
+    p = configured(run_evaluate, "evaluate", "the table of figures on held-out clips, against the teacher")
+    _sampling(p)
+    p.add_argument("--count", type=int, default=256, help="clips")
+    p.add_argument("--part", choices=("valid", "test"), default="test", help="valid to choose by, test to report")
+    p.add_argument("--json", type=Path, help="also write the figures there")
+
+    p = command(run_demo, "demo", "distil, measure and report on real clips, in minutes")
+    p.add_argument("overrides", nargs="*", metavar="key.subkey=value", help="replace values of both students' configs")
+    p.add_argument("--dir", type=Path, default=Path("runs/demo"), help="where runs and report go")
+    p.add_argument("--configs", type=Path, default=Path("configs/demo"), help="folder of the demo's configs")
+    p.add_argument("--seeds", type=int, default=1, help="repeat with this many seeds and report means")
+    p.add_argument("--clips", type=int, default=256, help="held-out clips a seed")
+    return top
+
+
+def _sampling(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--weights", required=True, help="a file by train: student.safetensors or average.safetensors")
+    p.add_argument("--steps", type=int, nargs="+", default=[4], help="sampling steps")
+    p.add_argument("--guidance", type=float, help="1 for a distilled student (default: the config's sample.guidance)")
+    p.add_argument("--seed", type=int, default=0)
+
+
+def run_train(args: argparse.Namespace) -> None:
+    cfg = config.load(args.config, args.overrides)
+    if args.dry_run:
+        return describe(cfg)
+    print(f"weights in {train(cfg)}")
+
+
+def describe(cfg: Config) -> None:
+    """The resolved config and what it amounts to; reads the weights and the clips, writes nothing."""
+    print(yaml.safe_dump(config.to_dict(cfg), sort_keys=False), end="")
+    net, source, d = starting_network(cfg), crop_source(cfg, "train"), cfg.data
+    PcaCodec.load(cfg.model.codec)
+    print(f"# network: {sum(p.numel() for p in net.parameters()):,} parameters")
+    print(f"# clips: {len(source.windows)} fit the window", *(f"; left out: {s}" for s in source.skipped))
+    print(f"# tokens a clip: {(d.frames // 4 + 1) * (d.size // 16) ** 2}; {cfg.run.steps} steps of {d.batch} clips")
+    print(f"# would write to {cfg.run.dir}")
+
+
+def run_codec(args: argparse.Namespace) -> None:
+    cfg = config.load(args.config, args.overrides)
+    source = crop_source(cfg, "train")
+    if args.dry_run:
+        print(f"would fit to {len(source.windows)} clips and write {cfg.model.codec}")
+        return
+    fit_codec(source, cfg.run.seed).save(cfg.model.codec)
+    print(f"wrote {cfg.model.codec}")
+
+
+def run_sample(args: argparse.Namespace) -> None:
+    cfg = config.load(args.config, args.overrides)
+    net, codec, how = weights.load(args.weights), PcaCodec.load(cfg.model.codec), _how(args, cfg, args.steps[0])
+    if args.dry_run:
+        print(f"would write {args.count} clips of {how} to {args.out}")
+        return
+    clips = load_latents(cfg, "test", net.config.text_dim, args.count, args.seed)
+    pixels = codec.decode(sample(net, clips, how, args.seed))
+    args.out.mkdir(parents=True, exist_ok=True)
+    for i, (clip, caption) in enumerate(zip(pixels, clips.captions, strict=True)):
+        write_video(args.out / f"clip-{i:03d}.mp4", clip)
+        print(f"{args.out}/clip-{i:03d}.mp4  {caption}")
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    cfg = config.load(args.config, args.overrides)
+    net = weights.load(args.weights)
+    teacher = weights.load(cfg.model.weights) if cfg.model.weights else net
+    guidance = getattr(cfg.objective, "guidance", 3.0)
+    if args.dry_run:
+        print(f"would measure {args.weights} at {args.steps} steps on {args.count} {args.part} clips")
+        return
+    clips = load_latents(cfg, args.part, net.config.text_dim, args.count, args.seed)
+    bench = Benchmark(clips, PcaCodec.load(cfg.model.codec), teacher, args.seed, guidance)
+    rows = []
+    for steps in args.steps:
+        for name, n, how in (("teacher", teacher, Sampling(steps, guidance=guidance)),
+                             ("student", net, _how(args, cfg, steps))):
+            rows.append(Row(name, steps, {k: [v] for k, v in bench.figures(bench.sample(n, how)).items()}))
+    print(comparison(rows, title=f"{args.count} {args.part} clips").text())
+    if args.json:
+        args.json.write_text(json.dumps(as_json(rows), indent=1) + "\n")
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    print(f"report: {demo(args.dir, args.configs, args.seeds, args.clips, args.overrides)}")
+
+
+def _how(args: argparse.Namespace, cfg: Config, steps: int) -> Sampling:
+    s = cfg.sample
+    how = Sampling(steps, s.sampler, s.shift, s.guidance)
+    return how if args.guidance is None else replace(how, guidance=args.guidance)

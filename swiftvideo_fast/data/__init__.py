@@ -1,0 +1,1 @@
+"""Files to clips to crops: every draw seeded, every split by time."""

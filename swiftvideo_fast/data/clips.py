@@ -1,0 +1,54 @@
+"""A file decoded: the only module that talks to a video decoder for pixels."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+from torch import Tensor
+
+from swiftvideo_fast.data.index import packaged_clips, probe
+
+DEMO_CAPTIONS = {
+    "bikes": "a street with bicycles and cars",
+    "bigbuckbunny": "a grey rabbit stretches on green grass",
+    "carphone_pristine": "a man with a red tie talks in a car",
+}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """frames: uint8 (T, H, W, 3), RGB.  fps: frames a second."""
+
+    name: str
+    caption: str
+    fps: float
+    frames: np.ndarray
+
+
+def decode(path: Path | str, *, height: int) -> tuple[np.ndarray, float]:
+    """(frames uint8 (T, height, W, 3), fps), scaled to `height` with the aspect kept and W even."""
+    file = probe(path)
+    width = 2 * round(file.width * height / file.height / 2)
+    with av.open(str(path)) as container:
+        frames = [f.to_ndarray(format="rgb24", width=width, height=height) for f in container.decode(video=0)]
+    return np.stack(frames), file.fps
+
+
+def demo_clips(height: int = 96) -> list[Clip]:
+    """The three real clips of the demo, scaled to `height` rows."""
+    paths = packaged_clips(list(DEMO_CAPTIONS))
+    decoded = ((p.stem, *decode(p, height=height)) for p in paths)
+    return [Clip(name, DEMO_CAPTIONS[name], fps, frames) for name, frames, fps in decoded]
+
+
+def write_video(path: Path | str, clip_3THW: Tensor, fps: int = 25) -> None:
+    """Write (3, T, H, W) in [-1, 1] as H.264, H and W even."""
+    frames = ((clip_3THW.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).contiguous().numpy()
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "12"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())

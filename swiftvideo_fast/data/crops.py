@@ -1,0 +1,73 @@
+"""Seeded random space-time crops: a window of frames seen through a camera that holds still or pans.
+
+Panning and running time backwards keep the future from being given by the first frame; the caption says
+which way the camera goes, so that guidance has something to guide.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swiftvideo_fast.data.clips import Clip
+from swiftvideo_fast.data.index import SPLITS, shots, split
+
+PANS = {0: "still camera", 1: "pan right", -1: "pan left"}
+
+
+@dataclass(frozen=True)
+class Crops:
+    """pixels: (B, 3, T, H, W) float32 in [-1, 1].  captions: B strings."""
+
+    pixels: Tensor
+    captions: list[str]
+
+
+class CropSource:
+    """Crops of `frames` frames of size x size pixels from one split of the clips.
+
+    speed: the pan in pixels a frame, whole pixels at a time.  A clip none of whose shots fits the window is listed in `skipped`;
+    ValueError when nothing fits.
+    """
+
+    def __init__(self, clips: list[Clip], part: str, *, frames: int, size: int, speed: float = 0.5):
+        if part not in SPLITS:
+            raise ValueError(f"CropSource: part is {part!r}; want one of {SPLITS}")
+        self.frames, self.size, self.speed = frames, size, speed
+        reach = size + int(speed * (frames - 1))
+        self.skipped, self.windows, self.captions = [], [], []
+        for clip in clips:
+            T, H, W, _ = clip.frames.shape
+            runs = [r for s in shots(clip.frames) if len(r := split(s, frames)[part]) >= frames]
+            if not runs or H < size or W < reach:
+                self.skipped.append(f"{clip.name} ({T} frames of {W}x{H}) has no {part} window of {frames} frames "
+                                    f"of {reach}x{size}")
+                continue
+            self.windows.append([clip.frames[r.start:r.stop] for r in runs])
+            self.captions.append(clip.caption)
+        if not self.windows:
+            raise ValueError("no clip fits the window: " + "; ".join(self.skipped))
+
+    def draw(self, count: int, seed: int) -> Crops:
+        """`count` crops; the same seed gives the same crops.  Clips are drawn evenly, shots by length."""
+        rng = np.random.default_rng(seed)
+        drawn = [self._one(rng) for _ in range(count)]
+        stacked = np.stack([pixels for pixels, _ in drawn])
+        pixels = torch.from_numpy(stacked).permute(0, 4, 1, 2, 3).contiguous().float() / 127.5 - 1
+        return Crops(pixels, [caption for _, caption in drawn])
+
+    def _one(self, rng: np.random.Generator) -> tuple[np.ndarray, str]:
+        which = rng.integers(len(self.windows))
+        places = np.array([len(r) - self.frames + 1 for r in self.windows[which]])
+        run = self.windows[which][rng.choice(len(places), p=places / places.sum())]
+        start = rng.integers(len(run) - self.frames + 1)
+        window = run[start:start + self.frames][::rng.choice((1, -1))]
+
+        direction, words = list(PANS.items())[rng.integers(len(PANS))]
+        xs = direction * (self.speed * np.arange(self.frames)).astype(int)
+        xs -= xs.min()
+        x0 = rng.integers(window.shape[2] - self.size - xs.max() + 1)
+        y0 = rng.integers(window.shape[1] - self.size + 1)
+        crop = np.stack([f[y0:y0 + self.size, x:x + self.size] for f, x in zip(window, x0 + xs, strict=True)])
+        return crop, f"{self.captions[which]}, {words}"

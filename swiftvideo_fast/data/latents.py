@@ -1,0 +1,50 @@
+"""Latents with their conditions, held in memory, drawn by position."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from swiftvideo_fast.data.crops import CropSource
+from swiftvideo_fast.models.codec import PcaCodec
+from swiftvideo_fast.models.conditioning import Condition, first_frame_condition
+from swiftvideo_fast.models.encoders import WordVectors
+from swiftvideo_fast.seeds import generator, seed_of
+
+
+@dataclass(frozen=True)
+class Latents:
+    """x0: (B, 16, T, H, W), what the network is told of each clip, and its caption in words."""
+
+    x0: Tensor
+    condition: Condition
+    captions: list[str]
+
+    def __len__(self) -> int:
+        return len(self.x0)
+
+    def __getitem__(self, rows) -> "Latents":
+        picked = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
+        return Latents(self.x0[rows], self.condition[rows], [self.captions[i] for i in picked])
+
+    def draw(self, count: int, seed: int, clips_seen: int) -> "Latents":
+        """`count` clips drawn with replacement; the same (seed, clips_seen) draws the same."""
+        return self[torch.randint(len(self), (count,), generator=generator(seed, "clips", clips_seen))]
+
+
+def encode_crops(source: CropSource, count: int, seed: int, codec: PcaCodec, text: WordVectors,
+                 batch: int = 256) -> Latents:
+    """`count` seeded crops through the codec.  The same arguments give the same latents."""
+    x0, frames, captions = [], [], []
+    for start in range(0, count, batch):
+        crops = source.draw(min(batch, count - start), seed_of(seed, "crops", start))
+        x0.append(codec.encode(crops.pixels))
+        frames.append(first_frame_condition(crops.pixels, codec.encode))
+        captions += crops.captions
+    embedded = text(captions)
+    return Latents(torch.cat(x0), Condition(torch.cat(frames), embedded, torch.zeros_like(embedded)), captions)
+
+
+def fit_codec(source: CropSource, seed: int, count: int = 512) -> PcaCodec:
+    """The codec of `count` seeded crops."""
+    return PcaCodec.fit(source.draw(count, seed_of(seed, "codec")).pixels)

@@ -1,0 +1,99 @@
+"""Pixels to latents and back, with Wan's strides and no network: a space-time PCA, fitted in closed form.
+
+    pixels (B, 3, 4n+1, 8h, 8w) in [-1, 1]  <->  latents (B, 16, n+1, h, w) of unit variance
+
+The first frame stands alone, then groups of four, as in Wan's causal VAE.  Encoding projects each 8x8 block
+on its leading principal components and whitens them.  Decoding is the linear map from the 3x3 neighbourhood
+of latents that is best in least squares: against the PCA's own inverse it hides the block edges.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+STRIDE_T, STRIDE_S, CHANNELS = 4, 8, 16
+REACH = 3       # latents around a block that its pixels are decoded from
+
+
+class PcaCodec:
+    """Two PCAs, one for the first frame and one for groups of four.
+
+    tensors: for each kind in ("first", "group"): mean (P,), encode (P, 16), decode (9 * 16, P), with P the
+    pixels of a block: 192 and 768.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor]):
+        self.tensors = tensors
+
+    @classmethod
+    def fit(cls, pixels_BCTHW: Tensor, ridge: float = 1e-3) -> "PcaCodec":
+        """Closed form from training clips: eigenvectors of the block covariance, then ridge regression."""
+        tensors = {}
+        for kind, part in _parts(pixels_BCTHW).items():
+            blocks = _blocks(part)                                              # (B, t, h, w, P)
+            flat = blocks.flatten(0, 3).double()
+            mean = flat.mean(0)
+            variance, axes = torch.linalg.eigh((flat - mean).T @ (flat - mean) / len(flat))
+            encode = axes[:, -CHANNELS:].flip(1) / variance[-CHANNELS:].flip(0).sqrt()
+            around = _neighbourhood((blocks - mean.float()) @ encode.float()).flatten(0, 3).double()
+            gram = around.T @ around / len(around)
+            gram += ridge * torch.eye(len(gram), dtype=gram.dtype)
+            decode = torch.linalg.solve(gram, around.T @ (flat - mean) / len(flat))
+            tensors |= {f"{kind}.mean": mean.float(), f"{kind}.encode": encode.float().contiguous(),
+                        f"{kind}.decode": decode.float().contiguous()}
+        return cls(tensors)
+
+    def encode(self, pixels_BCTHW: Tensor) -> Tensor:
+        """(B, 3, 4n+1, 8h, 8w) -> (B, 16, n+1, h, w)."""
+        t = self.tensors
+        z = [(_blocks(part) - t[f"{kind}.mean"]) @ t[f"{kind}.encode"]
+             for kind, part in _parts(pixels_BCTHW).items()]
+        return torch.cat(z, 1).permute(0, 4, 1, 2, 3).contiguous()
+
+    def decode(self, z_BCTHW: Tensor) -> Tensor:
+        """(B, 16, n+1, h, w) -> (B, 3, 4n+1, 8h, 8w), clamped to [-1, 1].  Differentiable."""
+        z = z_BCTHW.permute(0, 2, 3, 4, 1)
+        t = self.tensors
+        pixels = [_unblocks(_neighbourhood(part) @ t[f"{kind}.decode"] + t[f"{kind}.mean"], frames)
+                  for kind, part, frames in (("first", z[:, :1], 1), ("group", z[:, 1:], STRIDE_T))]
+        return torch.cat(pixels, 2).clamp(-1, 1)
+
+    def save(self, path: Path | str) -> None:
+        save_file(self.tensors, str(path))
+
+    @classmethod
+    def load(cls, path: Path | str) -> "PcaCodec":
+        return cls(load_file(str(path)))
+
+
+def _parts(pixels_BCTHW: Tensor) -> dict[str, Tensor]:
+    B, C, T, H, W = pixels_BCTHW.shape
+    if C != 3 or T % STRIDE_T != 1 or T == 1 or H % STRIDE_S or W % STRIDE_S:
+        raise ValueError(f"PcaCodec: pixels are {tuple(pixels_BCTHW.shape)}; want (B, 3, 4n+1, 8h, 8w) with n > 0")
+    return {"first": pixels_BCTHW[:, :, :1], "group": pixels_BCTHW[:, :, 1:]}
+
+
+def _blocks(pixels_BCTHW: Tensor) -> Tensor:
+    """(B, 3, T, 8h, 8w) -> (B, t, h, w, P): one frame a block when T = 1, else four."""
+    B, C, T, H, W = pixels_BCTHW.shape
+    frames, s = (1 if T == 1 else STRIDE_T), STRIDE_S
+    x = pixels_BCTHW.reshape(B, C, T // frames, frames, H // s, s, W // s, s)
+    return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4)
+
+
+def _unblocks(blocks: Tensor, frames: int) -> Tensor:
+    B, t, h, w, _ = blocks.shape
+    s = STRIDE_S
+    x = blocks.reshape(B, t, h, w, 3, frames, s, s).permute(0, 4, 1, 5, 2, 6, 3, 7)
+    return x.reshape(B, 3, t * frames, h * s, w * s)
+
+
+def _neighbourhood(z_BTHWC: Tensor) -> Tensor:
+    """(B, t, h, w, C) -> (B, t, h, w, 9 C): the latents around each, edges repeated."""
+    B, T, H, W, C = z_BTHWC.shape
+    z = z_BTHWC.flatten(0, 1).permute(0, 3, 1, 2)
+    z = F.unfold(F.pad(z, (REACH // 2,) * 4, mode="replicate"), REACH)          # (B t, C 9, h w)
+    return z.transpose(1, 2).reshape(B, T, H, W, C * REACH * REACH)

@@ -1,0 +1,110 @@
+"""Weight files that say what they are: safetensors with the network's sizes and sampling in the header."""
+
+import json
+import os
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from swiftvideo_fast.models.wan import Wan, WanConfig
+
+# Modules and parameters, the released checkpoint's name: diffusers' WanTransformer3DModel's.
+DIFFUSERS = {
+    "patch_embedding": "patch_embedding",
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
+    "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
+    "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
+    "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
+    "head.head": "proj_out",
+    "head.modulation": "scale_shift_table",
+} | {f"blocks.N.{ours}": f"blocks.N.{theirs}" for ours, theirs in {
+    **{f"{a}.{ours}": f"{b}.{theirs}" for a, b in (("self_attn", "attn1"), ("cross_attn", "attn2"))
+       for ours, theirs in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"),
+                            ("norm_q", "norm_q"), ("norm_k", "norm_k"))},
+    "cross_attn.k_img": "attn2.add_k_proj",
+    "cross_attn.v_img": "attn2.add_v_proj",
+    "cross_attn.norm_k_img": "attn2.norm_added_k",
+    "norm3": "norm2",                   # theirs counts the norms in the order they run
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+    "modulation": "scale_shift_table",
+}.items()}
+
+
+def save(net: Wan, path: Path | str, dtype: torch.dtype = torch.float32, **about) -> None:
+    """Write the parameters and, as JSON in the header, net.config and `about`.  Atomic."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.part")
+    tensors = {k: v.detach().to(dtype).contiguous() for k, v in net.state_dict().items()}
+    save_file(tensors, str(aside), {"config": json.dumps(asdict(net.config)), "about": json.dumps(about)})
+    with open(aside, "rb+") as file:
+        os.fsync(file.fileno())
+    aside.rename(path)
+
+
+def read(path: Path | str) -> tuple[dict[str, Tensor], dict]:
+    """(tensors in fp32, header) of a weight file; ValueError naming the file if it is damaged or not ours."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            header = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+            tensors = {k: file.get_tensor(k).float() for k in file.keys()}  # noqa: SIM118  (no mapping)
+    except FileNotFoundError as why:
+        raise ValueError(f"{path}: no such weight file") from why
+    except (SafetensorError, json.JSONDecodeError, OSError) as why:
+        raise ValueError(f"{path}: damaged or no safetensors file ({why}); restore it") from why
+    return tensors, header
+
+
+def load(path: Path | str) -> Wan:
+    """The network a file by `save` holds, in fp32; ValueError when names or shapes do not fit its sizes."""
+    tensors, header = read(path)
+    if "config" not in header:
+        raise ValueError(f"{path}: its header names no network sizes; want a file written by swiftvideo")
+    net = Wan(WanConfig(**header["config"]))
+    fill(net, tensors, path)
+    return net
+
+
+def fill(net: nn.Module, tensors: dict[str, Tensor], source: Path | str) -> None:
+    """load_state_dict, with one error that says what was found and what was wanted."""
+    want = {k: tuple(v.shape) for k, v in net.state_dict().items()}
+    found = {k: tuple(v.shape) for k, v in tensors.items()}
+    wrong = [f"{k}: found {found.get(k, 'nothing')}, want {want.get(k, 'nothing')}"
+             for k in sorted(want.keys() | found.keys()) if want.get(k) != found.get(k)]
+    if wrong:
+        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        raise ValueError(f"{source}: does not fit this network: {'; '.join(wrong[:3])}{more}")
+    net.load_state_dict(tensors)
+
+
+def to_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under the names of diffusers' WanTransformer3DModel; ValueError for a name unknown."""
+    return {_renamed(name, DIFFUSERS): tensor for name, tensor in tensors.items()}
+
+
+def from_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `to_diffusers`."""
+    ours = {theirs: ours for ours, theirs in DIFFUSERS.items()}
+    return {_renamed(name, ours): tensor for name, tensor in tensors.items()}
+
+
+def _renamed(name: str, names: dict[str, str]) -> str:
+    block = re.match(r"blocks\.(\d+)\.", name)
+    number = block[1] if block else ""
+    generic = f"blocks.N.{name[block.end():]}" if block else name
+    module, _, leaf = generic.rpartition(".")
+    if generic in names:
+        return names[generic].replace("N", number)
+    if module in names:
+        return f"{names[module].replace('N', number)}.{leaf}"
+    raise ValueError(f"{name}: no parameter of Wan; want one of {', '.join(names)} (.weight, .bias)")

@@ -1,0 +1,75 @@
+"""scaled_dot_product_attention.
+
+    S = c q k' + mask    P = softmax S    o = P v
+    S' = c (q' k' + q k'') + mask'        o' = (P S' - mu P) v + P v',   mu = rowsum(P S')
+The value comes from torch's own kernel; the tangent goes over blocks of query rows, so no N x M matrix is held.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from swiftvideo_fast.dual import carries, join, parts, primals, rule
+
+BLOCK_ELEMENTS = 1 << 22                       # of one block's S over all heads: 16 MB in fp32
+
+
+@rule(F.scaled_dot_product_attention)
+def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    if dropout_p > 0:
+        return _written_out(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    q, k, v, mask = primals([query, key, value, attn_mask])
+    o = F.scaled_dot_product_attention(q, k, v, mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
+    if not carries((query, key, value, attn_mask)):
+        return o
+    with torch.no_grad():
+        t = _tangent(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+    return join(o, t)
+
+
+def _tangent(query, key, value, attn_mask, is_causal, scale, enable_gqa):
+    (q, tq), (k, tk), (v, tv), (mask, tmask) = map(parts, (query, key, value, attn_mask))
+    wide = torch.promote_types(q.dtype, torch.float32)
+    if enable_gqa:
+        k, tk, v, tv = (x if x is None else x.repeat_interleave(q.shape[-3] // x.shape[-3], -3)
+                        for x in (k, tk, v, tv))
+    N, M = q.shape[-2], k.shape[-2]
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    k, tk, v, tv = (x if x is None else x.to(wide) for x in (k, tk, v, tv))
+    rows = max(1, BLOCK_ELEMENTS // max(1, q.shape[:-2].numel() * M))
+    blocks = []
+    for begin in range(0, N, rows):
+        block = slice(begin, min(begin + rows, N))
+        q_rows = q[..., block, :].to(wide) * scale
+        s = q_rows @ k.mT
+        if is_causal:
+            columns = torch.arange(M, device=q.device)
+            s = s.masked_fill(columns > torch.arange(block.start, block.stop, device=q.device)[:, None], -torch.inf)
+        if mask is not None:
+            here = _rows(mask, block)
+            s = s.masked_fill(~here, -torch.inf) if mask.dtype == torch.bool else s + here
+        p = torch.softmax(s, -1).nan_to_num(0.0)            # a row with no key left gives 0, as torch's does
+        ts = [] if tq is None else [(tq[..., block, :].to(wide) * scale) @ k.mT]
+        ts += [] if tk is None else [q_rows @ tk.mT]
+        ts += [] if tmask is None else [_rows(tmask, block)]
+        to = 0
+        if ts:
+            h = p * sum(ts[1:], ts[0])
+            to = (h - p * h.sum(-1, keepdim=True)) @ v
+        blocks.append(to if tv is None else to + p @ tv)
+    return torch.cat(blocks, -2)
+
+
+def _rows(mask, block):
+    return mask if mask.dim() < 2 or mask.shape[-2] == 1 else mask[..., block, :]
+
+
+def _written_out(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa):
+    """With dropout, value and tangent must share the mask that is drawn."""
+    if enable_gqa:
+        key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
+    s = torch.matmul(query, key.transpose(-2, -1)) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        s = s.masked_fill(torch.ones(s.shape[-2:], dtype=torch.bool, device=s.device).triu(1), -torch.inf)
+    if attn_mask is not None:
+        s = s.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else s + attn_mask
+    return torch.matmul(torch.dropout(torch.softmax(s, -1), dropout_p, True), value)

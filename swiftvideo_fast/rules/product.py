@@ -1,0 +1,68 @@
+"""Products: the tangent is the sum, over the factors that have one, of the product with that factor replaced."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from swiftvideo_fast.dual import Dual, named, parts, primals, rule, tangent
+from swiftvideo_fast.rules.elementwise import total
+
+BILINEAR = "matmul __matmul__ mm bmm mv dot vdot inner outer ger kron"
+CONVOLUTIONS = "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"
+
+
+def _bilinear(function, y, a, b, **kwargs):
+    (a, ta), (b, tb) = parts(a), parts(b)
+    return total([None if ta is None else function(ta, b, **kwargs), None if tb is None else function(a, tb, **kwargs)])
+
+
+for _function in named(*BILINEAR.split()):
+    tangent(_function)(partial(_bilinear, _function))
+
+
+@rule(Tensor.__rmatmul__)
+def rmatmul(input, other):
+    return torch.matmul(other, input)
+
+
+@tangent("linear")
+def linear(y, input, weight, bias=None):
+    (x, tx), (w, tw), (_, tb) = parts(input), parts(weight), parts(bias)
+    terms = [None if tx is None else torch._C._nn.linear(tx, w), None if tw is None else torch._C._nn.linear(x, tw), tb]
+    return total(terms).expand(y.shape)
+
+
+def _convolution(function, y, input, weight, bias=None, *args, **kwargs):
+    (x, tx), (w, tw), (_, tb) = parts(input), parts(weight), parts(bias)
+    return total([
+        None if tx is None else function(tx, w, None, *args, **kwargs),
+        None if tw is None else function(x, tw, None, *args, **kwargs),
+        None if tb is None else tb.view(-1, *[1] * (y.dim() - (2 if x.dim() == y.dim() and x.dim() > 2 else 1))),
+    ])
+
+
+for _function in named(*CONVOLUTIONS.split()):
+    tangent(_function)(partial(_convolution, _function))
+
+
+@tangent("einsum")
+def einsum(y, equation, *operands, **kwargs):
+    """torch.einsum, whose operands come one by one or as one list."""
+    operands = list(operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands)
+    plain = primals(operands)
+    return total([torch.einsum(equation, *plain[:i], t, *plain[i + 1:])
+                  for i, (_, t) in enumerate(map(parts, operands)) if t is not None])
+
+
+def _with_addend(product, y, input, a, b, *, beta=1, alpha=1):
+    t = parts(input)[1]
+    return total([None if t is None else beta * t, None if _none(a, b) else alpha * _bilinear(product, y, a, b)])
+
+
+def _none(*args) -> bool:
+    return all(parts(a)[1] is None for a in args)
+
+
+for _name, _product in {"addmm": torch.mm, "baddbmm": torch.bmm, "addmv": torch.mv, "addr": torch.outer}.items():
+    tangent(_name)(partial(_with_addend, _product))

@@ -1,0 +1,116 @@
+"""In-place writes: the value is made out of place by the rules, then copied over primal and tangent.
+
+Both are written where they lie, so every view of the Dual sees the write.
+"""
+
+from functools import partial
+from inspect import signature
+from itertools import product
+from types import FunctionType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from swiftvideo_fast.dual import (
+    IN_PLACE_OPERATORS, NAMESPACES, RULES, Dual, NoTangent, by_torch, call, name_of, named, parts, primals, rule,
+)
+
+FILLS = "zero_ normal_ uniform_ bernoulli_ exponential_ geometric_ cauchy_ log_normal_ random_"
+RESHAPES = "squeeze_ unsqueeze_ transpose_ swapaxes_ swapdims_ t_"
+
+
+def _target(function, x) -> Dual:
+    if isinstance(x, Dual):
+        return x
+    raise NoTangent(f"{name_of(function)}: a Dual written into a plain tensor would lose its tangent; make the buffer "
+                    "from a Dual (empty_like, new_zeros), or write inside jvp, in eager")
+
+
+def _set_tangent(x: Dual, t: Tensor | None, index=...) -> None:
+    if x.t is None and t is not None:
+        x.t = torch.zeros_like(x.p, requires_grad=False)
+    if x.t is not None:
+        with torch.no_grad():
+            x.t[index] = 0 if t is None else t
+
+
+def _overwrite(x: Dual, y) -> Dual:
+    p, t = parts(y)
+    x.p.copy_(p)
+    _set_tangent(x, t)
+    return x
+
+
+def _in_place(function, out_of_place, x, *args, **kwargs):
+    """With the tape on, torch's own function writes the primal: it knows what backward must keep."""
+    _target(function, x)
+    with torch.no_grad():
+        y = call(out_of_place, (x, *args), kwargs)
+    if not torch.is_grad_enabled():
+        return _overwrite(x, y)
+    function(x.p, *primals(args), **primals(kwargs))
+    _set_tangent(x, parts(y)[1])
+    return x
+
+
+def _flagged(out_of_place, position, x, *args, inplace=False, **kwargs):
+    """F.relu(x, inplace=True) and its like; `position` is where the flag stands among the arguments after x."""
+    y = out_of_place(x, *args[:position], **kwargs)
+    return _overwrite(x, y) if inplace or len(args) > position and args[position] else y
+
+
+@rule(Tensor.__setitem__)
+def setitem(x, index, value):
+    v, t = parts(value)
+    _target(Tensor.__setitem__, x).p[primals(index)] = v
+    _set_tangent(x, t, primals(index))
+
+
+@rule(Tensor.copy_)
+def copy_(x, source, non_blocking=False):
+    return _overwrite(_target(Tensor.copy_, x), source)
+
+
+@rule("dropout_")
+def dropout_(x, p, train):
+    return _overwrite(x, torch.dropout(x, p, train))
+
+
+@rule(Tensor.requires_grad_)
+def requires_grad_(x, requires_grad=True):
+    x.p.requires_grad_(requires_grad)
+    return x
+
+
+def _fill(function, x, *args, **kwargs):
+    function(x.p, *primals(args), **primals(kwargs))
+    _set_tangent(x, None)
+    return x
+
+
+def _reshape(function, x, *args):
+    function(x.p, *args)
+    if x.t is not None:
+        function(x.t, *args)
+    return x
+
+
+def _by_torch(function, *args, **kwargs):
+    return by_torch(function, args, kwargs)
+
+
+for _function in named(*FILLS.split()):
+    rule(_function)(partial(_fill, _function))
+for _function in named(*RESHAPES.split()):
+    rule(_function)(partial(_reshape, _function))
+
+for _name in {name for home in NAMESPACES for name in dir(home) if name.endswith("_") and not name.startswith("_")}:
+    for _function, _out_of_place in product(named(_name), named(_name[:-1])[:1]):
+        RULES.setdefault(_function, partial(_in_place, _function, _out_of_place))
+for _name in IN_PLACE_OPERATORS:
+    _function = getattr(Tensor, _name)
+    rule(_function)(partial(_in_place, _function, getattr(Tensor, _name.replace("__i", "__", 1))))
+for _function in [f for f in vars(F).values() if isinstance(f, FunctionType) and "inplace" in signature(f).parameters]:
+    _position = list(signature(_function).parameters).index("inplace") - 1
+    rule(_function)(partial(_flagged, RULES.get(_function) or partial(_by_torch, _function), _position))

@@ -1,0 +1,90 @@
+"""The import order: a module imports from lines above its own, and from its own group.
+
+Imports inside functions count as well.  The order is also told, in words, in CONTRIBUTING.md.
+"""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ORDER = """
+swiftvideo_kernels      swiftvideo_fast._C          swiftvideo_fast.config      swiftvideo_fast.seeds
+swiftvideo_fast.dual    swiftvideo_fast.ops.reference
+swiftvideo_fast.ops     swiftvideo_fast.rules
+swiftvideo_fast
+swiftvideo_fast.models  swiftvideo_fast.path
+swiftvideo_fast.data
+swiftvideo_fast.objectives  swiftvideo_fast.sampler
+swiftvideo_fast.train   swiftvideo_fast.evaluate    swiftvideo_fast.plan
+swiftvideo_fast.demo
+swiftvideo_fast.cli
+swiftvideo_fast.__main__
+"""
+RANK = {name: line for line, names in enumerate(ORDER.splitlines()) for name in names.split()}
+ONLY_IN = {                                     # package: the one place that imports it
+    "deepspeed": "swiftvideo_fast.train.engine",
+    "nvidia": "swiftvideo_fast.data.clips",     # DALI
+    "triton": "swiftvideo_kernels",
+}
+KERNELS_MAY_IMPORT = {"torch", "triton", "swiftvideo_kernels"}
+MODULES = {".".join(path.relative_to(base).with_suffix("").parts).removesuffix(".__init__"): path
+           for base in (ROOT, ROOT / "kernels") for path in base.glob("swiftvideo_*/**/*.py")}
+
+
+def group(module: str) -> str | None:
+    """The longest name of ORDER that holds the module; swiftvideo_fast alone is its __init__.py."""
+    held = [name for name in RANK if f"{module}.".startswith(f"{name}.") and name != "swiftvideo_fast"]
+    return max(held, key=len, default=module if module in RANK else None)
+
+
+def imports(module: str) -> Iterator[str]:
+    """Full names; `from a import b` gives a.b where that is a module of ours, else a."""
+    path = MODULES[module]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")[:len(package.split(".")) + 1 - node.level] if node.level else []
+            origin = ".".join([*parts, *filter(None, [node.module])])
+            for alias in node.names:
+                name = f"{origin}.{alias.name}"
+                yield name if name in {*MODULES, "swiftvideo_fast._C"} else origin
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_upwards(module):
+    here = group(module)
+    assert here, f"{module} has no place in ORDER: give it one"
+    for name in imports(module):
+        there = group(name)
+        assert there in {None, here} or RANK[there] < RANK[here], f"{module} imports {name}, not above it"
+
+
+@pytest.mark.parametrize("package, home", ONLY_IN.items())
+def test_one_place_knows(package, home):
+    for module in MODULES:
+        if not f"{module}.".startswith(f"{home}."):
+            known = {name.split(".")[0] for name in imports(module)}
+            assert package not in known, f"{module} imports {package}: only {home} may"
+
+
+def test_kernels_stand_alone():
+    for module in MODULES:
+        if module.startswith("swiftvideo_kernels"):
+            others = {name.split(".")[0] for name in imports(module)} - KERNELS_MAY_IMPORT
+            assert not others, f"{module} imports {others}"
+
+
+def test_kernels_is_not_a_package():
+    assert not (ROOT / "kernels/__init__.py").exists(), "it would shadow HuggingFace's package `kernels`"
+
+
+def test_one_file_of_csrc_knows_torch():
+    for path in (ROOT / "csrc").rglob("*.*"):
+        included = re.findall(r"#include [<\"](torch|ATen|c10|pybind11)/", path.read_text())
+        assert not included or path.name == "bindings.cpp", f"{path.name} includes {included[0]}"

@@ -1,0 +1,127 @@
+"""What the wheel holds, and the one line that each missing thing of a machine is answered with."""
+
+import email
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def run(*command, cwd=ROOT, **env):
+    return subprocess.run(command, cwd=cwd, env=os.environ | env, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A clean copy of what git would hand out."""
+    tree = tmp_path_factory.mktemp("tree")
+    listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard")
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).is_file() and not name.startswith("tests/"):
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tree / name)
+    return tree
+
+
+@pytest.fixture(scope="module")
+def built(tree):
+    """The wheel's tree and metadata, all but the extension, whose compiling takes a minute."""
+    done = run(sys.executable, "setup.py", "-q", "build_py", "--build-lib", "lib", "dist_info", cwd=tree)
+    assert done.returncode == 0, done.stderr
+    return tree
+
+
+def test_the_wheel_holds_two_packages_and_their_data(built):
+    held = {str(path.relative_to(built / "lib")) for path in (built / "lib").rglob("*") if path.is_file()}
+    packages = "swiftvideo_fast", "kernels/swiftvideo_kernels", "configs"
+    wanted = {re.sub("^configs/", "swiftvideo_fast/configs/", name).removeprefix("kernels/")
+              for name in run("git", "ls-files", *packages).stdout.splitlines()}
+    assert wanted <= held
+    assert {name.split("/")[0] for name in held} == {"swiftvideo_fast", "swiftvideo_kernels"}
+
+
+def test_metadata_names_range_and_command(built):
+    info = next(built.glob("*.dist-info"))
+    metadata = email.message_from_string((info / "METADATA").read_text())
+    assert metadata["Name"] == "swiftvideo_fast" and metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == "<3.14,>=3.11"
+    assert "torch<2.16,>=2.11" in metadata.get_all("Requires-Dist")
+    assert "swiftvideo = swiftvideo_fast.cli:main" in (info / "entry_points.txt").read_text()
+
+
+def test_heavy_packages_are_extras():
+    heavy = {"deepspeed", "nvidia", "diffusers", "transformers", "peft", "bitsandbytes", "flash", "triton"}
+    assert not heavy & {re.match(r"\w+", need)[0] for need in PROJECT["dependencies"]}
+
+
+# --- a machine that lacks something ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def bare(tree, tmp_path):
+    """What bootstrap.py answers on a machine with these commands only; it has set up nothing."""
+    def answer(patch: str = "pass", **commands: str) -> str:
+        for name, script in commands.items():
+            path = tmp_path / name.replace("cxx", "c++").replace("_", "-")
+            path.write_text(f"#!/bin/sh\n{script}\n")
+            path.chmod(0o755)
+        code = f"import bootstrap; {patch}; bootstrap.main('test', 'dev', 'true')"
+        done = run(sys.executable, "-c", code, cwd=tree, PATH=str(tmp_path), CXX="c++")
+        assert done.returncode == 1 and not (tree / ".venv").exists()
+        assert done.stderr.count("\n") == 1
+        return done.stderr
+    return answer
+
+
+def test_a_missing_compiler_is_one_line(bare):
+    said = bare()
+    assert "no C++ compiler" in said and "apt-get install g++" in said
+
+
+def test_a_compiler_that_does_not_compile_is_one_line(bare):
+    assert "c++ does not compile C++20" in bare(cxx="exit 1")
+
+
+@pytest.mark.parametrize("patch, package", [
+    ("bootstrap.importlib.util.find_spec = lambda name: None", "venv"),
+    ("bootstrap.sysconfig.get_path = lambda name: '/nowhere'", "dev"),
+])
+def test_a_python_without_its_debian_packages_is_one_line(bare, patch, package):
+    assert f"apt-get install python3.{sys.version_info.minor}-{package}" in bare(patch, cxx="exit 0")
+
+
+def test_an_old_nvidia_driver_is_one_line(bare):
+    said = bare("bootstrap.own_torch = lambda: None", cxx="exit 0", nvidia_smi="echo 'CUDA Version: 12.4'")
+    assert "this one runs CUDA 12" in said
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+def test_an_old_python_is_one_line(tree, tmp_path):
+    for name in ("python3", "python3.11", "python3.12", "python3.13"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    for name in ("make", "sh"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    done = run("make", "test", cwd=tree, PATH=str(tmp_path))
+    assert done.returncode and "Python 3.11, 3.12 and 3.13" in done.stderr and "apt-get" in done.stderr
+
+
+def test_a_build_without_a_compiler_is_one_line(tree, tmp_path):
+    done = run(sys.executable, "setup.py", "-q", "build_ext", cwd=tree, PATH=str(tmp_path), CXX="c++")
+    assert done.returncode == 1 and "no C++ compiler" in done.stderr and "apt-get install g++" in done.stderr
+
+
+def test_tests_do_not_reach_the_network():
+    with socket.socket() as plug, pytest.raises(AssertionError, match="reaches for the network"):
+        plug.connect(("192.0.2.1", 80))
