@@ -1,4 +1,4 @@
-"""python -m bench: importing a bench_X module registers its cases.  sm90, gpu and tune are commands of their own."""
+"""python -m bench: importing a bench_X module registers its cases.  gpu, sm90, tune and versus are commands of their own."""
 
 import importlib
 import pkgutil
@@ -6,7 +6,7 @@ import sys
 
 import bench
 
-if sys.argv[1:] and sys.argv[1] in ("sm90", "gpu", "tune"):
+if sys.argv[1:] and sys.argv[1] in ("gpu", "sm90", "tune", "versus"):
     raise SystemExit(importlib.import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:]))
 
 for module in pkgutil.iter_modules(bench.__path__, "bench."):
