@@ -74,6 +74,7 @@ Maybe widened(const Maybe& x, const Tensor& like) { return x ? Maybe(widened(*x,
 Tensor output(const Tensor& x) { return at::empty(x.sizes(), x.options()); }
 
 constexpr int64_t GRAIN = 1 << 14;          // elements worth a thread
+constexpr int64_t CACHE = 1 << 25;          // bytes that no last-level cache is sure to hold until they are next used
 void over(int64_t items, int64_t elements_each, const std::function<void(int64_t, int64_t)>& run) {
   at::parallel_for(0, items, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, elements_each)), run);
 }
@@ -282,17 +283,32 @@ std::tuple<Tensor, Tensor> ccd_loss(Tensor F_student, Tensor F, Tensor g) {
 
 void ema_(const std::vector<Tensor>& average, const std::vector<Tensor>& master, double decay,
           const std::vector<Tensor>& copy) {
+  if (average.empty()) return;
+  struct Part {
+    size_t shard;
+    int64_t begin, end;
+  };
+  std::vector<Tensor> from;
+  std::vector<Part> parts;
+  int64_t bytes = 0;
   for (size_t i = 0; i < average.size(); ++i) {
-    const Tensor &to = average[i], from = dense(master[i]);
-    const bool fused = !copy.empty() && wide(copy[i]) == to.scalar_type() && copy[i].scalar_type() != at::kHalf;
-    by_dtype("ema_", fused ? copy[i].scalar_type() : to.scalar_type(), [&](auto zero) {
-      using T = decltype(zero);
-      using A = Wide<T>;
-      const Ema<A, T> a{data<A>(to), data<A>(from), fused ? data<T>(copy[i]) : nullptr, decay};
-      over(to.numel(), 1, [&](int64_t begin, int64_t end) { kernels<T>().ema(a, begin, end); });
-    });
-    if (!copy.empty() && !fused) copy[i].copy_(to);
+    from.push_back(dense(master[i]));
+    const int64_t size = average[i].numel();
+    for (int64_t at = 0; at < size; at += GRAIN) parts.push_back({i, at, std::min(size, at + GRAIN)});
+    bytes += average[i].nbytes() + master[i].nbytes();
   }
+  by_dtype("ema_", copy.empty() ? average[0].scalar_type() : copy[0].scalar_type(), [&](auto zero) {
+    using T = decltype(zero);
+    using A = Wide<T>;
+    over(parts.size(), GRAIN, [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) {
+        const auto [i, first, last] = parts[p];
+        const Ema<A, T> a{data<A>(average[i]), data<A>(from[i]), copy.empty() ? nullptr : data<T>(copy[i]), decay,
+                          bytes > CACHE};
+        kernels<T>().ema(a, first, last);
+      }
+    });
+  });
 }
 
 }  // namespace

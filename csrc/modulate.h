@@ -45,16 +45,16 @@ SV_INLINE Norm<Wide<T>> norm(const T* x, const T* v, const Wide<T>* s, int64_t C
     return s ? row * (load(s + c, n) + A(1)) : row;
   };
   Sum<A> sum_x, sum_v, squares, products;
-  sweep<A>(C, [&](int64_t c, auto n) {
+  sum_over<A>(C, [&](int64_t c, auto n) {
     sum_x.add(load(x + c, n));
     if (v) sum_v.add(second(c, n));
-  });
+  }, sum_x, sum_v);
   const A mean = A(sum_x.total() / C);
-  sweep<A>(C, [&](int64_t c, auto n) {
+  sum_over<A>(C, [&](int64_t c, auto n) {
     const V<A> centred = keep<A>(load(x + c, n) - mean, n);
     squares.add(centred * centred);
     if (v) products.add(centred * second(c, n));
-  });
+  }, squares, products);
   const double rstd = 1 / std::sqrt(squares.total() / C + eps);
   return {mean, A(rstd), A(sum_v.total() / C), A(products.total() * rstd / C)};
 }
@@ -66,6 +66,8 @@ template <typename T> void modulate(const Modulate<T>& a, int64_t row_begin, int
     const T* tx = a.tx ? a.tx + at : nullptr;
     const Norm<A> stats = norm(a.x + at, tx, static_cast<const A*>(nullptr), a.C, a.eps);
     sweep<A>(a.C, [&](int64_t c, auto some) {
+      __builtin_prefetch(a.x + at + a.C + c);              // the next row, while this one is arithmetic
+      if (tx) __builtin_prefetch(tx + a.C + c);
       const V<A> n = (load(a.x + at + c, some) - stats.mean) * stats.rstd;
       const V<A> gain = load(a.s + clip + c, some) + A(1);
       store(a.y + at + c, n * gain + load(a.b + clip + c, some), some);

@@ -1,4 +1,5 @@
-// Vectors as wide as this translation unit may use, in the compiler's own vector types: no intrinsics.
+// Vectors as wide as this translation unit may use, in the compiler's own vector types; intrinsics only for what
+// they cannot say (streaming stores, and 32 to 16 bits, which GCC 12 permutes at half the speed).
 //
 // level.cpp compiles every op once a level (SV_LEVEL: baseline, avx2, avx512), each in a namespace of its own, so
 // the linker can never hand a machine without AVX-512 the code of one with it.  For the same reason nothing here
@@ -9,6 +10,9 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #ifndef SV_LEVEL
 #define SV_LEVEL baseline
@@ -91,9 +95,39 @@ SV_INLINE V<float> nearest_bf16(V<float> v) {
 }
 SV_INLINE void store(float* p, V<float> v) { memcpy(p, &v, sizeof v); }
 SV_INLINE void store(double* p, V<double> v) { memcpy(p, &v, sizeof v); }
+SV_INLINE Halves upper_halves(V<float> v) {
+  const Words words = (Words)v >> 16;
+#if defined(__AVX512F__)
+  return (Halves)_mm512_cvtepi32_epi16((__m512i)words);
+#else
+  return __builtin_convertvector(words, Halves);
+#endif
+}
 SV_INLINE void store(bf16* p, V<float> v) {
-  const Halves h = __builtin_convertvector((Words)nearest_bf16(v) >> 16, Halves);
+  const Halves h = upper_halves(nearest_bf16(v));
   memcpy(p, &h, sizeof h);
+}
+
+// Past the caches, for what will not be read again soon; p aligned to the value.  Follow the last by `fence`.
+template <typename T, typename R> SV_INLINE void past_caches(T* p, R v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof v == 64) return _mm512_stream_si512((__m512i*)p, (__m512i)v);
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof v == 32) return _mm256_stream_si256((__m256i*)p, (__m256i)v);
+#endif
+#if defined(__x86_64__)
+  if constexpr (sizeof v == 16) return _mm_stream_si128((__m128i*)p, (__m128i)v);
+#endif
+  memcpy(p, &v, sizeof v);
+}
+SV_INLINE void stream(float* p, V<float> v) { past_caches(p, v); }
+SV_INLINE void stream(double* p, V<double> v) { past_caches(p, v); }
+SV_INLINE void stream(bf16* p, V<float> v) { past_caches(p, upper_halves(nearest_bf16(v))); }
+SV_INLINE void fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
 }
 
 SV_INLINE void put(float* p, float x) { *p = x; }
@@ -109,6 +143,8 @@ struct All {};
 struct Some {
   int64_t n;
 };
+constexpr bool full(All) { return true; }
+constexpr bool full(Some) { return false; }
 template <typename A, typename F> SV_INLINE void sweep(int64_t length, F f) {
   int64_t c = 0;
   for (; c + LANES<A> <= length; c += LANES<A>) f(c, All{});
@@ -143,30 +179,39 @@ template <typename A> struct Scratch {
 
 // --- arithmetic --------------------------------------------------------------------------------------------------
 
-// Sums over a row are double: a running float sum over 1536 channels alone errs more than torch's whole op.
+// The sum over all lanes, in every lane: a tree.
+template <typename A> SV_INLINE A across(V<A> v) {
+#pragma GCC unroll 4
+  for (int step = LANES<A> / 2; step > 0; step /= 2) v += __builtin_shuffle(v, iota<A>() ^ Index<A>(step));
+  return v[0];
+}
+
+// Sums over a row: each lane adds RUN registers in A, then joins a double.  A running float sum over 1536 channels
+// alone errs more than torch's whole op; converting every register costs more than all the rest of a row.
+constexpr int64_t RUN = 16;
 template <typename A> struct Sum {
-  V<double> a{};
-  SV_INLINE void add(V<double> v) { a += v; }
-  SV_INLINE double total() const {
-    double s = 0;
-    for (int lane = 0; lane < LANES<double>; ++lane) s += a[lane];
-    return s;
+  V<A> run{};
+  V<double> all{};
+  SV_INLINE void add(V<A> v) { run += v; }
+  SV_INLINE void join() {
+    if constexpr (sizeof(A) == sizeof(double)) {
+      all += run;
+    } else {
+      Types<float>::half parts[2];
+      memcpy(parts, &run, sizeof run);
+      all += __builtin_convertvector(parts[0], V<double>) + __builtin_convertvector(parts[1], V<double>);
+    }
+    run = V<A>{};
   }
+  SV_INLINE double total() const { return across<double>(all); }
 };
-template <> struct Sum<float> {
-  V<double> a{}, b{};
-  SV_INLINE void add(V<float> v) {
-    Types<float>::half parts[2];
-    memcpy(parts, &v, sizeof v);
-    a += __builtin_convertvector(parts[0], V<double>);
-    b += __builtin_convertvector(parts[1], V<double>);
+template <typename A, typename F, typename... Sums> SV_INLINE void sum_over(int64_t length, F f, Sums&... sums) {
+  for (int64_t first = 0; first < length; first += RUN * LANES<A>) {
+    const int64_t rest = length - first, some = RUN * LANES<A>;
+    sweep<A>(rest < some ? rest : some, [&](int64_t c, auto n) { f(first + c, n); });
+    (sums.join(), ...);
   }
-  SV_INLINE double total() const {
-    double s = 0;
-    for (int lane = 0; lane < LANES<double>; ++lane) s += a[lane] + b[lane];
-    return s;
-  }
-};
+}
 
 struct InverseFactorials {
   double of[14] = {1};
