@@ -1,12 +1,20 @@
-"""python -m bench: importing a bench_X module registers its cases."""
+"""python -m bench [cases, options]: the table.  python -m bench NAME ...: one of COMMANDS, each with --help."""
 
 import importlib
 import pkgutil
+import sys
 
 import bench
-from bench.harness import main
+
+COMMANDS = ("memory", "sweep")
+
+if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+    command = importlib.import_module(f"bench.{sys.argv[1]}")
+    raise SystemExit(command.main(sys.argv[2:]))
 
 for module in pkgutil.iter_modules(bench.__path__, "bench."):
     if module.name.startswith("bench.bench_"):
         importlib.import_module(module.name)
+from bench.harness import main  # noqa: E402
+
 raise SystemExit(main())

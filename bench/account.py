@@ -1,8 +1,8 @@
 """The account of live bytes: every storage that a program makes, followed until it dies.
 
-Under FakeTensorMode nothing is allocated and nothing computed, so a network of any size is accounted for on any
-machine; the same account of a real run is what the fake one is held against.  A fused op counts as what it
-returns: workspace inside a kernel is not seen, nor is what a GPU's allocator rounds up or leaves in pieces.
+Under FakeTensorMode nothing is allocated and nothing computed: a network of any size is accounted for on any
+machine.  A fused op counts as what it returns: workspace inside a kernel is not seen, nor is what a GPU's
+allocator rounds up or leaves in pieces.
 """
 
 import weakref
@@ -77,7 +77,8 @@ class Account(TorchDispatchMode):
                 self.follow(x, op)
         self.timeline.append((self.alive, self.here()))
         if self.alive > self.peak:
-            self.peak, self.where, self.op, self.planes = self.alive, self.here(), op, list(self.live.values())
+            self.peak, self.planes = self.alive, list(self.live.values())
+            self.where, self.op = self.here(), op
         return result
 
     # --- which module is at work -------------------------------------------------------------------------

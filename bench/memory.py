@@ -9,25 +9,28 @@ The passes:
     jvp     the EMA network and its tangent, under no_grad
     train   the student's loss, forward and backward, each block recomputed in the backward
     step    Algorithm 1 whole: guided teacher, jvp of the EMA, student, clipped gradients, AdamW, average
-A step is taken on one device with nothing sharded.  It holds, a parameter: the student, its gradient, the EMA's
-working copy and the teacher in the storage dtype, and fp32 masters, AdamW's two fp32 moments and the fp32 EMA:
-24 bytes in bf16.  Sharded over n devices (ZeRO-3) each holds an n-th, and two gathered blocks.
-On a machine with a GPU the pass is also run there, with random weights, and the allocator's own peak printed.
+A step is taken on one device, one clip, nothing sharded.  It holds, beside the gradients, the student, the EMA's
+copy and the teacher as stored (bf16), and in fp32 the masters, AdamW's two moments and the EMA: 22 bytes a
+parameter.  The table shards what is held over n devices, as ZeRO-3 does: each has an n-th and gathers two blocks.
+On a machine with a GPU the pass is also run there, on weights of zero, and the allocator's own peak printed.
 """
 
 import argparse
 import math
+import sys
 from collections.abc import Callable
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from bench.account import Account, grouped
 from swiftvideo_fast import jvp, ops, path
 from swiftvideo_fast.config import Ccd
+from swiftvideo_fast.models import wan
 from swiftvideo_fast.models.conditioning import Condition, velocity
 from swiftvideo_fast.models.wan import PRESETS, Wan, cast
 from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
@@ -41,7 +44,7 @@ USABLE = 0.94                           # of a device: context, workspaces and f
 
 @dataclass(frozen=True)
 class Setting:
-    """What is accounted for.  frames: 4n + 1 pixel frames; size: (width, height) in pixels, multiples of 16."""
+    """What is accounted for.  frames: 4n + 1, in pixel space; size: (width, height), multiples of 16."""
 
     preset: str = "1.3b"
     frames: int = 61
@@ -156,19 +159,125 @@ def faked(name: str, setting: Setting) -> Account:
     return account
 
 
-@contextmanager
-def plain_torch():
-    """The network of reference ops under torch.func.jvp: math attention, nothing fused, no rows."""
-    import swiftvideo_fast.models.wan as wan
+def by_torch(setting: Setting) -> Account:
+    """The account of torch.func.jvp on the network of reference ops: math attention, nothing fused."""
+    with FakeTensorMode(), ExitStack() as swapped:
+        for name in ("attention", "modulate", "norm_rope", "gate", "gelu"):
+            swapped.enter_context(patch.object(ops, name, getattr(reference, name)))
+        swapped.enter_context(patch.object(wan, "MLP_ROWS", sys.maxsize))
+        net, point, condition = setting.network(trained=False), setting.point(), setting.condition()
+        account = _account(net.parameters(), point, condition, net=net)
+        with torch.no_grad(), account:
+            torch.func.jvp(lambda x, t: velocity(net, x, t, condition), (point.x_t, point.t),
+                           (point.velocity, torch.ones_like(point.t)))
+    return account
 
-    faces = {name: getattr(reference, name) for name in ("attention", "modulate", "norm_rope", "gate", "gelu")}
-    kept = {name: getattr(ops, name) for name in faces} | {"rows": wan.MLP_ROWS}
-    try:
-        for name, face in faces.items():
-            setattr(ops, name, face)
-        wan.MLP_ROWS = 1 << 62
-        yield
-    finally:
-        wan.MLP_ROWS = kept.pop("rows")
-        for name, face in kept.items():
-            setattr(ops, name, face)
+
+def measured(name: str, setting: Setting) -> int:
+    """Bytes the GPU's allocator held at most beyond weights and states, in a real pass."""
+    with torch.device("cuda"):
+        account, run = PASSES[name](setting)
+        run()                           # the first pass also builds kernels and handles
+        torch.cuda.reset_peak_memory_stats()
+        run()
+    return torch.cuda.max_memory_allocated() - account.known_bytes
+
+
+# --- what it says ----------------------------------------------------------------------------------------
+
+
+def report(name: str, setting: Setting, account: Account) -> str:
+    """Peak, place, and the planes alive there, those under 1 % of the peak together."""
+    large = [(n, p) for n, p in grouped(account.planes) if n * p.bytes >= 0.01 * account.peak]
+    small = account.peak - sum(n * p.bytes for n, p in large)
+    width, height = setting.size
+    dtype = str(setting.dtype).removeprefix("torch.")
+    return "\n".join([
+        f"{name} pass of wan-{setting.preset}, {dtype}, {setting.frames} frames of {width}x{height}: "
+        f"{setting.tokens:,} tokens",
+        f"weights and states {account.known_bytes / 1e9:9.3f} GB",
+        f"peak beyond them   {account.peak / 1e9:9.3f} GB   at {account.op} in {account.where}",
+        *(f"{n * p.bytes / 1e6:12.1f} MB   {n} of {p}" for n, p in large),
+        f"{small / 1e6:12.1f} MB   smaller planes"])
+
+
+def draw(account: Account, png: str, title: str) -> None:
+    """Live bytes after each op, on a line over the ops; the peak is marked and named."""
+    import matplotlib
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    alive = [b / 1e9 for b, _ in account.timeline]
+    top = max(range(len(alive)), key=alive.__getitem__)
+    figure, axes = pyplot.subplots(figsize=(11, 4), layout="constrained")
+    axes.fill_between(range(len(alive)), alive, step="post", color="#9bbbe0", linewidth=0)
+    axes.annotate(f"{account.peak / 1e9:.3f} GB\n{account.op} in {account.where}", (top, alive[top]),
+                  (0.5, 0.93), textcoords="axes fraction", va="top", arrowprops={"arrowstyle": "-"})
+    axes.set(title=title, xlabel="operations", ylabel="GB alive beyond weights and states")
+    axes.set(xlim=(0, len(alive)), ylim=(0, 1.25 * account.peak / 1e9))
+    figure.savefig(png, dpi=110)
+    pyplot.close(figure)
+
+
+def devices_needed(known: int, activations: int, gathered: int, capacity_gb: int) -> int | None:
+    """The least number of devices over which `known` bytes are sharded so that each holds the pass."""
+    room = USABLE * capacity_gb * 1e9 - activations
+    if known <= room:
+        return 1
+    return math.ceil(known / (room - gathered)) if room > gathered else None
+
+
+def table(settings: list[Setting]) -> str:
+    """Markdown: each network and pass, what it takes, and the devices it takes."""
+    lines = ["| network | pass | weights and states | peak beyond them | " +
+             " | ".join(f"{gb} GB devices" for gb in DEVICES_GB) + " |",
+             "|---|---|--:|--:|" + "--:|" * len(DEVICES_GB)]
+    for setting in settings:
+        with FakeTensorMode():
+            block = setting.network(trained=False).blocks[0]
+        gathered = 2 * sum(p.numel() * p.element_size() for p in block.parameters())
+        for name in PASSES:
+            account = faked(name, setting)
+            known, peak = account.known_bytes, account.peak
+            needed = [devices_needed(known, peak, gathered, gb) or "none" for gb in DEVICES_GB]
+            lines.append(f"| Wan {setting.preset} | {name} | {known / 1e9:.1f} GB | {peak / 1e9:.2f} GB | "
+                         f"{' | '.join(map(str, needed))} |")
+    return "\n".join(lines)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that name a setting."""
+    parser.add_argument("--preset", default="wan-1.3b", choices=[f"wan-{name}" for name in PRESETS])
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench memory", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments(parser)
+    parser.add_argument("--frames", type=int, default=61)
+    parser.add_argument("--size", default="832x480", help="width x height in pixels")
+    parser.add_argument("--pass", dest="name", choices=PASSES, default="jvp")
+    parser.add_argument("--against", choices=["torch"], help="beside torch.func.jvp with math attention")
+    parser.add_argument("--png", help="draw the timeline into this file")
+    parser.add_argument("--table", action="store_true", help="every pass of 1.3B and 14B, as Markdown")
+    args = parser.parse_args(argv)
+    width, height = map(int, args.size.split("x"))
+    dtype = getattr(torch, args.dtype)
+    setting = Setting(args.preset.removeprefix("wan-"), args.frames, (width, height), dtype)
+    if args.table:
+        print(table([replace(setting, preset=name) for name in ("1.3b", "14b")]))
+        return 0
+    account = faked(args.name, setting)
+    said = report(args.name, setting, account)
+    print(said)
+    if args.against:
+        theirs = by_torch(setting)
+        print(f"torch.func.jvp     {theirs.peak / 1e9:9.3f} GB   at {theirs.op} in {theirs.where}: "
+              f"{theirs.peak / account.peak:.1f} times ours")
+    if torch.cuda.is_available():
+        gb = measured(args.name, setting) / 1e9
+        print(f"measured           {gb:9.3f} GB   on {torch.cuda.get_device_name()}")
+    if args.png:
+        draw(account, args.png, said.splitlines()[0])
+    return 0

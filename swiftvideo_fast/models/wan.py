@@ -149,7 +149,10 @@ class Block(nn.Module):
 
     def forward(self, x_BNC, e_B6C, context: tuple, rotary: tuple):
         shift_sa, scale_sa, gate_sa, shift_ff, scale_ff, gate_ff = (self.modulation + e_B6C).unbind(1)
-        norm1 = partial(ops.modulate, s=scale_sa, b=shift_sa, eps=self.eps)
+
+        def norm1(x_BNC):
+            return ops.modulate(x_BNC, scale_sa, shift_sa, self.eps)
+
         x_BNC = ops.gate(x_BNC, self.self_attn(x_BNC, norm1, rotary), gate_sa)
         x_BNC = x_BNC + self.cross_attn(x_BNC, self.norm3, *context)
         if torch.is_grad_enabled():
