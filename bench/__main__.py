@@ -1,4 +1,4 @@
-"""python -m bench [cases, options]: the table.  python -m bench NAME ...: one of COMMANDS, each with --help."""
+"""python -m bench ...: the table of cases.   python -m bench COMMAND ...: another face, each with --help."""
 
 import importlib
 import pkgutil

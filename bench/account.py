@@ -9,13 +9,14 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+GRADIENT = "gradients"
 VALUES = {torch.bool: True}             # what a fake tensor's .item() reads as; 1.0 for every other dtype
 
 
@@ -38,14 +39,16 @@ class Account(TorchDispatchMode):
     """Live bytes beyond those of `known` tensors (weights, optimizer states), while the mode is on.
 
     peak: the most bytes alive after an op.  where, op, planes: where that was, and what was alive there.
-    timeline: (live bytes, where) after each op.
+    peak_gradients, peak_activations: of known tensors' gradients, and of all else, each at its own peak.
+    timeline: live bytes after each op.
     """
 
     def __init__(self, known: Iterable[Tensor] = (), **networks: nn.Module):
         super().__init__()
         self.live, self.alive = {}, 0
         self.peak, self.where, self.op, self.planes = 0, "", "", []
-        self.timeline: list[tuple[int, str]] = []
+        self.peak_activations, self.peak_gradients, self.gradients = 0, 0, 0
+        self.timeline: list[int] = []
         self.networks = networks
         self.entered, self.backward_at = [], "outside"
         self.known = {x.untyped_storage()._cdata: x for x in known}
@@ -65,7 +68,16 @@ class Account(TorchDispatchMode):
         weakref.finalize(storage, self._free, key).atexit = False
 
     def _free(self, key: int) -> None:
-        self.alive -= self.live.pop(key).bytes
+        plane = self.live.pop(key)
+        self.alive -= plane.bytes
+        self.gradients -= plane.bytes * (plane.where == GRADIENT)
+
+    def _gradient(self, p: Tensor) -> None:
+        """What was an activation's gradient by chance of arithmetic is now p.grad, and stays."""
+        key = p.grad.untyped_storage()._cdata
+        if (plane := self.live.get(key)) and plane.where != GRADIENT:
+            self.live[key] = replace(plane, where=GRADIENT)
+            self.gradients += plane.bytes
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten._local_scalar_dense.default and torch._guards.detect_fake_mode(args):
@@ -75,7 +87,9 @@ class Account(TorchDispatchMode):
         for x in tree_leaves(result):
             if isinstance(x, Tensor):
                 self.follow(x, op)
-        self.timeline.append((self.alive, self.here()))
+        self.timeline.append(self.alive)
+        self.peak_gradients = max(self.peak_gradients, self.gradients)
+        self.peak_activations = max(self.peak_activations, self.alive - self.gradients)
         if self.alive > self.peak:
             self.peak, self.planes = self.alive, list(self.live.values())
             self.where, self.op = self.here(), op
@@ -91,6 +105,9 @@ class Account(TorchDispatchMode):
         for of, network in self.networks.items():
             for name, module in network.named_modules():
                 self._watch(module, ".".join(filter(None, (of, name))))
+        for x in self.known.values():
+            if x.requires_grad:
+                self.hooks.callback(x.register_post_accumulate_grad_hook(self._gradient).remove)
         return super().__enter__()
 
     def __exit__(self, *error):

@@ -9,9 +9,10 @@ The passes:
     jvp     the EMA network and its tangent, under no_grad
     train   the student's loss, forward and backward, each block recomputed in the backward
     step    Algorithm 1 whole: guided teacher, jvp of the EMA, student, clipped gradients, AdamW, average
-A step is taken on one device, one clip, nothing sharded.  It holds, beside the gradients, the student, the EMA's
+A step is taken on one device, one clip, nothing sharded.  It holds, beside gradients, the student, the EMA's
 copy and the teacher as stored (bf16), and in fp32 the masters, AdamW's two moments and the EMA: 22 bytes a
-parameter.  The table shards what is held over n devices, as ZeRO-3 does: each has an n-th and gathers two blocks.
+parameter; AdamW goes parameter by parameter.  In the table n devices share what is held and the gradients, as
+under ZeRO-3: each has an n-th, two gathered blocks, and a clip of its own.
 On a machine with a GPU the pass is also run there, on weights of zero, and the allocator's own peak printed.
 """
 
@@ -27,7 +28,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
-from bench.account import Account, grouped
+from bench.account import GRADIENT, Account, grouped
 from swiftvideo_fast import jvp, ops, path
 from swiftvideo_fast.config import Ccd
 from swiftvideo_fast.models import wan
@@ -116,23 +117,21 @@ def step_pass(setting: Setting) -> tuple[Account, Callable]:
     objective = ConsistencyDistillation(Ccd(), student, average, teacher)
     weights = list(student.parameters())
     masters, averages = ([p.detach().float().clone() for p in weights] for _ in range(2))
-    optimizer = torch.optim.AdamW(masters, lr=1e-6, fused=True)
-    for master in masters:
-        optimizer.state[master] = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(master),
-                                   "exp_avg_sq": torch.zeros_like(master)}
-    moments = [x for state in optimizer.state.values() for x in state.values()]
+    moments = [torch.zeros_like(master) for master in masters for _ in range(2)]
+    optimizers = [torch.optim.AdamW([master], lr=1e-6, fused=True) for master in masters]
+    for i, (master, optimizer) in enumerate(zip(masters, optimizers, strict=True)):
+        optimizer.state[master] = {"step": torch.zeros(()), "exp_avg": moments[2 * i],
+                                   "exp_avg_sq": moments[2 * i + 1]}
 
     def run():
         loss, _ = objective(point, condition, 0, None)
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0, foreach=False)
-        for p, master in zip(weights, masters, strict=True):
+        for p, master, optimizer in zip(weights, masters, optimizers, strict=True):
             master.grad, p.grad = p.grad.float(), None
-        optimizer.step()
-        optimizer.zero_grad()
-        with torch.no_grad():
-            for p, master in zip(weights, masters, strict=True):
-                p.copy_(master)
+            optimizer.step()
+            master.grad = None
+            p.data.copy_(master)
         ops.ema_(averages, masters, 0.95, list(average.parameters()))
 
     known = [*weights, *average.parameters(), *teacher.parameters(), *masters, *averages, *moments]
@@ -188,8 +187,10 @@ def measured(name: str, setting: Setting) -> int:
 
 def report(name: str, setting: Setting, account: Account) -> str:
     """Peak, place, and the planes alive there, those under 1 % of the peak together."""
-    large = [(n, p) for n, p in grouped(account.planes) if n * p.bytes >= 0.01 * account.peak]
-    small = account.peak - sum(n * p.bytes for n, p in large)
+    planes = [p for p in account.planes if p.where != GRADIENT]
+    gradients = sum(p.bytes for p in account.planes) - sum(p.bytes for p in planes)
+    large = [(n, p) for n, p in grouped(planes) if n * p.bytes >= 0.01 * account.peak]
+    small = account.peak - gradients - sum(n * p.bytes for n, p in large)
     width, height = setting.size
     dtype = str(setting.dtype).removeprefix("torch.")
     return "\n".join([
@@ -197,6 +198,7 @@ def report(name: str, setting: Setting, account: Account) -> str:
         f"{setting.tokens:,} tokens",
         f"weights and states {account.known_bytes / 1e9:9.3f} GB",
         f"peak beyond them   {account.peak / 1e9:9.3f} GB   at {account.op} in {account.where}",
+        *[f"{gradients / 1e6:12.1f} MB   gradients"] * bool(gradients),
         *(f"{n * p.bytes / 1e6:12.1f} MB   {n} of {p}" for n, p in large),
         f"{small / 1e6:12.1f} MB   smaller planes"])
 
@@ -207,7 +209,7 @@ def draw(account: Account, png: str, title: str) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    alive = [b / 1e9 for b, _ in account.timeline]
+    alive = [b / 1e9 for b in account.timeline]
     top = max(range(len(alive)), key=alive.__getitem__)
     figure, axes = pyplot.subplots(figsize=(11, 4), layout="constrained")
     axes.fill_between(range(len(alive)), alive, step="post", color="#9bbbe0", linewidth=0)
@@ -219,28 +221,30 @@ def draw(account: Account, png: str, title: str) -> None:
     pyplot.close(figure)
 
 
-def devices_needed(known: int, activations: int, gathered: int, capacity_gb: int) -> int | None:
-    """The least number of devices over which `known` bytes are sharded so that each holds the pass."""
-    room = USABLE * capacity_gb * 1e9 - activations
-    if known <= room:
+def devices_needed(account: Account, gathered: int, capacity_gb: int) -> int | None:
+    """The least number of devices, sharing weights, states and gradients, that hold the pass."""
+    usable = USABLE * capacity_gb * 1e9
+    if account.known_bytes + account.peak <= usable:
         return 1
-    return math.ceil(known / (room - gathered)) if room > gathered else None
+    room = usable - account.peak_activations - gathered
+    shared = account.known_bytes + account.peak_gradients
+    return max(2, math.ceil(shared / room)) if room > 0 else None
 
 
 def table(settings: list[Setting]) -> str:
     """Markdown: each network and pass, what it takes, and the devices it takes."""
-    lines = ["| network | pass | weights and states | peak beyond them | " +
-             " | ".join(f"{gb} GB devices" for gb in DEVICES_GB) + " |",
-             "|---|---|--:|--:|" + "--:|" * len(DEVICES_GB)]
+    columns = ["network", "pass", "weights and states, GB", "gradients", "activations", "peak beyond the first",
+               *(f"devices of {gb} GB" for gb in DEVICES_GB)]
+    lines = [f"| {' | '.join(columns)} |", f"|---|---|{'--:|' * (len(columns) - 2)}"]
     for setting in settings:
         with FakeTensorMode():
             block = setting.network(trained=False).blocks[0]
         gathered = 2 * sum(p.numel() * p.element_size() for p in block.parameters())
         for name in PASSES:
             account = faked(name, setting)
-            known, peak = account.known_bytes, account.peak
-            needed = [devices_needed(known, peak, gathered, gb) or "none" for gb in DEVICES_GB]
-            lines.append(f"| Wan {setting.preset} | {name} | {known / 1e9:.1f} GB | {peak / 1e9:.2f} GB | "
+            needed = [devices_needed(account, gathered, gb) or "none" for gb in DEVICES_GB]
+            sizes = account.known_bytes, account.peak_gradients, account.peak_activations, account.peak
+            lines.append(f"| Wan {setting.preset} | {name} | {' | '.join(f'{b / 1e9:.2f}' for b in sizes)} | "
                          f"{' | '.join(map(str, needed))} |")
     return "\n".join(lines)
 

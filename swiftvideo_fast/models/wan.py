@@ -2,9 +2,9 @@
 
 Parameter names are the released checkpoint's (Wan-Video/Wan2.1, WanModel, model_type "i2v"), so its state
 dict loads as it is.  Differences from that code are in arithmetic only: time, its embedding, norms and
-modulation are fp32 whatever the storage (`cast`); the first convolution has kernel = stride, so it is a linear
-map of patches, and its noisy and its condition channels are mapped apart: the condition has no tangent and
-costs none.
+modulation are fp32 whatever the storage (`cast`); the first convolution has kernel = stride, so it is a
+linear map of patches, and its noisy and its condition channels are mapped apart: the condition has no tangent
+and costs none.
 
 Letters: B clips, T H W latent frames, height, width, N = T H/2 W/2 tokens, C channels, L text tokens.
 """
@@ -53,7 +53,7 @@ PRESETS = {
     "14b": WanConfig(dim=5120, heads=40, layers=40, ffn_dim=13824, text_dim=4096, image_dim=1280),
 }
 PATCH = 2           # patches are (1, 2, 2)
-MLP_ROWS = 4096     # tokens a clip that the MLP holds at once without grad: high enough for a full-speed matmul
+MLP_ROWS = 4096     # tokens a clip that the MLP holds at once without grad: enough for a matmul at full speed
 THETA = 10000.0     # base of the rotary and of the time frequencies
 
 
@@ -193,7 +193,7 @@ class SelfAttention(nn.Module):
         q = ops.norm_rope(self.q(x_BNC), self.norm_q.weight, *rotary, self.eps)
         k = ops.norm_rope(self.k(x_BNC), self.norm_k.weight, *rotary, self.eps)
         v = self.v(x_BNC)
-        del x_BNC                       # at the peak, attention, only its own operands are alive beside the stream
+        del x_BNC                       # attention is the peak: only its operands live beside the stream
         y_BNC = _attend(q, k, v, self.heads)
         del q, k, v
         return self.o(y_BNC)
