@@ -6,9 +6,9 @@
     python -m bench --check            exit 1 if a case lost more of its lead than LOSS_ALLOWED since recorded
     python -m bench --record           write this device's ratios to bench/record.json
 
-A case is timed only if its result agrees with torch's.  All of a row is timed turn about in one process, so that
-clocks and neighbours move all sides together, and the least time counts, since a neighbour only adds: ratios are
-what to keep.  `copy` moves as many bytes as the case must: what a memory-bound op is judged by.
+A case is timed only if its result agrees with torch's.  All of a row is timed turn about in one process, so
+that clocks and neighbours move all sides together, and the least time counts, since a neighbour only adds:
+ratios are what to keep.  `copy` moves as many bytes as the case must: what a memory-bound op is judged by.
 A device without a record is said so and passes: a claim about a GPU is checked where there is that GPU.
 """
 
@@ -53,7 +53,8 @@ def case(name: str, **shapes: tuple):
 
 def disagreement(ours, theirs) -> float:
     """The largest relative Frobenius distance between the tensors of two results."""
-    tensors = ([x.double() for x in tree_leaves(result) if isinstance(x, Tensor)] for result in (ours, theirs))
+    both = ours, theirs
+    tensors = ([x.double() for x in tree_leaves(result) if isinstance(x, Tensor)] for result in both)
     pairs = zip(*tensors, strict=False)
     return max((((a - b).norm() / b.norm().clamp_min(1e-30)).item() for a, b in pairs), default=0.0)
 
