@@ -1,4 +1,4 @@
-"""python -m bench: importing a bench_X module registers its cases.  gpu, sm90, tune and versus are commands of their own."""
+"""python -m bench: importing a bench_X module registers its cases.  The others are commands of their own."""
 
 import importlib
 import pkgutil
