@@ -60,7 +60,7 @@ def test_matches_forward_mode(rng, shape, dtype, causal):
     q, k = (x.double() for x in (args[0], args[2].repeat_interleave(shape[1] // shape[2], 1)))
     s = q @ k.mT * scale
     if causal:
-        s = s.masked_fill(torch.oneslike(s, dtype=torch.bool).triu(1), -torch.inf)
+        s = s.masked_fill(torch.ones_like(s, dtype=torch.bool).triu(1), -torch.inf)
     torch.testing.assert_close(lse.double(), s.logsumexp(-1), rtol=1e-5, atol=1e-5)
 
 
