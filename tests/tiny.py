@@ -11,7 +11,7 @@ import torch
 import torch._dynamo  # noqa: F401  (an optimizer's first step would, in every process)
 
 from swiftvideo_fast.config import Config, from_dict
-from swiftvideo_fast.data.clips import Clip
+from swiftvideo_fast.data.clips import Clip, demo_clips
 from swiftvideo_fast.data.crops import CropSource
 from swiftvideo_fast.data.latents import fit_codec
 from swiftvideo_fast.models import weights
@@ -37,6 +37,12 @@ def noise_clip(name: str, frames: int = 40, height: int = HEIGHT, width: int = 3
 @functools.cache
 def clips() -> tuple[Clip, ...]:
     return noise_clip("a", seed=1), noise_clip("b", seed=2)
+
+
+@functools.cache
+def demo() -> list[Clip]:
+    """The demo's three clips, decoded once."""
+    return demo_clips(height=96)
 
 
 def network(seed: int = 0) -> Wan:
