@@ -233,8 +233,8 @@ def devices_needed(account: Account, gathered: int, capacity_gb: int) -> int | N
 
 def table(settings: list[Setting]) -> str:
     """Markdown: each network and pass, what it takes, and the devices it takes."""
-    columns = ["network", "pass", "weights and states, GB", "gradients", "activations", "peak beyond the first",
-               *(f"devices of {gb} GB" for gb in DEVICES_GB)]
+    columns = ["network", "pass", "weights and states, GB", "gradients", "activations",
+               "peak beyond the first", *(f"devices of {gb} GB" for gb in DEVICES_GB)]
     lines = [f"| {' | '.join(columns)} |", f"|---|---|{'--:|' * (len(columns) - 2)}"]
     for setting in settings:
         with FakeTensorMode():
@@ -249,16 +249,20 @@ def table(settings: list[Setting]) -> str:
     return "\n".join(lines)
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that name a setting."""
+def setting_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="wan-1.3b", choices=[f"wan-{name}" for name in PRESETS])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+
+
+def setting_of(args: argparse.Namespace, frames: int, size: str) -> Setting:
+    width, height = map(int, size.split("x"))
+    return Setting(args.preset.removeprefix("wan-"), frames, (width, height), getattr(torch, args.dtype))
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench memory", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments(parser)
+    setting_arguments(parser)
     parser.add_argument("--frames", type=int, default=61)
     parser.add_argument("--size", default="832x480", help="width x height in pixels")
     parser.add_argument("--pass", dest="name", choices=PASSES, default="jvp")
@@ -266,9 +270,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--png", help="draw the timeline into this file")
     parser.add_argument("--table", action="store_true", help="every pass of 1.3B and 14B, as Markdown")
     args = parser.parse_args(argv)
-    width, height = map(int, args.size.split("x"))
-    dtype = getattr(torch, args.dtype)
-    setting = Setting(args.preset.removeprefix("wan-"), args.frames, (width, height), dtype)
+    setting = setting_of(args, args.frames, args.size)
     if args.table:
         print(table([replace(setting, preset=name) for name in ("1.3b", "14b")]))
         return 0
