@@ -34,7 +34,8 @@ def test_the_peak_is_attention_and_its_planes_are_ten(released):
 
 def profiled_peak(run) -> int:
     """The most bytes beyond the start, by the profiler's own record of the allocator."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    cpu = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
         run()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     alive = peak = 0
