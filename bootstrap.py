@@ -160,8 +160,10 @@ def install_torch(driver: int) -> str:
         finish(pip_install(f"torch=={TORCH}"))
         return TORCH
     version = f"{TORCH}+cpu"
-    if pip_install(f"torch=={version}").wait():
-        finish(pip_install(f"torch=={version}", "--extra-index-url", CPU_INDEX))
+    sources = [], ["--extra-index-url", CPU_INDEX]
+    if all(pip_install(f"torch=={version}", *source).wait() for source in sources):
+        give_up(f"no CPU build of torch {TORCH} for Python {platform.python_version()} in your indexes or at "
+                f"{CPU_INDEX} ({LOG.relative_to(ROOT)}): try another Python, make PYTHON=...")
     return version
 
 

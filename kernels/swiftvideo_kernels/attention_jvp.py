@@ -25,63 +25,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swiftvideo_kernels.tiles import Tile, tile
-
-LOG2E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def source(x_ptr, base, rows, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
-           TMA: tl.constexpr):
-    """One head of x, [rows, WIDTH], as something `block_of` reads: a tensor descriptor, or a pointer."""
-    if x_ptr is None:
-        x = None
-    elif TMA:
-        x = tl.make_tensor_descriptor(x_ptr + base, [rows, WIDTH], [stride, 1], [BLOCK, BLOCK_D])
-    else:
-        x = x_ptr + base
-    return x
-
-
-@triton.jit
-def block_of(x, first, rows, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
-             TMA: tl.constexpr):
-    """Rows first .. first + BLOCK of a source: [BLOCK, BLOCK_D], zero past the last row and column."""
-    if TMA:
-        block = x.load([first, 0])
-    else:
-        row = tl.arange(0, BLOCK)
-        col = tl.arange(0, BLOCK_D)
-        at = x + tl.cast(first, tl.int64) * stride + (row * stride)[:, None] + col[None, :]
-        mask = (first + row < rows)[:, None]
-        if WIDTH < BLOCK_D:
-            mask = mask & (col < WIDTH)[None, :]
-        block = tl.load(at, mask, 0.0)
-    return block
-
-
-@triton.jit
-def scores(q, tq, k, tk):
-    """S / c and tS / c: [BLOCK_M, BLOCK_N].  tS is None where neither q nor k has a tangent."""
-    s = tl.dot(q, k.T, input_precision="ieee")
-    ts = None
-    if tq is not None:
-        ts = tl.dot(tq, k.T, input_precision="ieee")
-        if tk is not None:
-            ts = tl.dot(q, tk.T, ts, input_precision="ieee")
-    elif tk is not None:
-        ts = tl.dot(q, tk.T, input_precision="ieee")
-    return s, ts
-
-
-@triton.jit
-def masked(s, row, col, M, CAUSAL: tl.constexpr):
-    """s, with -inf where column `col` is past the last key or, if CAUSAL, past row `row`."""
-    keep = (col < M)[None, :]
-    if CAUSAL:
-        keep = keep & (col[None, :] <= row[:, None])
-    return tl.where(keep, s, -float("inf"))
-
+from swiftvideo_kernels.attention import attention
+from swiftvideo_kernels.attention_tangent import attention_tangent
+from swiftvideo_kernels.blocks import LOG2E, block_of, layout, masked, scores, source
+from swiftvideo_kernels.tiles import Tile
 
 @triton.jit(do_not_specialize=["N", "M"])
 def _attention_jvp_kernel(
@@ -187,41 +134,16 @@ def attention_jvp(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v:
     A tangent with other strides than its primal is copied.  max_q: the longest packed sequence, N if not known.
     at: a tile other than the table's.  Shapes and dtypes are checked by the op.
     """
-    at, (tq, tk, tv), shape, options = layout("attention_jvp", q, tq, k, tk, v, tv, causal, at)
+    how = layout("attention_jvp", q, tq, k, tk, v, tv, scale, causal, at)
+    if how is None:
+        if cu_q is not None:
+            raise ValueError(f"attention_jvp: packed head width {q.shape[-1]}; want at most 128 on this card")
+        o, lse = attention(q, k, v, scale, causal)
+        return o, attention_tangent(q, tq, k, tk, v, tv, o, lse, scale, causal), lse
+    at, tensors, sizes, options = how
     B, H, N, D = q.shape
     o, to = (torch.empty(B, N, H, D, dtype=q.dtype, device=q.device).transpose(1, 2) for _ in range(2))
     lse = torch.empty(B, H, N, dtype=torch.float32, device=q.device)
     grid = triton.cdiv(N if max_q is None else max_q, at.block_m), H, B if cu_q is None else len(cu_q) - 1
-    _attention_jvp_kernel[grid](
-        q, tq, k, tk, v, tv, o, to, lse, cu_q, cu_k, *shape, scale, **options)
+    _attention_jvp_kernel[grid](*tensors, o, to, lse, cu_q, cu_k, *sizes, **options)
     return o, to, lse
-
-
-def layout(kernel: str, q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v: Tensor, tv: Tensor | None,
-           causal: bool, at: Tile | None) -> tuple[Tile, tuple[Tensor | None, ...], tuple[int, ...], dict]:
-    """What both attention kernels are launched with: tile, tangents in their primals' layout, strides and sizes,
-    options."""
-    block_d = max(16, triton.next_power_of_2(q.shape[-1]))
-    tq, tk, tv = _like(tq, q), _like(tk, k), _like(tv, v)
-    at = at or tile(kernel, q.dtype, q.device, block_d, all(_tma_reads(x) for x in (q, tq, k, tk, v, tv)))
-    if at.descriptors and q.is_cuda:
-        triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=q.device))
-    (_, H, N, D), (G, M) = q.shape, k.shape[1:3]
-    shape = *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], H, H // G, N, M
-    options = dict(
-        WIDTH=D, BLOCK_M=at.block_m, BLOCK_N=at.block_n, BLOCK_D=block_d, CAUSAL=causal, TMA=at.descriptors,
-        SPECIALISED=at.specialised, num_warps=at.warps, num_stages=at.stages)
-    return at, (tq, tk, tv), shape, options
-
-
-def _tma_reads(x: Tensor | None) -> bool:
-    """Whether x's base and rows are on the 16-byte grid of the copy engine."""
-    return x is None or x.data_ptr() % 16 == 0 and all(
-        size == 1 or stride * x.element_size() % 16 == 0 for size, stride in zip(x.shape[:-1], x.stride()))
-
-
-def _like(tx: Tensor | None, x: Tensor) -> Tensor | None:
-    """tx in x's memory layout, so that one set of strides serves both.  A copy only where they differ."""
-    if tx is None or all(size == 1 or a == b for size, a, b in zip(x.shape, tx.stride(), x.stride(), strict=True)):
-        return tx
-    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(tx)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swiftvideo_kernels.attention_jvp import LOG2E, block_of, layout, masked, scores, source
+from swiftvideo_kernels.blocks import LOG2E, block_of, layout, masked, scores, source
 from swiftvideo_kernels.tiles import Tile
 
 
@@ -89,10 +89,9 @@ def _attention_tangent_kernel(
 def attention_tangent(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v: Tensor, tv: Tensor | None,
                       o: Tensor, lse: Tensor, scale: float, causal: bool, *, at: Tile | None = None) -> Tensor:
     """to, given o and lse of attention(q, k, v).  Same memory layout and terms as attention_jvp."""
-    at, tangents, shape, options = layout("attention_tangent", q, tq, k, tk, v, tv, causal, at)
+    at, tensors, sizes, options = layout("attention_tangent", q, tq, k, tk, v, tv, scale, causal, at)
     B, H, N, _ = q.shape
     o_BNHD = o.transpose(1, 2).contiguous()
     to = torch.empty_like(o_BNHD).transpose(1, 2)
-    _attention_tangent_kernel[triton.cdiv(N, at.block_m), H, B](
-        q, tangents[0], k, tangents[1], v, tangents[2], o_BNHD, to, lse, *shape, scale, **options)
+    _attention_tangent_kernel[triton.cdiv(N, at.block_m), H, B](*tensors, o_BNHD, to, lse, *sizes, **options)
     return to

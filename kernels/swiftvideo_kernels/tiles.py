@@ -2,6 +2,7 @@
 
 The first entry of a row is the one launched.  The others are candidates: `python -m bench sm90` compiles them all,
 and `python -m bench tune`, a developer's command, times them on the card at hand and puts the fastest first.
+No row has been timed on a GPU yet: the order is by registers and by the size of the tile.
 
 Families, by compute capability:
     sm100   10.x, tensor memory        sm90   9.0, wgmma and TMA, 227 KB of shared memory a block
@@ -25,18 +26,49 @@ class Tile(NamedTuple):
     specialised: bool = False       # a producer warp and consumer groups; wants 4 warps and descriptors
 
 
+# Width 256 has no one-pass row below sm100: two accumulators of 256 columns are more than a thread's registers, and
+# attention_jvp goes in two passes there.
 TILES: dict[tuple[str, str, int], tuple[Tile, ...]] = {
-    ("attention_jvp", "sm90", 128): (Tile(128, 64, 8, 2, True),),
+    ("attention_jvp", "sm90", 64): (
+        Tile(128, 128, 8, 2, True), Tile(128, 64, 8, 3, True), Tile(128, 64, 8, 2),
+        Tile(128, 64, 4, 2, True, True)),
+    ("attention_jvp", "sm90", 128): (
+        Tile(128, 64, 8, 2, True), Tile(128, 32, 8, 3, True), Tile(128, 32, 4, 2, True, True),
+        Tile(64, 64, 4, 2, True), Tile(64, 32, 4, 2)),
+    ("attention_tangent", "sm90", 64): (
+        Tile(128, 128, 8, 2, True), Tile(128, 64, 8, 3, True), Tile(128, 64, 8, 2)),
+    ("attention_tangent", "sm90", 128): (
+        Tile(128, 64, 8, 2, True), Tile(128, 32, 8, 3, True), Tile(64, 64, 4, 2, True),
+        Tile(128, 32, 8, 2)),
+    ("attention_tangent", "sm90", 256): (Tile(64, 32, 4, 2, True), Tile(64, 32, 4, 2)),
+    ("attention_jvp", "sm80", 64): (Tile(64, 32, 4, 2), Tile(128, 32, 8, 2)),
+    ("attention_jvp", "sm80", 128): (Tile(64, 16, 4, 2),),
+    ("attention_tangent", "sm80", 64): (Tile(64, 32, 4, 2), Tile(128, 32, 8, 2)),
+    ("attention_tangent", "sm80", 128): (Tile(64, 16, 4, 2),),
+    ("attention_tangent", "sm80", 256): (Tile(32, 16, 4, 2), Tile(64, 16, 8, 1)),
+    ("attention_jvp", "sm100", 64): (Tile(128, 64, 8, 2),),
+    ("attention_jvp", "sm100", 128): (Tile(128, 64, 8, 2, True), Tile(64, 32, 4, 2)),
+    ("attention_jvp", "sm100", 256): (Tile(64, 32, 8, 2, True), Tile(64, 16, 4, 1)),
+    ("attention_tangent", "sm100", 64): (Tile(128, 64, 8, 2),),
+    ("attention_tangent", "sm100", 128): (Tile(128, 64, 8, 2, True), Tile(64, 32, 4, 2)),
+    ("attention_tangent", "sm100", 256): (Tile(64, 32, 8, 2, True), Tile(64, 16, 4, 1)),
+    ("attention_jvp", "fp32", 64): (Tile(32, 16, 4, 1),),
+    ("attention_jvp", "fp32", 128): (Tile(32, 16, 4, 1),),
+    ("attention_jvp", "fp32", 256): (Tile(16, 16, 4, 1),),
+    ("attention_tangent", "fp32", 64): (Tile(32, 16, 4, 1),),
+    ("attention_tangent", "fp32", 128): (Tile(32, 16, 4, 1),),
+    ("attention_tangent", "fp32", 256): (Tile(16, 16, 4, 1),),
     ("attention_jvp", "cpu", 0): (Tile(32, 16, 1, 1), Tile(32, 16, 1, 1, True)),
-    ("attention_tangent", "sm90", 128): (Tile(128, 64, 8, 2, True),),
     ("attention_tangent", "cpu", 0): (Tile(32, 16, 1, 1), Tile(32, 16, 1, 1, True)),
 }
 
 
-def tile(kernel: str, dtype: torch.dtype, device: torch.device, width: int, descriptors: bool) -> Tile:
-    """The first tile of the row for head width `width` (a power of two), without TMA unless `descriptors`."""
-    row = ("cpu", 0) if device.type == "cpu" else (family(dtype), width)
-    return next(t for t in TILES[kernel, *row] if descriptors or not t.descriptors)
+def tile(kernel: str, dtype: torch.dtype, device: torch.device, width: int, descriptors: bool) -> Tile | None:
+    """The first tile for head width `width`, without TMA unless `descriptors`; None where the kernel has no row."""
+    if width > 256:
+        raise ValueError(f"{kernel}: head width {width}; want at most 256")
+    row = ("cpu", 0) if device.type == "cpu" else (family(dtype), max(64, triton.next_power_of_2(width)))
+    return next((t for t in TILES.get((kernel, *row), ()) if descriptors or not t.descriptors), None)
 
 
 def family(dtype: torch.dtype) -> str:
