@@ -1,9 +1,9 @@
-"""Cases, and how one is measured: agreement with torch first, then time turn about, then the allocator's peak.
+"""Cases, and how one is measured: agreement with torch first, then time, then the allocator's peak.
 
-Everything of a row is timed turn about in one process, so that clocks and neighbours move all sides together; a
-figure to keep is the median over rounds of ours / torch.  With one thread on a CPU the clock is the process's own
-CPU time, which neighbours' turns do not lengthen; else it is the wall's.  The limits, a plain copy of the bytes a
-case must move or a plain matmul, are timed in the same rounds.
+Everything of a row is timed turn about in one process, so that clocks and neighbours move all sides together;
+the figure to keep is the median over rounds of ours / torch.  With one thread on a CPU the clock is the
+process's own CPU time, which neighbours' turns do not lengthen; else it is the wall's.  The limit, a plain copy
+of the bytes a case must move or a plain matmul, is timed in the same rounds.
 """
 
 import time
@@ -74,7 +74,7 @@ def fault(case: Case, dtype: torch.dtype) -> str | None:
 
 
 def disagreement(ours, theirs) -> float:
-    """The largest relative Frobenius distance between the tensors of two results; nan if one is not finite."""
+    """The largest relative Frobenius distance between the tensors of two results; nan if any is."""
     ours, theirs = ([x.double() for x in tree_leaves(r) if isinstance(x, Tensor)] for r in (ours, theirs))
     apart = [(a - b).norm() / b.norm().clamp_min(1e-30) for a, b in zip(ours, theirs, strict=True)]
     return torch.stack(apart).max().item() if apart else 0.0

@@ -20,7 +20,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from unittest.mock import patch
 
@@ -158,12 +158,19 @@ def faked(name: str, setting: Setting) -> Account:
     return account
 
 
-def by_torch(setting: Setting) -> Account:
-    """The account of torch.func.jvp on the network of reference ops: math attention, nothing fused."""
-    with FakeTensorMode(), ExitStack() as swapped:
-        for name in ("attention", "modulate", "norm_rope", "gate", "gelu"):
+@contextmanager
+def plain_torch():
+    """The ops are their references in here: math attention, nothing fused, the MLP whole."""
+    with ExitStack() as swapped:
+        for name in ("attention", "modulate", "norm_rope", "gate", "gelu", "tangent", "ccd_loss"):
             swapped.enter_context(patch.object(ops, name, getattr(reference, name)))
         swapped.enter_context(patch.object(wan, "MLP_ROWS", sys.maxsize))
+        yield
+
+
+def by_torch(setting: Setting) -> Account:
+    """The account of torch.func.jvp."""
+    with FakeTensorMode(), plain_torch():
         net, point, condition = setting.network(trained=False), setting.point(), setting.condition()
         account = _account(net.parameters(), point, condition, net=net)
         with torch.no_grad(), account:

@@ -8,8 +8,8 @@
     python -m bench --trace runs/t     a torch.profiler trace a case, and on a GPU a memory snapshot
 
 A case that is wrong is reported, not timed.  The check allows ours / torch to grow by SLOWER, peak memory by
-LARGER.  Memory does not vary.  Time does: a case over the margin is a suspect, measured again, longer each time,
-and condemned only if it is over the margin RETRIALS times more; a record is the median of three measurements.
+LARGER.  Memory does not vary.  Time does: a case over the margin is a suspect, measured again, longer each
+time, and condemned only if it is over it RETRIALS times more; a record is the median of three measurements.
 A device without a record is said so and passes: a claim about a GPU is checked where there is that GPU.
 """
 
@@ -58,8 +58,9 @@ def losses(row: Row, known: dict, again: Callable[[float], Row], device: str) ->
 
 def line(row: Row) -> str:
     peers = "".join(f"   {r:.2f} x {peer}" for peer, r in row.peers.items())
-    return (f"{row.name:24} {row.ms:10.3f} ms  {1 / row.ratio:7.2f} x torch  {row.rate:9.3f} {row.unit:7} "
-            f"{row.share:5.0%} of {row.limit:6}  {row.peak / 1e6:9.2f} MB, torch {row.torch_peak / 1e6:9.2f}{peers}")
+    memory = f"{row.peak / 1e6:9.2f} MB, torch {row.torch_peak / 1e6:9.2f}"
+    return (f"{row.name:24} {row.ms:10.3f} ms {1 / row.ratio:7.2f} x torch {row.rate:9.3f} {row.unit:7} "
+            f"{row.share:5.0%} of {row.limit:6} {memory}{peers}")
 
 
 def draw(rows: list[Row], png: str, title: str) -> None:
@@ -71,7 +72,8 @@ def draw(rows: list[Row], png: str, title: str) -> None:
     figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.5 * len(rows)), layout="constrained")
     places = range(len(rows))
     speed = axes.barh([p - 0.2 for p in places], [1 / r.ratio for r in rows], 0.38, label="time")
-    axes.barh([p + 0.2 for p in places], [r.torch_peak / max(r.peak, 1) for r in rows], 0.38, label="peak memory")
+    axes.barh([p + 0.2 for p in places], [max(r.torch_peak, 1) / max(r.peak, 1) for r in rows], 0.38,
+              label="peak memory")
     axes.bar_label(speed, [f"{r.ms:.3g} ms, {r.share:.0%} of {r.limit}" for r in rows], padding=3)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(places, [r.name for r in rows])
@@ -84,7 +86,7 @@ def draw(rows: list[Row], png: str, title: str) -> None:
 
 
 def trace(name: str, case: Case, folder: Path, device: str) -> None:
-    """NAME.json for chrome://tracing or perfetto, memory in it; on a GPU NAME.pickle for pytorch.org/memory_viz."""
+    """NAME.json for perfetto, memory in it; on a GPU NAME.pickle for pytorch.org/memory_viz."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / name.replace("/", "-")
     if device == "cuda":
@@ -146,7 +148,8 @@ def main(argv: list[str]) -> int:
         kept = {row.name: {"ratio": round(row.ratio, 4), "peak": row.peak} for row in rows}
         RECORD.write_text(json.dumps(record | {named: known | kept}, indent=2, sort_keys=True) + "\n")
     if args.json:
-        args.json.write_text(json.dumps({"device": title, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+        told = {"device": title, "rows": [asdict(row) for row in rows]}
+        args.json.write_text(json.dumps(told, indent=2) + "\n")
     if args.png:
         draw(rows, args.png, title)
     if args.check and (new := [row.name for row in rows if row.name not in known]):

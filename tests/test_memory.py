@@ -8,6 +8,7 @@ from torch import nn
 
 from bench import memory
 from bench.account import Account
+from bench.harness import allocated
 from bench.memory import Setting, devices_needed, faked
 from swiftvideo_fast.models import wan
 from swiftvideo_fast.models.wan import Block
@@ -32,25 +33,12 @@ def test_the_peak_is_attention_and_its_planes_are_ten(released):
     assert sum(p.bytes == plane for p in released.planes) == 10
 
 
-def profiled_peak(run) -> int:
-    """The most bytes beyond the start, by the profiler's own record of the allocator."""
-    cpu = torch.profiler.ProfilerActivity.CPU
-    with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
-        run()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    alive = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        alive += event.nbytes()
-        peak = max(peak, alive)
-    return peak
-
-
 @pytest.mark.parametrize("name", ["jvp", "train"])
 def test_the_account_agrees_with_the_allocator(name):
     account, run = memory.PASSES[name](SMALL)
     given = account.alive
     del account
-    peak = given + profiled_peak(run)
+    peak = given + allocated(run, "cpu")
     assert faked(name, SMALL).peak == pytest.approx(peak, rel=0.05)
 
 
