@@ -6,7 +6,7 @@ import sys
 
 import bench
 
-COMMANDS = ("gpu", "memory", "sm90", "sweep", "tune", "versus")
+COMMANDS = ("gpu", "growth", "memory", "sm90", "sweep", "tune", "versus")
 
 if sys.argv[1:2] and sys.argv[1] in COMMANDS:
     command = importlib.import_module(f"bench.{sys.argv[1]}")
@@ -15,4 +15,4 @@ if sys.argv[1:2] and sys.argv[1] in COMMANDS:
 for module in pkgutil.iter_modules(bench.__path__, "bench."):
     if module.name.startswith("bench.bench_"):
         importlib.import_module(module.name)
-raise SystemExit(importlib.import_module("bench.harness").main())
+raise SystemExit(importlib.import_module("bench.table").main(sys.argv[1:]))

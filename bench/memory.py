@@ -20,7 +20,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from unittest.mock import patch
 
@@ -158,12 +158,19 @@ def faked(name: str, setting: Setting) -> Account:
     return account
 
 
-def by_torch(setting: Setting) -> Account:
-    """The account of torch.func.jvp on the network of reference ops: math attention, nothing fused."""
-    with FakeTensorMode(), ExitStack() as swapped:
-        for name in ("attention", "modulate", "norm_rope", "gate", "gelu"):
+@contextmanager
+def plain_torch():
+    """The ops are their references in here: math attention, nothing fused, the MLP whole."""
+    with ExitStack() as swapped:
+        for name in ("attention", "modulate", "norm_rope", "gate", "gelu", "tangent", "ccd_loss"):
             swapped.enter_context(patch.object(ops, name, getattr(reference, name)))
         swapped.enter_context(patch.object(wan, "MLP_ROWS", sys.maxsize))
+        yield
+
+
+def by_torch(setting: Setting) -> Account:
+    """The account of torch.func.jvp."""
+    with FakeTensorMode(), plain_torch():
         net, point, condition = setting.network(trained=False), setting.point(), setting.condition()
         account = _account(net.parameters(), point, condition, net=net)
         with torch.no_grad(), account:
@@ -233,8 +240,8 @@ def devices_needed(account: Account, gathered: int, capacity_gb: int) -> int | N
 
 def table(settings: list[Setting]) -> str:
     """Markdown: each network and pass, what it takes, and the devices it takes."""
-    columns = ["network", "pass", "weights and states, GB", "gradients", "activations", "peak beyond the first",
-               *(f"devices of {gb} GB" for gb in DEVICES_GB)]
+    columns = ["network", "pass", "weights and states, GB", "gradients", "activations",
+               "peak beyond the first", *(f"devices of {gb} GB" for gb in DEVICES_GB)]
     lines = [f"| {' | '.join(columns)} |", f"|---|---|{'--:|' * (len(columns) - 2)}"]
     for setting in settings:
         with FakeTensorMode():
@@ -249,16 +256,20 @@ def table(settings: list[Setting]) -> str:
     return "\n".join(lines)
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that name a setting."""
+def setting_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="wan-1.3b", choices=[f"wan-{name}" for name in PRESETS])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+
+
+def setting_of(args: argparse.Namespace, frames: int, size: str) -> Setting:
+    width, height = map(int, size.split("x"))
+    return Setting(args.preset.removeprefix("wan-"), frames, (width, height), getattr(torch, args.dtype))
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench memory", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments(parser)
+    setting_arguments(parser)
     parser.add_argument("--frames", type=int, default=61)
     parser.add_argument("--size", default="832x480", help="width x height in pixels")
     parser.add_argument("--pass", dest="name", choices=PASSES, default="jvp")
@@ -266,9 +277,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--png", help="draw the timeline into this file")
     parser.add_argument("--table", action="store_true", help="every pass of 1.3B and 14B, as Markdown")
     args = parser.parse_args(argv)
-    width, height = map(int, args.size.split("x"))
-    dtype = getattr(torch, args.dtype)
-    setting = Setting(args.preset.removeprefix("wan-"), args.frames, (width, height), dtype)
+    setting = setting_of(args, args.frames, args.size)
     if args.table:
         print(table([replace(setting, preset=name) for name in ("1.3b", "14b")]))
         return 0
