@@ -1,4 +1,4 @@
-"""The command line: swiftvideo train | sample | evaluate | codec | demo."""
+"""The command line: swiftvideo train | sample | evaluate | export | codec | demo."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 import yaml
 
 from swiftvideo_fast import config
@@ -68,6 +69,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--count", type=positive, default=256, help="clips")
     p.add_argument("--part", choices=("valid", "test"), default="test", help="valid to choose by, test to report")
     p.add_argument("--json", type=Path, help="also write the figures there")
+
+    p = command(run_export, "export", "rewrite a weight file in another storage or under diffusers' names")
+    p.add_argument("weights", help="a file by train")
+    p.add_argument("out", type=Path, help="the file to write")
+    p.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    p.add_argument("--diffusers", action="store_true", help="the names of diffusers' WanTransformer3DModel")
 
     p = command(run_demo, "demo", "distil, measure and report on real clips, in minutes")
     p.add_argument("overrides", nargs="*", metavar="key.subkey=value", help="replace values of both students' configs")
@@ -153,6 +160,11 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if args.json:
         with whole(args.json) as aside:
             aside.write_text(json.dumps(as_json(rows), indent=1) + "\n")
+
+
+def run_export(args: argparse.Namespace) -> None:
+    weights.export(args.weights, args.out, dtype=getattr(torch, args.dtype), diffusers=args.diffusers)
+    print(f"wrote {args.out}")
 
 
 def run_demo(args: argparse.Namespace) -> None:
