@@ -71,13 +71,13 @@ def row(ratio, peak=100):
 
 def test_a_suspect_that_is_well_once_is_let_go():
     trials = iter([9.0, 9.0, 1.0])
-    assert table.losses(row(9.0), {"ratio": 1.0, "peak": 100}, lambda seconds: row(next(trials)), "cpu") == []
+    assert table.losses(row(9.0), {"ratio": 1.0, "peak": 100}, lambda times: row(next(trials)), "cpu") == []
 
 
 def test_a_suspect_that_is_ill_each_time_is_condemned():
     tried = []
-    lost = table.losses(row(9.0), {"ratio": 1.0, "peak": 100}, lambda s: tried.append(s) or row(8.0), "cpu")
-    assert len(lost) == 1 and "8.000 in the best of 5" in lost[0] and tried == [1, 2, 3, 4]
+    lost = table.losses(row(9.0), {"ratio": 1.0, "peak": 100}, lambda n: tried.append(n) or row(8.0), "cpu")
+    assert len(lost) == 1 and "8.000 in the best of 5" in lost[0] and tried == [2, 3, 4, 5]
 
 
 def test_memory_needs_no_second_trial():
