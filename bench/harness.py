@@ -37,6 +37,7 @@ class Case:
     bytes_moved: int = 0                                      # the least the op can move
     flops: int = 0
     peers: dict[str, Callable] = field(default_factory=dict)  # others, timed beside the two
+    note: str = ""                                            # said at the end of the line
 
 
 CASES: dict[str, Callable[..., Case]] = {}
@@ -94,7 +95,7 @@ def row(name: str, case: Case, device: str) -> float:
         line += f"   {case.flops / ms['ours'] / 1e6:8.1f} GFLOP/s"
     if case.bytes_moved:
         line += f"   {case.bytes_moved / ms['ours'] / 1e6:8.1f} GB/s, {ms['copy'] / ms['ours']:.0%} of a copy"
-    print(line, flush=True)
+    print(line + ("   " + case.note if case.note else ""), flush=True)
     return round(ms["ours"] / ms["torch"], 4)
 
 

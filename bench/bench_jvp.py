@@ -1,0 +1,74 @@
+"""jvp of our Wan against torch.func.jvp of the same network in plain torch with math attention, and it compiled.
+
+Depth 4, width 256, 4 heads, fp32 on a CPU.  Beside the time, the peak of live activations of each, accounted for
+without computing (bench/account.py): what must fit.
+"""
+
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from bench.account import Account
+from bench.harness import Case, case
+from swiftvideo_fast import jvp, ops
+from swiftvideo_fast.models import wan
+from swiftvideo_fast.models.wan import Wan, WanConfig
+from swiftvideo_fast.ops import reference
+
+CONFIG = WanConfig(dim=256, heads=4, layers=4, ffn_dim=1024, text_dim=64, freq_dim=64, time_scale=10.0)
+SIDE = 32                                                          # latent pixels: 16 x 16 tokens a frame
+
+
+@contextmanager
+def plain_torch():
+    """The network of reference ops, nothing fused: what a borrower has."""
+    with ExitStack() as swapped:
+        for name in ("attention", "modulate", "norm_rope", "gate", "gelu"):
+            swapped.enter_context(patch.object(ops, name, getattr(reference, name)))
+        if hasattr(wan, "MLP_ROWS"):
+            swapped.enter_context(patch.object(wan, "MLP_ROWS", sys.maxsize))
+        yield
+
+
+def ways(N: int, device: str, dtype: torch.dtype) -> tuple[Wan, Callable, Callable]:
+    """The network, our way and torch's through it at N tokens."""
+    frames = N // (SIDE // 2) ** 2
+    net = Wan(CONFIG).to(device, dtype).requires_grad_(False)
+    x, v = torch.randn(2, 1, CONFIG.latent, frames, SIDE, SIDE, device=device, dtype=dtype)
+    condition = torch.randn(1, CONFIG.condition, frames, SIDE, SIDE, device=device, dtype=dtype)
+    text, t = torch.randn(1, 32, CONFIG.text_dim, device=device, dtype=dtype), torch.full((1,), 0.5, device=device)
+
+    def run(transform):
+        with torch.no_grad():
+            return transform(lambda x, t: net(x, t, text, condition), (x, t), (v, torch.ones_like(t)))
+
+    def by_torch():
+        with plain_torch():
+            return run(torch.func.jvp)
+
+    return net, lambda: run(jvp), by_torch
+
+
+def peaks(N: int) -> tuple[int, int]:
+    """Bytes of activations alive at once, our way and torch's."""
+    with FakeTensorMode():
+        net, *both = ways(N, "cpu", torch.float32)
+        peak = []
+        for way in both:
+            with Account(net.parameters()) as account:
+                way()
+            peak.append(account.peak)
+    return tuple(peak)
+
+
+@case("jvp", cpu_1k=(1024,), cpu_4k=(4096,), gpu_4k=(4096,))
+def build(N: int, device: str, dtype: torch.dtype) -> Case:
+    torch.manual_seed(0)
+    _, ours, by_torch = ways(N, device, dtype)
+    mine, theirs = peaks(N)
+    return Case(ours=ours, torch=by_torch, peers={"compiled": torch.compile(by_torch)},
+                note=f"peak {mine / 1e6:.0f} MB, torch / ours {theirs / mine:.2f}")
