@@ -9,6 +9,7 @@ PYTHON = $(or $(shell for p in python3 python3.13 python3.12 python3.11; do \
     done), $(error swiftvideo_fast runs on Python 3.11, 3.12 and 3.13, and finds none of them: install one, \
     for example `apt-get install python3.11 python3.11-venv python3.11-dev`, or name it: make PYTHON=...))
 WITH = @$(PYTHON) bootstrap.py $@
+OP_TESTS = $(wildcard $(patsubst swiftvideo_fast/ops/%.py,tests/test_%.py,$(wildcard swiftvideo_fast/ops/*.py)))
 
 help:           ## this list
 	@sed -n 's/^\([a-z]*\): *## /  make \1\t/p' Makefile | expand -t 20
@@ -25,14 +26,19 @@ lint:           ## ruff, clang-format; changes nothing
 format:         ## what lint can mend by itself
 	$(WITH) dev sh -ec 'ruff check --fix .; clang-format -i $$(git ls-files "csrc/*")'
 
-bench:          ## every op against torch, as ratios
-	$(WITH) dev python -m bench $(ARGS)
+bench:          ## the op tests, then every op against torch, as ratios (ARGS="attention --check")
+	$(WITH) dev sh -ec 'python -m pytest -q $(OP_TESTS); python -m bench $(ARGS)'
 
-gpu:            ## on a GPU machine: tests, bench, records; takes the torch that is there
+gpu:            ## on a GPU machine: its tests, errors, speeds, records; uses the torch that is there
+	@nvidia-smi > /dev/null 2>&1 || { echo "swiftvideo_fast: no NVIDIA GPU here (nvidia-smi fails)"; exit 1; }
 	$(WITH) dev python -m bench gpu $(ARGS)
 
+# The runtimes must come before python's own allocator; `pytest`, unlike `python -m pytest`, leaves ./ off sys.path.
+SANITIZED = LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized
 sanitize:       ## the op tests under the address and undefined-behaviour sanitizers
-	$(WITH) dev sh tests/sanitize.sh $(ARGS)
+	$(WITH) dev sh -ec 'CMAKE_ARGS=-DSWIFTVIDEO_SANITIZE=ON python setup.py -q build --build-lib build/sanitized; \
+	    $(SANITIZED) pytest -o pythonpath=tests -p no:cacheprovider $(or $(ARGS),$(OP_TESTS))'
 
 wheel:          ## dist/*.whl
 	$(WITH) dev python -m pip -q wheel --no-deps --no-build-isolation -w dist .

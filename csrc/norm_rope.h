@@ -13,18 +13,18 @@
 namespace swiftvideo {
 
 template <typename T> struct NormRope {
-  const T *x, *tx;                          // (B * N, C); tx null: primal only
-  const Wide<T>* w;                         // (C)
-  const Wide<T> *cos, *sin;                 // (N, D / 2); null: no rotation
-  T *y, *ty;                                // (B * N, C)
+  const T *x, *tx;          // (B * N, C); tx null: primal only
+  const Wide<T>* w;         // (C)
+  const Wide<T>*cos, *sin;  // (N, D / 2); null: no rotation
+  T *y, *ty;                // (B * N, C)
   int64_t N, C, D;
   double eps;
 };
 template <typename T> struct NormRopeBackward {
-  const T *dy, *x;                          // (B * N, C)
-  const Wide<T> *w, *cos, *sin;
-  T* dx;                                    // (B * N, C)
-  Wide<T>* dw;                              // (chunks, C): a sum for each chunk of ROWS_A_CHUNK rows
+  const T *dy, *x;  // (B * N, C)
+  const Wide<T>*w, *cos, *sin;
+  T* dx;        // (B * N, C)
+  Wide<T>* dw;  // (chunks, C): a sum for each chunk of ROWS_A_CHUNK rows
   int64_t rows, N, C, D;
   double eps;
 };
@@ -47,17 +47,21 @@ template <typename A> struct Rotation {
 
   // sign -1 turns back.
   void set(const A* cos_row, const A* sin_row, A sign) {
-    for (int64_t c = 0; c < period; ++c) {
-      const int64_t pair = c % D / 2;
-      cos[c] = cos_row[pair];
-      sin[c] = (c % 2 ? sign : -sign) * sin_row[pair];
+    for (int64_t pair = 0; pair < D / 2; ++pair) {
+      cos[2 * pair] = cos[2 * pair + 1] = cos_row[pair];
+      sin[2 * pair] = -sign * sin_row[pair];
+      sin[2 * pair + 1] = sign * sin_row[pair];
+    }
+    for (int64_t done = D; done < period; done += D) {
+      memcpy(cos + done, cos, D * sizeof *cos);
+      memcpy(sin + done, sin, D * sizeof *sin);
     }
   }
-  SV_INLINE V<A> operator()(V<A> y, int64_t c) const {
-    V<A> other;
-    for (int lane = 0; lane < LANES<A>; ++lane) other[lane] = y[lane ^ 1];
-    return y * load(cos + c % period) + other * load(sin + c % period);
+  // Turn a register of the row; `at` is its place within the period.
+  SV_INLINE V<A> operator()(V<A> y, int64_t at) const {
+    return y * load(cos + at) + __builtin_shuffle(y, iota<A>() ^ Index<A>(1)) * load(sin + at);
   }
+  SV_INLINE int64_t after(int64_t at) const { return at + LANES<A> < period ? at + LANES<A> : 0; }
 };
 
 template <typename T> void norm_rope(const NormRope<T>& a, int64_t row_begin, int64_t row_end) {
@@ -67,20 +71,26 @@ template <typename T> void norm_rope(const NormRope<T>& a, int64_t row_begin, in
     const T *x = a.x + row * a.C, *tx = a.tx ? a.tx + row * a.C : nullptr;
     if (a.cos) turn.set(a.cos + row % a.N * (a.D / 2), a.sin + row % a.N * (a.D / 2), A(1));
     Sum<A> squares, products;
-    sweep<A>(a.C, [&](int64_t c, auto some) {
-      const V<A> xc = load(x + c, some);
-      squares.add(xc * xc);
-      if (tx) products.add(xc * load(tx + c, some));
-    });
+    sum_over<A>(
+        a.C,
+        [&](int64_t c, auto some) {
+          const V<A> xc = load(x + c, some);
+          squares.add(xc * xc);
+          if (tx) products.add(xc * load(tx + c, some));
+        },
+        squares, products);
     const double r = 1 / std::sqrt(squares.total() / a.C + a.eps);
     const A rstd = A(r), mean_nt = A(products.total() * r / a.C);
+    int64_t at = 0;
     sweep<A>(a.C, [&](int64_t c, auto some) {
       const V<A> n = load(x + c, some) * rstd, w = load(a.w + c, some);
       const V<A> y = n * w;
-      store(a.y + row * a.C + c, a.cos ? turn(y, c) : y, some);
-      if (!tx) return;
-      const V<A> ty = (load(tx + c, some) - n * mean_nt) * rstd * w;                       // (1)
-      store(a.ty + row * a.C + c, a.cos ? turn(ty, c) : ty, some);
+      store(a.y + row * a.C + c, a.cos ? turn(y, at) : y, some);
+      if (tx) {
+        const V<A> ty = (load(tx + c, some) - n * mean_nt) * rstd * w;  // (1)
+        store(a.ty + row * a.C + c, a.cos ? turn(ty, at) : ty, some);
+      }
+      at = turn.after(at);
     });
   }
 }
@@ -97,20 +107,27 @@ template <typename T> void norm_rope_backward(const NormRopeBackward<T>& a, int6
     for (int64_t row = first; row < last; ++row) {
       const T *x = a.x + row * a.C, *dy = a.dy + row * a.C;
       if (a.cos) turn.set(a.cos + row % a.N * (a.D / 2), a.sin + row % a.N * (a.D / 2), A(-1));
-      const auto turned = [&](int64_t c, auto some) {
-        return a.cos ? turn(load(dy + c, some), c) : load(dy + c, some);
-      };
       Sum<A> squares, products;
-      sweep<A>(a.C, [&](int64_t c, auto some) {
-        const V<A> xc = load(x + c, some);
-        squares.add(xc * xc);
-        products.add(xc * turned(c, some) * load(a.w + c, some));
-      });
+      int64_t at = 0;
+      const auto turned = [&](int64_t c, auto some) {
+        const V<A> d = load(dy + c, some), back = a.cos ? turn(d, at) : d;
+        at = turn.after(at);
+        return back;
+      };
+      sum_over<A>(
+          a.C,
+          [&](int64_t c, auto some) {
+            const V<A> xc = load(x + c, some);
+            squares.add(xc * xc);
+            products.add(xc * turned(c, some) * load(a.w + c, some));
+          },
+          squares, products);
       const double r = 1 / std::sqrt(squares.total() / a.C + a.eps);
       const A rstd = A(r), mean_nd = A(products.total() * r / a.C);
+      at = 0;
       sweep<A>(a.C, [&](int64_t c, auto some) {
         const V<A> n = load(x + c, some) * rstd, d = turned(c, some);
-        store(a.dx + row * a.C + c, (d * load(a.w + c, some) - n * mean_nd) * rstd, some);   // (1) again
+        store(a.dx + row * a.C + c, (d * load(a.w + c, some) - n * mean_nd) * rstd, some);  // (1) again
         store(dw + c, load(dw + c, some) + d * n, some);
       });
     }

@@ -1,4 +1,5 @@
-// Vectors as wide as this translation unit may use, in the compiler's own vector types: no intrinsics.
+// Vectors as wide as this translation unit may use, in the compiler's own vector types; intrinsics only for what
+// they cannot say (streaming stores, and 32 to 16 bits, which GCC 12 permutes at half the speed).
 //
 // level.cpp compiles every op once a level (SV_LEVEL: baseline, avx2, avx512), each in a namespace of its own, so
 // the linker can never hand a machine without AVX-512 the code of one with it.  For the same reason nothing here
@@ -9,6 +10,9 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #ifndef SV_LEVEL
 #define SV_LEVEL baseline
@@ -17,13 +21,11 @@
 
 namespace swiftvideo {
 
-struct bf16 {
-  uint16_t bits;
-};
+struct bf16 { uint16_t bits; };
 
 template <typename T> struct WideOf { using type = float; };
 template <> struct WideOf<double> { using type = double; };
-template <typename T> using Wide = typename WideOf<T>::type;   // what arithmetic on storage T is done in
+template <typename T> using Wide = typename WideOf<T>::type;  // what arithmetic on storage T is done in
 
 namespace SV_LEVEL {
 
@@ -40,8 +42,8 @@ template <> struct Types<float> {
   typedef float vec __attribute__((vector_size(REGISTER)));
   typedef uint32_t index, ints __attribute__((vector_size(REGISTER)));
   typedef float half __attribute__((vector_size(REGISTER / 2)));
-  static constexpr int mantissa = 23, bias = 127, terms = 7;   // terms of exp's series: half an ulp of error
-  static constexpr float log_min = -87.33f, log_max = 88.8f;   // where exp leaves the normal numbers
+  static constexpr int mantissa = 23, bias = 127, terms = 7;  // terms of exp's series: half an ulp of error
+  static constexpr float log_min = -87.33f, log_max = 88.8f;  // where exp leaves the normal numbers
 };
 template <> struct Types<double> {
   typedef double vec __attribute__((vector_size(REGISTER)));
@@ -75,8 +77,16 @@ SV_INLINE float widen(bf16 x) {
   return f;
 }
 
-SV_INLINE V<float> load(const float* p) { V<float> v; memcpy(&v, p, sizeof v); return v; }
-SV_INLINE V<double> load(const double* p) { V<double> v; memcpy(&v, p, sizeof v); return v; }
+SV_INLINE V<float> load(const float* p) {
+  V<float> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+SV_INLINE V<double> load(const double* p) {
+  V<double> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
 SV_INLINE V<float> load(const bf16* p) {
   Halves h;
   memcpy(&h, p, sizeof h);
@@ -91,9 +101,39 @@ SV_INLINE V<float> nearest_bf16(V<float> v) {
 }
 SV_INLINE void store(float* p, V<float> v) { memcpy(p, &v, sizeof v); }
 SV_INLINE void store(double* p, V<double> v) { memcpy(p, &v, sizeof v); }
+SV_INLINE Halves upper_halves(V<float> v) {
+  const Words words = (Words)v >> 16;
+#if defined(__AVX512F__)
+  return (Halves)_mm512_cvtepi32_epi16((__m512i)words);
+#else
+  return __builtin_convertvector(words, Halves);
+#endif
+}
 SV_INLINE void store(bf16* p, V<float> v) {
-  const Halves h = __builtin_convertvector((Words)nearest_bf16(v) >> 16, Halves);
+  const Halves h = upper_halves(nearest_bf16(v));
   memcpy(p, &h, sizeof h);
+}
+
+// Past the caches, for what will not be read again soon; p aligned to the value.  Follow the last by `fence`.
+template <typename T, typename R> SV_INLINE void past_caches(T* p, R v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof v == 64) return _mm512_stream_si512((__m512i*)p, (__m512i)v);
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof v == 32) return _mm256_stream_si256((__m256i*)p, (__m256i)v);
+#endif
+#if defined(__x86_64__)
+  if constexpr (sizeof v == 16) return _mm_stream_si128((__m128i*)p, (__m128i)v);
+#endif
+  memcpy(p, &v, sizeof v);
+}
+SV_INLINE void stream(float* p, V<float> v) { past_caches(p, v); }
+SV_INLINE void stream(double* p, V<double> v) { past_caches(p, v); }
+SV_INLINE void stream(bf16* p, V<float> v) { past_caches(p, upper_halves(nearest_bf16(v))); }
+SV_INLINE void fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
 }
 
 SV_INLINE void put(float* p, float x) { *p = x; }
@@ -106,9 +146,9 @@ SV_INLINE void put(bf16* p, float x) {
 
 // A row is swept a register at a time; its last lanes, if they do not fill one, come as Some{n}.
 struct All {};
-struct Some {
-  int64_t n;
-};
+struct Some { int64_t n; };
+constexpr bool full(All) { return true; }
+constexpr bool full(Some) { return false; }
 template <typename A, typename F> SV_INLINE void sweep(int64_t length, F f) {
   int64_t c = 0;
   for (; c + LANES<A> <= length; c += LANES<A>) f(c, All{});
@@ -131,7 +171,9 @@ template <typename T, typename N> SV_INLINE V<Wide<T>> load_or_zero(const T* p, 
   return p ? load(p + at, n) : V<Wide<T>>{};
 }
 template <typename A> SV_INLINE V<A> keep(V<A> v, All) { return v; }
-template <typename A> SV_INLINE V<A> keep(V<A> v, Some some) { return iota<A>() < Index<A>(some.n) ? v : V<A>{}; }
+template <typename A> SV_INLINE V<A> keep(V<A> v, Some some) {
+  return iota<A>() < Index<A>(some.n) ? v : V<A>{};
+}
 
 // Memory an op needs beside its arguments.
 template <typename A> struct Scratch {
@@ -143,30 +185,40 @@ template <typename A> struct Scratch {
 
 // --- arithmetic --------------------------------------------------------------------------------------------------
 
-// Sums over a row are double: a running float sum over 1536 channels alone errs more than torch's whole op.
+// The sum over all lanes, in every lane: a tree.
+template <typename A> SV_INLINE A across(V<A> v) {
+#pragma GCC unroll 4
+  for (int step = LANES<A> / 2; step > 0; step /= 2) v += __builtin_shuffle(v, iota<A>() ^ Index<A>(step));
+  return v[0];
+}
+
+// Sums over a row: each lane adds RUN registers in A, then joins a double.  A running float sum over 1536 channels
+// alone errs more than torch's whole op; converting every register costs more than all the rest of a row.
+constexpr int64_t RUN = 16;
 template <typename A> struct Sum {
-  V<double> a{};
-  SV_INLINE void add(V<double> v) { a += v; }
-  SV_INLINE double total() const {
-    double s = 0;
-    for (int lane = 0; lane < LANES<double>; ++lane) s += a[lane];
-    return s;
+  V<A> run{};
+  V<double> all{};
+  SV_INLINE void add(V<A> v) { run += v; }
+  SV_INLINE void join() {
+    if constexpr (sizeof(A) == sizeof(double)) {
+      all += run;
+    } else {
+      Types<float>::half parts[2];
+      memcpy(parts, &run, sizeof run);
+      all += __builtin_convertvector(parts[0], V<double>) + __builtin_convertvector(parts[1], V<double>);
+    }
+    run = V<A>{};
   }
+  SV_INLINE double total() const { return across<double>(all); }
 };
-template <> struct Sum<float> {
-  V<double> a{}, b{};
-  SV_INLINE void add(V<float> v) {
-    Types<float>::half parts[2];
-    memcpy(parts, &v, sizeof v);
-    a += __builtin_convertvector(parts[0], V<double>);
-    b += __builtin_convertvector(parts[1], V<double>);
+template <typename A, typename F, typename... Sums> SV_INLINE void sum_over(int64_t length, F f,
+                                                                            Sums&... sums) {
+  for (int64_t first = 0; first < length; first += RUN * LANES<A>) {
+    const int64_t rest = length - first, some = RUN * LANES<A>;
+    sweep<A>(rest < some ? rest : some, [&](int64_t c, auto n) { f(first + c, n); });
+    (sums.join(), ...);
   }
-  SV_INLINE double total() const {
-    double s = 0;
-    for (int lane = 0; lane < LANES<double>; ++lane) s += a[lane] + b[lane];
-    return s;
-  }
-};
+}
 
 struct InverseFactorials {
   double of[14] = {1};
@@ -179,7 +231,7 @@ constexpr InverseFactorials INVERSE_FACTORIAL;
 // exp to about an ulp: x = n log 2 + y with |y| <= log 2 / 2, Taylor in y, times 2^n.
 template <typename A> SV_INLINE V<A> exp(V<A> x) {
   using C = Types<A>;
-  constexpr A magic = A(3ull << (C::mantissa - 1));            // adding it rounds to an integer, kept in the low bits
+  constexpr A magic = A(3ull << (C::mantissa - 1));  // adding it rounds to an integer, kept in the low bits
   constexpr A log2_high = A(0.693359375), log2_low = A(-2.12194440054690583e-4);
   const V<A> inside = x < C::log_min ? splat<A>(C::log_min) : x > C::log_max ? splat<A>(C::log_max) : x;
   const V<A> shifted = inside * A(1.44269504088896340736) + magic;

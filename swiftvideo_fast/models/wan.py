@@ -1,18 +1,21 @@
 """The Wan image-to-video transformer, written once: call it with Duals and it is its own forward mode.
 
-Parameter names are the released checkpoint's (Wan-Video/Wan2.1, WanModel, model_type "i2v"), so its state dict
-loads as it is.  Differences from that code are in arithmetic only: time, its embedding and the modulation are
-fp32 whatever the storage; the first convolution has kernel = stride, so it is a linear map of patches, and its
-noisy and its condition channels are mapped apart: the condition has no tangent and costs none.
+Parameter names are the released checkpoint's (Wan-Video/Wan2.1, WanModel, model_type "i2v"), so its state
+dict loads as it is.  Differences from that code are in arithmetic only: time, norms and modulation are fp32
+whatever the storage (`cast`); the first convolution has kernel = stride, so it is a linear map of patches, its
+noisy and its condition channels mapped apart: the condition has no tangent and costs none.
 
 Letters: B clips, T H W latent frames, height, width, N = T H/2 W/2 tokens, C channels, L text tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from swiftvideo_fast import ops
 
@@ -49,11 +52,17 @@ PRESETS = {
     "14b": WanConfig(dim=5120, heads=40, layers=40, ffn_dim=13824, text_dim=4096, image_dim=1280),
 }
 PATCH = 2           # patches are (1, 2, 2)
+MLP_ROWS = 4096     # tokens a clip that the MLP holds at once without grad: enough for a matmul at full speed
 THETA = 10000.0     # base of the rotary and of the time frequencies
 
 
 class Wan(nn.Module):
-    """F(x_t, t): the velocity x1 - x0 at x_t = (1 - t) x0 + t x1."""
+    """F(x_t, t): the velocity x1 - x0 at x_t = (1 - t) x0 + t x1.
+
+    recompute: with grad, keep each block's input alone and run the block again in the backward.
+    """
+
+    recompute = False
 
     def __init__(self, config: WanConfig):
         super().__init__()
@@ -68,25 +77,33 @@ class Wan(nn.Module):
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
         self.head = Head(c)
 
-    def forward(self, x_BCTHW, t_B, text_BLE: Tensor, condition_BCTHW: Tensor, image_BME: Tensor | None = None):
+    def forward(self, x_BCTHW, t_B, text_BLE: Tensor, condition_BCTHW: Tensor,
+                image_BME: Tensor | None = None):
         """Velocity (B, 16, T, H, W).
 
         x: (B, 16, T, H, W), H and W even.  t: (B,) fp32 in [0, 1].  text: (B, L, text_dim).
         condition: (B, 20, T, H, W) = [mask 4 | masked video 16] (models/conditioning.py).
         image: (B, 257, image_dim), if the network has image cross-attention.  x and t may be Duals.
+        The stream has the network's storage dtype, whatever the inputs have; the velocity has x's.
         """
         self._check(x_BCTHW, t_B, text_BLE, condition_BCTHW, image_BME)
         B, _, T, H, W = x_BCTHW.shape
-        x_BNC = self._embed_patches(x_BCTHW, condition_BCTHW)
-        context = self.text_embedding(text_BLE), None if image_BME is None else self.img_emb(image_BME)
+        D = self.config.dim // self.config.heads
+        stored = self.patch_embedding.weight.dtype
+        x_BNC = self._embed_patches(x_BCTHW.to(stored), condition_BCTHW.to(stored))
+        text_BLC = self.text_embedding(text_BLE.to(stored))
+        context = text_BLC, None if image_BME is None else self.img_emb(image_BME.to(stored))
         e_BC = self.time_embedding(self._sinusoid(t_B))
         e_B6C = self.time_projection(e_BC).unflatten(1, (6, self.config.dim))
-        rotary = rotary_tables(T, H // PATCH, W // PATCH, self.config.dim // self.config.heads, x_BCTHW.device)
+        rotary = rotary_tables(T, H // PATCH, W // PATCH, D, x_BCTHW.device)
         for block in self.blocks:
+            if self.recompute and torch.is_grad_enabled():
+                block = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
             x_BNC = block(x_BNC, e_B6C, context, rotary)
         patches = self.head(x_BNC, e_BC).unflatten(2, (PATCH, PATCH, self.config.latent))
         patches = patches.unflatten(1, (T, H // PATCH, W // PATCH))                # (B, T, h, w, p, q, 16)
-        return patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(B, self.config.latent, T, H, W)
+        velocity = patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(B, self.config.latent, T, H, W)
+        return velocity.to(x_BCTHW.dtype)
 
     def _embed_patches(self, x_BCTHW, condition_BCTHW: Tensor):
         weight = self.patch_embedding.weight
@@ -103,15 +120,18 @@ class Wan(nn.Module):
 
     def _check(self, x, t, text, condition, image) -> None:
         c = self.config
-        B, C, T, H, W = x.shape
-        if C != c.latent or H % PATCH or W % PATCH:
+        if len(x.shape) != 5 or x.shape[1] != c.latent or x.shape[3] % PATCH or x.shape[4] % PATCH:
             raise ValueError(f"Wan: x is {tuple(x.shape)}; want (B, {c.latent}, T, H, W) with H and W even")
-        for name, got, want in (("t", t.shape, (B,)), ("text", (*text.shape[:1], text.shape[2]), (B, c.text_dim)),
-                                ("condition", condition.shape, (B, c.condition, T, H, W))):
-            if tuple(got) != want:
-                raise ValueError(f"Wan: {name} is {tuple(got)}; want {want} for x of {tuple(x.shape)}")
         if (image is None) != (c.image_dim is None):
-            raise ValueError(f"Wan: image is {'missing' if image is None else 'given'} and image_dim is {c.image_dim}")
+            found = "missing" if image is None else "given"
+            raise ValueError(f"Wan: image is {found} and image_dim is {c.image_dim}")
+        B, _, T, H, W = x.shape
+        for name, given, want in (("t", t, (B,)), ("text", text, (B, "L", c.text_dim)),
+                                  ("condition", condition, (B, c.condition, T, H, W)),
+                                  ("image", image, (B, "M", c.image_dim))):
+            if given is not None and not _fits(given.shape, want):
+                wanted = str(want).replace("'", "")
+                raise ValueError(f"Wan: {name} is {tuple(given.shape)}; want {wanted} for x {tuple(x.shape)}")
 
 
 class Block(nn.Module):
@@ -122,16 +142,33 @@ class Block(nn.Module):
         self.eps = c.eps
         self.modulation = nn.Parameter(torch.randn(1, 6, c.dim) / c.dim**0.5)
         self.self_attn = SelfAttention(c)
-        self.norm3 = nn.LayerNorm(c.dim, eps=c.eps)
+        self.norm3 = LayerNorm(c.dim, eps=c.eps)
         self.cross_attn = CrossAttention(c)
         self.ffn = nn.Sequential(nn.Linear(c.dim, c.ffn_dim), Gelu(), nn.Linear(c.ffn_dim, c.dim))
 
     def forward(self, x_BNC, e_B6C, context: tuple, rotary: tuple):
         shift_sa, scale_sa, gate_sa, shift_ff, scale_ff, gate_ff = (self.modulation + e_B6C).unbind(1)
-        y_BNC = self.self_attn(ops.modulate(x_BNC, scale_sa, shift_sa, self.eps), rotary)
-        x_BNC = ops.gate(x_BNC, y_BNC, gate_sa)
-        x_BNC = x_BNC + self.cross_attn(self.norm3(x_BNC), *context)
-        return ops.gate(x_BNC, self.ffn(ops.modulate(x_BNC, scale_ff, shift_ff, self.eps)), gate_ff)
+
+        def norm1(x_BNC):
+            return ops.modulate(x_BNC, scale_sa, shift_sa, self.eps)
+
+        x_BNC = ops.gate(x_BNC, self.self_attn(x_BNC, norm1, rotary), gate_sa)
+        x_BNC = x_BNC + self.cross_attn(x_BNC, self.norm3, *context)
+        if torch.is_grad_enabled():
+            return self._mlp(x_BNC, scale_ff, shift_ff, gate_ff)
+        chunks = x_BNC.chunk(-(-x_BNC.shape[1] // MLP_ROWS), 1)
+        return torch.cat([self._mlp(rows, scale_ff, shift_ff, gate_ff) for rows in chunks], 1)
+
+    def _mlp(self, x_BNC, scale, shift, gate):
+        return ops.gate(x_BNC, self.ffn(ops.modulate(x_BNC, scale, shift, self.eps)), gate)
+
+
+class LayerNorm(nn.LayerNorm):
+    """The affine one: ops.modulate by a gain and a shift that all clips share, fp32 beside a bf16 stream."""
+
+    def forward(self, x_BNC):
+        s_BC, b_BC = (a.repeat(x_BNC.shape[0], 1) for a in (self.weight - 1, self.bias))
+        return ops.modulate(x_BNC, s_BC, b_BC, self.eps)
 
 
 class RMSNorm(nn.Module):
@@ -149,10 +186,16 @@ class SelfAttention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(c.dim, c.dim) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(c.dim), RMSNorm(c.dim)
 
-    def forward(self, x_BNC, rotary: tuple):
+    def forward(self, x_BNC, norm: Callable, rotary: tuple):
+        """Of norm(x): normalised here, because a module's arguments live as long as its call."""
+        x_BNC = norm(x_BNC)
         q = ops.norm_rope(self.q(x_BNC), self.norm_q.weight, *rotary, self.eps)
         k = ops.norm_rope(self.k(x_BNC), self.norm_k.weight, *rotary, self.eps)
-        return self.o(_attend(q, k, self.v(x_BNC), self.heads))
+        v = self.v(x_BNC)
+        del x_BNC                       # attention is the peak: only its operands live beside the stream
+        y_BNC = _attend(q, k, v, self.heads)
+        del q, k, v
+        return self.o(y_BNC)
 
 
 class CrossAttention(SelfAttention):
@@ -167,13 +210,16 @@ class CrossAttention(SelfAttention):
             self.k_img, self.v_img = nn.Linear(c.dim, c.dim), nn.Linear(c.dim, c.dim)
             self.norm_k_img = RMSNorm(c.dim)
 
-    def forward(self, x_BNC, text_BLC: Tensor, image_BMC: Tensor | None):
-        q = ops.norm_rope(self.q(x_BNC), self.norm_q.weight, None, None, self.eps)
+    def forward(self, x_BNC, norm: Callable, text_BLC: Tensor, image_BMC: Tensor | None):
+        q = ops.norm_rope(self.q(norm(x_BNC)), self.norm_q.weight, None, None, self.eps)
         k = ops.norm_rope(self.k(text_BLC), self.norm_k.weight, None, None, self.eps)
         y_BNC = _attend(q, k, self.v(text_BLC), self.heads)
         if image_BMC is not None:
             k = ops.norm_rope(self.k_img(image_BMC), self.norm_k_img.weight, None, None, self.eps)
-            y_BNC = y_BNC + _attend(q, k, self.v_img(image_BMC), self.heads)
+            z_BNC = _attend(q, k, self.v_img(image_BMC), self.heads)
+            del q
+            y_BNC = y_BNC + z_BNC
+            del z_BNC
         return self.o(y_BNC)
 
 
@@ -199,8 +245,8 @@ class ImageEmbedding(nn.Module):
 
     def __init__(self, image_dim: int, dim: int):
         super().__init__()
-        self.proj = nn.Sequential(nn.LayerNorm(image_dim), nn.Linear(image_dim, image_dim), nn.GELU(),
-                                  nn.Linear(image_dim, dim), nn.LayerNorm(dim))
+        self.proj = nn.Sequential(LayerNorm(image_dim), nn.Linear(image_dim, image_dim), nn.GELU(),
+                                  nn.Linear(image_dim, dim), LayerNorm(dim))
 
     def forward(self, image_BME: Tensor) -> Tensor:
         return self.proj(image_BME)
@@ -216,6 +262,11 @@ def _patches(x_BCTHW):
     B, C, T, H, W = x_BCTHW.shape
     x = x_BCTHW.reshape(B, C, T, H // PATCH, PATCH, W // PATCH, PATCH)
     return x.permute(0, 2, 3, 5, 1, 4, 6).reshape(B, T * (H // PATCH) * (W // PATCH), C * PATCH * PATCH)
+
+
+def _fits(shape: tuple, want: tuple) -> bool:
+    """Whether the sizes are the wanted ones; L and M stand for any."""
+    return len(shape) == len(want) and all(w in (n, "L", "M") for n, w in zip(shape, want, strict=True))
 
 
 def rotary_tables(T: int, H: int, W: int, D: int, device) -> tuple[Tensor, Tensor]:
@@ -249,3 +300,12 @@ def initialise(net: Wan, rng: torch.Generator) -> None:
     for block in (*net.blocks, net.head):
         nn.init.normal_(block.modulation, std=net.config.dim**-0.5, generator=rng)
     nn.init.zeros_(net.head.head.weight)
+
+
+def cast(net: Wan, dtype: torch.dtype) -> Wan:
+    """Store the stream's linear maps as dtype, in place; all of time, norms and modulations stay fp32."""
+    of_time = {*net.time_embedding, *net.time_projection}
+    for module in net.modules():
+        if isinstance(module, nn.Linear | nn.Conv3d) and module not in of_time:
+            module.to(dtype)
+    return net

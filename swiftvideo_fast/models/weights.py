@@ -1,6 +1,7 @@
 """Weight files that say what they are: safetensors with the network's sizes and sampling in the header."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +12,33 @@ from torch import Tensor, nn
 
 from swiftvideo_fast.atomic import whole
 from swiftvideo_fast.models.wan import Wan, WanConfig
+
+# Modules and parameters, the released checkpoint's name: diffusers' WanTransformer3DModel's.
+DIFFUSERS = {
+    "patch_embedding": "patch_embedding",
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
+    "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
+    "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
+    "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
+    "head.head": "proj_out",
+    "head.modulation": "scale_shift_table",
+} | {f"blocks.N.{ours}": f"blocks.N.{theirs}" for ours, theirs in {
+    **{f"{a}.{ours}": f"{b}.{theirs}" for a, b in (("self_attn", "attn1"), ("cross_attn", "attn2"))
+       for ours, theirs in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"),
+                            ("norm_q", "norm_q"), ("norm_k", "norm_k"))},
+    "cross_attn.k_img": "attn2.add_k_proj",
+    "cross_attn.v_img": "attn2.add_v_proj",
+    "cross_attn.norm_k_img": "attn2.norm_added_k",
+    "norm3": "norm2",                   # theirs counts the norms in the order they run
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+    "modulation": "scale_shift_table",
+}.items()}
 
 
 def save(net: Wan, path: Path | str, dtype: torch.dtype = torch.float32, **about) -> None:
@@ -32,7 +60,7 @@ def read(path: Path | str, mend: str = "restore it from its source") -> tuple[di
 
 
 def load(path: Path | str) -> Wan:
-    """The network a file by `save` holds, in fp32; ValueError when names or shapes do not fit its own sizes."""
+    """The network a file by `save` holds, in fp32; ValueError when names or shapes do not fit its sizes."""
     tensors, header = read(path)
     if "config" not in header:
         raise ValueError(f"{path}: its header names no network sizes; want a file written by swiftvideo")
@@ -58,3 +86,26 @@ def check(tensors: dict[str, Tensor], want: dict[str, tuple[int, ...]], source: 
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise ValueError(f"{source}: does not fit: {'; '.join(wrong[:3])}{more}")
+
+
+def to_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under the names of diffusers' WanTransformer3DModel; ValueError for a name unknown."""
+    return {_renamed(name, DIFFUSERS): tensor for name, tensor in tensors.items()}
+
+
+def from_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `to_diffusers`."""
+    ours = {theirs: ours for ours, theirs in DIFFUSERS.items()}
+    return {_renamed(name, ours): tensor for name, tensor in tensors.items()}
+
+
+def _renamed(name: str, names: dict[str, str]) -> str:
+    block = re.match(r"blocks\.(\d+)\.", name)
+    number = block[1] if block else ""
+    generic = f"blocks.N.{name[block.end():]}" if block else name
+    module, _, leaf = generic.rpartition(".")
+    if generic in names:
+        return names[generic].replace("N", number)
+    if module in names:
+        return f"{names[module].replace('N', number)}.{leaf}"
+    raise ValueError(f"{name}: no parameter of Wan; want one of {', '.join(names)} (.weight, .bias)")

@@ -29,7 +29,7 @@ def ccd_loss_op(F_student: Tensor, F: Tensor, g: Tensor) -> tuple[Tensor, Tensor
 
 @ccd_loss_op.register_kernel("cuda")
 def _(F_student, F, g):
-    from swiftvideo_kernels.ccd_loss import ccd_loss as launch
+    from swiftvideo_kernels.tangent import ccd_loss as launch
 
     _check(F_student, F, g)
     return launch(F_student, F, g)

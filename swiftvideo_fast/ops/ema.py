@@ -26,7 +26,7 @@ def ema_op(average: list[Tensor], master: list[Tensor], decay: float, copy: list
 
 @ema_op.register_kernel("cuda")
 def _(average, master, decay, copy):
-    from swiftvideo_kernels.ema_ import ema_ as launch
+    from swiftvideo_kernels.ema import ema_ as launch
 
     _check(average, master, copy)
     launch(average, master, decay, copy or None)
@@ -42,11 +42,13 @@ def _check(average: list[Tensor], master: list[Tensor], copy: list[Tensor]) -> N
         raise ValueError(f"ema_: master and copy hold {len(master)} and {len(copy)} tensors; "
                          f"want one for each of the {len(average)} in average")
     for i, (a, m) in enumerate(zip(average, master, strict=True)):
-        check.shaped("ema_", f"average[{i}]'s axes", a.shape, **{f"master[{i}]": m})
-        check.stored("ema_", check.wide(a.dtype), **{f"average[{i}]": a, f"master[{i}]": m})
+        if m.shape != a.shape or m.dtype != average[0].dtype or a.dtype != check.wide(m.dtype):
+            raise ValueError(f"ema_: average[{i}] is {tuple(a.shape)} {a.dtype}, master[{i}] "
+                             f"{tuple(m.shape)} {m.dtype}; want one shape, in float32 (or float64)")
     for i, (a, c) in enumerate(zip(average, copy, strict=False)):
-        check.shaped("ema_", f"average[{i}]'s axes", a.shape, **{f"copy[{i}]": c})
-        check.stored("ema_", c.dtype, **{f"copy[{i}]": c})
+        if c.shape != a.shape or c.dtype != copy[0].dtype or check.wide(c.dtype) != a.dtype:
+            raise ValueError(f"ema_: copy[{i}] is {tuple(c.shape)} {c.dtype}; want {tuple(a.shape)} in one "
+                             f"dtype, that of average or narrower")
     for name, tensors in (("average", average), ("copy", copy)):
         for i, x in enumerate(tensors):
             if not x.is_contiguous():

@@ -50,7 +50,7 @@ def gate_jvp(x: Tensor, tx: Tensor | None, y: Tensor, ty: Tensor | None, g: Tens
 
 @gate_jvp.register_kernel("cuda")
 def _(x, tx, y, ty, g, tg):
-    from swiftvideo_kernels.gate_jvp import gate_jvp as launch
+    from swiftvideo_kernels.gate import gate_jvp as launch
 
     _check("gate_jvp", x, y, g, tx, ty, tg)
     return launch(x, tx, y, ty, g, tg)
@@ -69,7 +69,9 @@ def gate_backward(dz: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
 
 @gate_backward.register_kernel("cuda")
 def _(dz, y, g):
-    return (dz * g[:, None]).to(y.dtype), torch.einsum("bnc,bnc->bc", dz.float(), y.float()).to(g.dtype)
+    from swiftvideo_kernels.gate import gate_backward as launch
+
+    return launch(dz, y, g)
 
 
 @gate_backward.register_fake

@@ -28,7 +28,7 @@ def gelu_jvp(x: Tensor, tx: Tensor) -> tuple[Tensor, Tensor]:
 
 @gelu_jvp.register_kernel("cuda")
 def _(x, tx):
-    from swiftvideo_kernels.gelu_jvp import gelu_jvp as launch
+    from swiftvideo_kernels.gelu import gelu_jvp as launch
 
     _check(x, tx)
     return launch(x, tx)

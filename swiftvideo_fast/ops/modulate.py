@@ -50,7 +50,7 @@ def modulate_jvp(x: Tensor, tx: Tensor | None, s: Tensor, ts: Tensor | None, b: 
 
 @modulate_jvp.register_kernel("cuda")
 def _(x, tx, s, ts, b, tb, eps):
-    from swiftvideo_kernels.modulate_jvp import modulate_jvp as launch
+    from swiftvideo_kernels.modulate import modulate_jvp as launch
 
     _check("modulate_jvp", x, s, b, tx, ts, tb)
     return launch(x, tx, s, ts, b, tb, eps)
@@ -69,12 +69,9 @@ def modulate_backward(dy: Tensor, x: Tensor, s: Tensor, eps: float) -> tuple[Ten
 
 @modulate_backward.register_kernel("cuda")
 def _(dy, x, s, eps):
-    dy, wide_x, gain = dy.float(), x.float(), 1 + s.float()[:, None]
-    rstd = (wide_x.var(-1, correction=0, keepdim=True) + eps).rsqrt()
-    n = (wide_x - wide_x.mean(-1, keepdim=True)) * rstd
-    dn = dy * gain
-    dx = rstd * (dn - dn.mean(-1, keepdim=True) - n * (n * dn).mean(-1, keepdim=True))
-    return dx.to(x.dtype), (dy * n).sum(1).to(s.dtype), dy.sum(1).to(s.dtype)
+    from swiftvideo_kernels.modulate import modulate_backward as launch
+
+    return launch(dy, x, s, eps)
 
 
 @modulate_backward.register_fake

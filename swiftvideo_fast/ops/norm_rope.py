@@ -52,7 +52,7 @@ def norm_rope_jvp(x: Tensor, tx: Tensor, w: Tensor, cos: Tensor | None, sin: Ten
 
 @norm_rope_jvp.register_kernel("cuda")
 def _(x, tx, w, cos, sin, eps):
-    from swiftvideo_kernels.norm_rope_jvp import norm_rope_jvp as launch
+    from swiftvideo_kernels.norm_rope import norm_rope_jvp as launch
 
     _check("norm_rope_jvp", x, w, cos, sin, tx)
     return launch(x, tx, w, cos, sin, eps)
@@ -72,14 +72,9 @@ def norm_rope_backward(dy: Tensor, x: Tensor, w: Tensor, cos: Tensor | None, sin
 
 @norm_rope_backward.register_kernel("cuda")
 def _(dy, x, w, cos, sin, eps):
-    dy, wide_x = dy.float(), x.float()
-    if cos is not None:
-        even, odd = dy.unflatten(-1, (-1, cos.shape[-1], 2)).unbind(-1)
-        cos, sin = cos[:, None].float(), sin[:, None].float()
-        dy = torch.stack((even * cos + odd * sin, odd * cos - even * sin), -1).reshape(x.shape)
-    rstd = ((wide_x * wide_x).mean(-1, keepdim=True) + eps).rsqrt()
-    n, dn = wide_x * rstd, dy * w.float()
-    return (rstd * (dn - n * (n * dn).mean(-1, keepdim=True))).to(x.dtype), (dy * n).sum((0, 1)).to(w.dtype)
+    from swiftvideo_kernels.norm_rope import norm_rope_backward as launch
+
+    return launch(dy, x, w, cos, sin, eps)
 
 
 @norm_rope_backward.register_fake

@@ -8,7 +8,7 @@ The value comes from torch's own kernel; the tangent goes over blocks of query r
 import torch
 import torch.nn.functional as F
 
-from swiftvideo_fast.dual import duals, join, parts, primals, rule
+from swiftvideo_fast.dual import carries, join, parts, primals, rule
 
 BLOCK_ELEMENTS = 1 << 22                       # of one block's S over all heads: 16 MB in fp32
 
@@ -19,7 +19,7 @@ def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False,
         return _written_out(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     q, k, v, mask = primals([query, key, value, attn_mask])
     o = F.scaled_dot_product_attention(q, k, v, mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
-    if not duals([query, key, value, attn_mask]):
+    if not carries((query, key, value, attn_mask)):
         return o
     with torch.no_grad():
         t = _tangent(query, key, value, attn_mask, is_causal, scale, enable_gqa)

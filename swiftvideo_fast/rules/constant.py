@@ -5,10 +5,7 @@ Reading a number out of a Dual (item, float, tolist, numpy) would lose its tange
 
 from functools import partial
 
-import torch
-from torch import Tensor
-
-from swiftvideo_fast.dual import Dual, NoTangent, named, primals, rule
+from swiftvideo_fast.dual import Dual, NoTangent, named, primals, rule, smooth
 
 ASKED = """
     __eq__ __ne__ __lt__ __le__ __gt__ __ge__ eq ne lt le gt ge not_equal less less_equal greater greater_equal equal
@@ -18,35 +15,36 @@ ASKED = """
     size dim ndimension numel nelement stride storage_offset is_contiguous is_floating_point is_complex is_signed
     is_pinned is_shared is_same_size is_set_to is_inference is_conj is_neg is_sparse get_device element_size
     data_ptr untyped_storage storage dim_order can_cast result_type
-    detach floor ceil round trunc fix sign sgn_ heaviside floor_divide __floordiv__ __rfloordiv__
-    ones_like rand_like randn_like randint_like new_tensor new_ones new_full full_like
-    int long short char byte bool
-    register_hook retain_grad backward requires_grad_
+    detach floor ceil round trunc fix sign floor_divide __floordiv__ __rfloordiv__
+    rand_like randn_like randint_like new_tensor bernoulli multinomial one_hot
+    int long short char byte bool is_cuda
+    register_hook retain_grad backward
 """
 
 READS = "item tolist numpy __float__ __int__ __index__ __complex__ __array__ __dlpack__"
+BUFFERS = "empty_like zeros_like ones_like full_like new_empty new_zeros new_ones new_full new_empty_strided"
 
 
 def _ask(function, *args, **kwargs):
-    return function(*primals(args), **{k: primals(v) for k, v in kwargs.items()})
+    return function(*primals(args), **primals(kwargs))
 
 
 def _refuse(function, x, *args, **kwargs):
-    if isinstance(x, Dual) and x.t is not None:
+    if x.tangent is not None and smooth(x.p):
         raise NoTangent(f"Tensor.{function.__name__}: the tangent of a Dual would be lost; "
                         "say x.detach() first where that is meant")
-    return function(primals(x), *args, **kwargs)
+    return function(x.p, *primals(args), **kwargs)
 
 
 def _buffer(function, *args, **kwargs):
     """An empty or zero tensor like a Dual: it may be written to, so it can receive a tangent."""
     made = _ask(function, *args, **kwargs)
-    return Dual(made, None) if made.is_floating_point() or made.is_complex() else made
+    return Dual(made, None) if smooth(made) else made
 
 
 for _function in named(*ASKED.split()):
     rule(_function)(partial(_ask, _function))
 for _function in named(*READS.split()):
     rule(_function)(partial(_refuse, _function))
-for _function in named(*"empty_like zeros_like new_empty new_zeros new_empty_strided".split()):
+for _function in named(*BUFFERS.split()):
     rule(_function)(partial(_buffer, _function))

@@ -47,14 +47,12 @@ BY_BACKWARD = {                              # f acts on each element alone, so 
 }
 
 
-def _unary(formula, y, x):
-    x, t = parts(x)
-    return formula(y, x, t)
+def _unary(formula, y, x, *_, **__):
+    return formula(y, x.p, x.tangent)
 
 
-def _by_backward(backward, y, x, **kwargs):
-    x, t = parts(x)
-    return backward(t.to(y.dtype), x.to(y.dtype), **kwargs)
+def _by_backward(backward, y, x, *_, inplace=False, **kwargs):
+    return backward(x.tangent.to(y.dtype), x.p.to(y.dtype), **kwargs)
 
 
 for _name, _formula in UNARY.items():
@@ -96,9 +94,9 @@ def _fresh(t: Tensor) -> Tensor:
     return t.clone()
 
 
-@rule("rsub", "__rsub__")
-def rsub(input, other, *, alpha=1):
-    return torch.sub(other, input, alpha=alpha) if isinstance(other, (Tensor, Dual)) else -input * alpha + other
+@tangent("rsub", "__rsub__")
+def rsub(y, input, other, *, alpha=1):
+    return sub(y, other, input, alpha=alpha)
 
 
 @tangent("mul", "multiply", "__mul__", "__rmul__")
@@ -119,7 +117,7 @@ def div(y, input, other, *, rounding_mode=None):
 
 @rule(Tensor.__rtruediv__, Tensor.__rdiv__)
 def rdiv(input, other):
-    return torch.reciprocal(input) * other
+    return torch.div(other, input)
 
 
 @tangent("pow", "float_power", "__pow__")
@@ -127,11 +125,11 @@ def power(y, input, exponent):
     (a, ta), (b, tb) = parts(input), parts(exponent)
     by_base = by_exponent = None
     if ta is not None:
-        by_base = torch.zeros_like(ta) if isinstance(b, (int, float)) and b == 0 else ta * (b * a ** (b - 1))
-        if isinstance(b, Tensor):
-            by_base = torch.where(b == 0, 0, by_base)
+        by_base = ta * (b * a ** (b - 1)) if isinstance(b, Tensor) or b != 0 else torch.zeros_like(ta)
+        by_base = torch.where(b == 0, 0, by_base) if isinstance(b, Tensor) else by_base
     if tb is not None:
-        by_exponent = tb * torch.where((y == 0) & (torch.as_tensor(b).real >= 0), 0, y * torch.log(torch.as_tensor(a)))
+        a, b = torch.as_tensor(a, device=y.device), torch.as_tensor(b, device=y.device)
+        by_exponent = tb * torch.where((a == 0) & (b.real >= 0), 0, y * a.to(y.dtype).log())
     return total([by_base, by_exponent])
 
 
@@ -142,34 +140,27 @@ def rpow(input, other):
 
 @tangent("abs", "absolute", "__abs__")
 def absolute(y, x):
-    return (x.t.conj() * x.p.sgn()).real if x.p.is_complex() else x.t * x.p.sgn()
+    return (x.tangent.conj() * x.p.sgn()).real if x.p.is_complex() else x.tangent * x.p.sgn()
 
 
 @tangent("softplus")
 def softplus(y, x, beta=1, threshold=20):
-    return aten.softplus_backward(x.t, x.p, beta, threshold)
+    return aten.softplus_backward(x.tangent, x.p, beta, threshold)
 
 
 @tangent("elu")
-def elu(y, x, alpha=1.0, scale=1.0, input_scale=1.0):
-    return aten.elu_backward(x.t, alpha, scale, input_scale, False, x.p)
+def elu(y, x, alpha=1.0, *_, **__):
+    return aten.elu_backward(x.tangent, alpha, 1.0, 1.0, False, x.p)
 
 
 @tangent("leaky_relu")
-def leaky_relu(y, x, negative_slope=0.01):
-    return torch.where(x.p > 0, x.t, x.t * negative_slope)
+def leaky_relu(y, x, negative_slope=0.01, *_, **__):
+    return aten.leaky_relu_backward(x.tangent, x.p, negative_slope, False)
 
 
 @tangent("glu")
 def glu(y, x, dim=-1):
-    return aten.glu_jvp(y, x.p, x.t, dim)
-
-
-@tangent("clamp_min", "clamp_max")
-def clamp_one(y, x, bound):
-    (x, t), (_, tb) = parts(x), parts(bound)
-    kept = x == y
-    return torch.where(kept, 0 if t is None else t, 0 if tb is None else tb)
+    return aten.glu_jvp(y, x.p, x.tangent, dim)
 
 
 @tangent("addcmul")

@@ -22,13 +22,13 @@ def _mean_under_softmax(x: Tensor, t: Tensor, dim: int) -> Tensor:
 
 
 @tangent("softmax")
-def softmax(y, input, dim, dtype=None):
+def softmax(y, input, dim=None, *_, **__):
     x, t = (a.to(y.dtype) for a in parts(input))
     return y * (t - _mean_under_softmax(x, t, dim))
 
 
 @tangent("log_softmax")
-def log_softmax(y, input, dim, dtype=None):
+def log_softmax(y, input, dim=None, *_, **__):
     x, t = (a.to(y.dtype) for a in parts(input))
     return t - _mean_under_softmax(x, t, dim)
 

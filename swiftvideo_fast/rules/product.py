@@ -33,20 +33,21 @@ def linear(y, input, weight, bias=None):
     return total(terms).expand(y.shape)
 
 
-def _convolution(function, y, input, weight, bias=None, *args, **kwargs):
+def _convolution(axes, function, y, input, weight, bias=None, *args, **kwargs):
     (x, tx), (w, tw), (_, tb) = parts(input), parts(weight), parts(bias)
     return total([
         None if tx is None else function(tx, w, None, *args, **kwargs),
         None if tw is None else function(x, tw, None, *args, **kwargs),
-        None if tb is None else tb.view(-1, *[1] * (y.dim() - (2 if x.dim() == y.dim() and x.dim() > 2 else 1))),
+        None if tb is None else tb.view(-1, *[1] * axes),
     ])
 
 
-for _function in named(*CONVOLUTIONS.split()):
-    tangent(_function)(partial(_convolution, _function))
+for _name in CONVOLUTIONS.split():
+    for _function in named(_name):
+        tangent(_function)(partial(_convolution, int(_name[-2]), _function))
 
 
-@tangent(torch._C._VariableFunctions.einsum)
+@tangent("einsum")
 def einsum(y, equation, *operands, **kwargs):
     """torch.einsum, whose operands come one by one or as one list."""
     operands = list(operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands)

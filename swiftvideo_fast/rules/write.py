@@ -1,59 +1,118 @@
-"""In-place writes.  The tangent is written in place too, so every view of the Dual sees it."""
+"""In-place writes: the value is made out of place by the rules, then copied over primal and tangent.
+
+Both are written where they lie, so every view of the Dual sees the write.
+"""
 
 from functools import partial
+from inspect import signature
+from types import FunctionType
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from swiftvideo_fast.dual import RULES, Dual, NoTangent, call, duals, name_of, named, parts, primals, rule
+from swiftvideo_fast.dual import (
+    IN_PLACE_OPERATORS, NAMESPACES, RULES, Dual, NoTangent, by_torch, call, name_of, named, parts, primals, rule,
+)
 
-CONSTANT = "zero_ fill_ normal_ uniform_ bernoulli_ exponential_ geometric_ cauchy_ log_normal_ random_"
+FILLS = "zero_ normal_ uniform_ bernoulli_ exponential_ geometric_ cauchy_ log_normal_ random_"
+RESHAPES = "squeeze_ unsqueeze_ transpose_ swapaxes_ swapdims_ t_ as_strided_"
 
 
-def write(function, x, t_of, *args, **kwargs):
-    """x.p is written by torch; x.t becomes t_of()."""
+def _target(function, x) -> Dual:
+    if isinstance(x, Dual):
+        return x
+    raise NoTangent(f"{name_of(function)}: a Dual written into a plain tensor would lose its tangent; make the buffer "
+                    "from a Dual (empty_like, new_zeros), or write inside jvp, in eager")
 
 
-@rule(Tensor.__setitem__)
-def setitem(x, index, value):
-    (v, tv) = parts(value)
-    x = _writable(Tensor.__setitem__, x, value)
-    if tv is not None and x.t is None:
-        x.t = torch.zeros_like(x.p)
-    if x.t is not None:
+def _set_tangent(x: Dual, t: Tensor | None, index=...) -> None:
+    if x.tangent is None and t is not None:
+        x.tangent = torch.zeros_like(x.p, requires_grad=False)
+    if x.tangent is not None:
         with torch.no_grad():
-            x.t[index] = 0 if tv is None else tv
-    x.p[index] = v
+            x.tangent[index] = 0 if t is None else t
 
 
-def _writable(function, x, *sources) -> Dual:
-    if not isinstance(x, Dual):
-        raise NoTangent(f"{name_of(function)}: a Dual written into a plain tensor would lose its tangent; "
-                        "make the buffer from a Dual (empty_like, zeros_like, new_zeros) or write out of place")
+def _overwrite(x: Dual, y) -> Dual:
+    p, t = parts(y)
+    x.p.copy_(p)
+    _set_tangent(x, t)
     return x
 
 
 def _in_place(function, out_of_place, x, *args, **kwargs):
-    _writable(function, x, *args)
+    """With the tape on, torch's own function writes the primal: it knows what backward must keep."""
+    _target(function, x)
     with torch.no_grad():
-        _, t = parts(call(out_of_place, (x, *args), kwargs) if duals([x, list(args), list(kwargs.values())]) else x.p)
-    function(x.p, *primals(args), **{k: primals(v) for k, v in kwargs.items()})
-    if t is not None and x.t is None:
-        x.t = torch.zeros_like(x.p)
-    if x.t is not None:
-        with torch.no_grad():
-            x.t.zero_() if t is None else x.t.copy_(t)
+        y = call(out_of_place, (x, *args), kwargs)
+    if y.shape != x.shape:
+        raise NoTangent(f"{name_of(function)}: it would resize the Dual from {tuple(x.shape)} to {tuple(y.shape)}")
+    if not torch.is_grad_enabled():
+        return _overwrite(x, y)
+    function(x.p, *primals(args), **primals(kwargs))
+    _set_tangent(x, parts(y)[1])
     return x
 
 
-def _copied(y, source, non_blocking=False):
-    return source
+def _flagged(out_of_place, position, x, *args, inplace=False, **kwargs):
+    """F.relu(x, inplace=True) and its like; `position` is where the flag stands among the arguments after x."""
+    y = out_of_place(x, *args[:position], **kwargs)
+    return _overwrite(x, y) if inplace or len(args) > position and args[position] else y
 
 
-for _name in dir(Tensor):
-    if _name.endswith("_") and not _name.startswith("_") and hasattr(Tensor, _name[:-1]):
-        for _function in named(_name):
-            RULES.setdefault(_function, partial(_in_place, _function, getattr(Tensor, _name[:-1])))
-for _name in "add sub mul truediv pow".split():
-    _function = getattr(Tensor, f"__i{_name}__")
-    rule(_function)(partial(_in_place, _function, getattr(Tensor, f"__{_name}__")))
+@rule(Tensor.__setitem__)
+def setitem(x, index, value):
+    v, t = parts(value)
+    _target(Tensor.__setitem__, x).p[primals(index)] = v
+    _set_tangent(x, t, primals(index))
+
+
+@rule(Tensor.copy_)
+def copy_(x, source, non_blocking=False):
+    return _overwrite(_target(Tensor.copy_, x), source)
+
+
+@rule("dropout_")
+def dropout_(x, p, train):
+    return _overwrite(x, torch.dropout(x, p, train))
+
+
+@rule(Tensor.requires_grad_)
+def requires_grad_(x, requires_grad=True):
+    x.p.requires_grad_(requires_grad)
+    return x
+
+
+def _fill(function, x, *args, **kwargs):
+    function(x.p, *primals(args), **primals(kwargs))
+    _set_tangent(x, None)
+    return x
+
+
+def _reshape(function, x, *args, **kwargs):
+    function(x.p, *args, **kwargs)
+    if x.tangent is not None:
+        function(x.tangent, *args, **kwargs)
+    return x
+
+
+def _by_torch(function, *args, **kwargs):
+    return by_torch(function, args, kwargs)
+
+
+for _function in named(*FILLS.split()):
+    rule(_function)(partial(_fill, _function))
+for _function in named(*RESHAPES.split()):
+    rule(_function)(partial(_reshape, _function))
+
+for _name in {name for home in NAMESPACES for name in dir(home) if name.endswith("_") and not name.startswith("_")}:
+    for _home, _function in [(h, getattr(h, _name)) for h in NAMESPACES if callable(getattr(h, _name, None))]:
+        for _out_of_place in [getattr(h, _name[:-1]) for h in (_home, *NAMESPACES) if hasattr(h, _name[:-1])][:1]:
+            RULES.setdefault(_function, partial(_in_place, _function, _out_of_place))
+for _name in IN_PLACE_OPERATORS:
+    _function = getattr(Tensor, _name)
+    rule(_function)(partial(_in_place, _function, getattr(Tensor, _name.replace("__i", "__", 1))))
+for _function in [f for f in vars(F).values() if isinstance(f, FunctionType) and "inplace" in signature(f).parameters]:
+    _position = list(signature(_function).parameters).index("inplace") - 1
+    rule(_function)(partial(_flagged, RULES.get(_function) or partial(_by_torch, _function), _position))

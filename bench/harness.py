@@ -1,0 +1,154 @@
+"""Cases, and how one is measured: agreement with torch first, then time, then the allocator's peak.
+
+Everything of a row is timed turn about in one process, so that clocks and neighbours move all sides together;
+the figure to keep is the median over rounds of ours / torch.  With one thread on a CPU the clock is the
+process's own CPU time, which neighbours' turns do not lengthen; else it is the wall's.  The limit, a plain copy
+of the bytes a case must move or a plain matmul, is timed in the same rounds.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._pytree import tree_leaves
+
+AGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 3e-2}       # relative, Frobenius; tests/ ask for more
+MATMUL = {"cpu": 768, "cuda": 8192}                           # side of the square product that is the limit
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two ways to the same tensors, and what the work costs; a callable that returns None is not compared."""
+
+    ours: Callable
+    torch: Callable
+    bytes_moved: int = 0                                      # the least the op can move
+    flops: int = 0
+    peers: dict[str, Callable] = field(default_factory=dict)  # others, timed beside the two
+
+
+@dataclass(frozen=True)
+class Row:
+    """A case measured.  ratio: ours / torch.  rate: of `unit`; share: of the limit's rate in the same rounds.
+
+    peak, torch_peak: bytes a call had allocated at most, its inputs apart.  peers: ours / theirs.
+    """
+
+    name: str
+    ms: float
+    torch_ms: float
+    ratio: float
+    rate: float
+    unit: str
+    share: float
+    limit: str
+    peak: int
+    torch_peak: int
+    peers: dict[str, float]
+
+
+CASES: dict[str, Callable[..., Case]] = {}
+
+
+def case(name: str, **shapes: tuple):
+    """Register build(*shape, device, dtype) for each named shape; the ones a CPU runs are named cpu..."""
+    def register(build):
+        for label, shape in shapes.items():
+            CASES[f"{name}/{label}"] = lambda build=build, shape=shape, **kw: build(*shape, **kw)
+        return build
+    return register
+
+
+def fault(case: Case, dtype: torch.dtype) -> str | None:
+    """What is wrong with ours: it raises, or it is not torch's result; None if it is right."""
+    try:
+        ours, theirs = case.ours(), case.torch()
+    except Exception as error:                                # whatever it is, the other cases go on
+        return f"{type(error).__name__}: {error}"
+    apart = 0.0 if theirs is None else disagreement(ours, theirs)
+    return None if apart <= AGREEMENT[dtype] else f"{apart:.1e} away from torch's result"
+
+
+def disagreement(ours, theirs) -> float:
+    """The largest relative Frobenius distance between the tensors of two results; nan if any is."""
+    ours, theirs = ([x.double() for x in tree_leaves(r) if isinstance(x, Tensor)] for r in (ours, theirs))
+    apart = [(a - b).norm() / b.norm().clamp_min(1e-30) for a, b in zip(ours, theirs, strict=True)]
+    return torch.stack(apart).max().item() if apart else 0.0
+
+
+def clock(device: str) -> Callable[[], float]:
+    """Seconds, when all work given so far is done."""
+    if device == "cpu":
+        return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+    def after_sync() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return after_sync
+
+
+def rounds(ways: dict[str, Callable], device: str, seconds: float) -> dict[str, list[float]]:
+    """Milliseconds of each way in each round, turn about, for so many seconds and at least seven rounds."""
+    now = clock(device)
+    for run in ways.values():
+        run()
+    ms = {name: [] for name in ways}
+    start = now()
+    while now() < start + seconds or len(ms["ours"]) < 7:
+        for name, run in ways.items():
+            before = now()
+            run()
+            ms[name].append(1e3 * (now() - before))
+    return ms
+
+
+def ratio(ms: dict[str, list[float]], way: str, to: str) -> float:
+    return median(a / b for a, b in zip(ms[way], ms[to], strict=True))
+
+
+def allocated(run: Callable, device: str) -> int:
+    """The most bytes one call had allocated beyond those before it: the allocator's own record."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    alive = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        alive += event.nbytes()
+        peak = max(peak, alive)
+    return peak
+
+
+def limit(case: Case, device: str, dtype: torch.dtype) -> tuple[str, Callable, float]:
+    """(its name, one run of it, the bytes or flops of that run)."""
+    if case.flops:
+        side = MATMUL[device]
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        return "matmul", lambda: a @ b, 2 * side**3
+    source = torch.ones(max(1, case.bytes_moved // 8), device=device)
+    target = torch.ones_like(source)
+    return "copy", lambda: target.copy_(source), 8 * source.numel()
+
+
+def measure(name: str, case: Case, device: str, dtype: torch.dtype, seconds: float = 1.0) -> Row:
+    """Time the case and weigh it."""
+    named, run, work = limit(case, device, dtype)
+    ms = rounds({"ours": case.ours, "torch": case.torch, named: run} | case.peers, device, seconds)
+    mine = median(ms["ours"])
+    cost = case.flops or case.bytes_moved
+    return Row(
+        name, mine, median(ms["torch"]), ratio(ms, "ours", "torch"),
+        rate=cost / mine / (1e9 if case.flops else 1e6), unit="TFLOP/s" if case.flops else "GB/s",
+        share=ratio(ms, named, "ours") * cost / work, limit=named,
+        peak=allocated(case.ours, device), torch_peak=allocated(case.torch, device),
+        peers={peer: ratio(ms, "ours", peer) for peer in case.peers})

@@ -1,0 +1,165 @@
+"""Forward-mode attention on this GPU: errors, speed, memory, and everything it can be held against.
+
+    python -m bench versus [--record] [--peer package.module:function ...]
+
+At each shape: the error of sampled query rows against float64, the launched kernel, the table's other
+entries, the two-pass form, each plain forward installed, and the peers.  A peer takes (q, k, v, tq, tk, tv)
+and returns (o, to).  Speeds count six matrix products a JVP (12 B H N M D) and two a forward; "forwards" is
+a time in units of the fastest forward's (a JVP's ideal is 3.0).  What fails is said and left out.
+"""
+
+import argparse
+import importlib
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+import triton
+from swiftvideo_kernels import attention as primal
+from swiftvideo_kernels.attention_jvp import attention_jvp
+from swiftvideo_kernels.attention_tangent import attention_tangent
+from swiftvideo_kernels.tiles import TILES, family
+from torch import Tensor
+
+from swiftvideo_fast.ops import reference
+
+RECORD = Path(__file__).with_name("gpu.json")                 # {device: {shape: {way: figures}}}
+SHAPES = {                                                    # (B, H, N, D)
+    "wan_1_3b": (1, 12, 24960, 128),                          # 61 frames of 832 x 480
+    "wan_14b": (1, 40, 32760, 128),                           # 81 frames
+    "width_64": (2, 24, 8192, 64),
+    "small": (1, 12, 4096, 128),                              # where torch.func.jvp of math attention fits
+}
+BARS = 2.5e-3, 3.5e-3                                         # relative error of o, to; kernels/README.md
+BEST_FORWARDS = 3.4
+
+
+def sampled_error(args: list[Tensor], o: Tensor, to: Tensor, rows: int = 48) -> tuple[float, float]:
+    """Relative Frobenius error of o and to over `rows` queries of every head, the last one among them."""
+    q, k, v, tq, tk, tv = args
+    some = torch.linspace(0, q.shape[2] - 1, rows, device=q.device).long()
+    apart = torch.zeros(2, 2, dtype=torch.float64, device=q.device)
+    for head in range(q.shape[1]):
+        primals = [x[:, head : head + 1].double() for x in (q[:, :, some], k, v)]
+        tangents = [x[:, head : head + 1].double() for x in (tq[:, :, some], tk, tv)]
+        exact = reference.jvp(reference.attention, tuple(primals), tuple(tangents))
+        for i, (got, want) in enumerate(zip((o, to), exact, strict=True)):
+            mine = got[:, head : head + 1, some].double()
+            apart[i] += torch.stack(((mine - want).square().sum(), want.square().sum()))
+    return tuple((apart[:, 0] / apart[:, 1]).sqrt().tolist())
+
+
+def forwards(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable]:
+    """Each plain forward this machine may have."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def cudnn():
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    scale = q.shape[-1] ** -0.5
+    ways = {"flash-attn 3": primal._flash_3, "flash-attn 2": primal._flash_2, "aten flash": primal._flash}
+    return {name: partial(way, q, k, v, scale, False) for name, way in ways.items()} | {"cudnn": cudnn}
+
+
+def jvps(name: str, args: list[Tensor], peers: list[str]) -> dict[str, Callable]:
+    """Each way to (o, to); the first is ours."""
+    q, k, v, tq, tk, tv = args
+    scale, D = q.shape[-1] ** -0.5, q.shape[-1]
+
+    def two_pass(at=None):
+        o, lse = primal.attention(q, k, v, scale, False)
+        return o, attention_tangent(q, tq, k, tk, v, tv, o, lse, scale, False, at=at)
+
+    def pypi():
+        from jvp_flash_attention.jvp_attention import attention
+        return torch.func.jvp(attention, (q, k, v), (tq, tk, tv))
+
+    def one_pass(at=None):
+        return attention_jvp(q, tq, k, tk, v, tv, scale, False, at=at)[:2]
+
+    ways = {"ours": one_pass}
+    row = family(q.dtype), max(64, triton.next_power_of_2(D))
+    for at in TILES.get(("attention_jvp", *row), ())[1:]:
+        ways[f"one pass {tuple(at)}"] = partial(one_pass, at)
+    for at in TILES[("attention_tangent", *row)]:
+        ways[f"two passes {tuple(at)}"] = partial(two_pass, at)
+    ways["jvp-flash-attention (PyPI)"] = pypi
+    if name == "small":
+        ways["torch.func.jvp, math attention"] = partial(reference.jvp, reference.attention, (q, k, v),
+                                                         (tq, tk, tv))
+    for peer in peers:
+        module, _, function = peer.partition(":")
+        ways[peer] = lambda m=module, f=function: getattr(importlib.import_module(m), f)(q, k, v, tq, tk, tv)
+    return ways
+
+
+def measure(run: Callable, flops: int) -> dict[str, float]:
+    """Median milliseconds, TFLOP/s, and the memory it takes beyond its inputs, in GB."""
+    run()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
+    ms = triton.testing.do_bench(run, warmup=100, rep=700, return_mode="median")
+    return {"ms": round(ms, 4), "tflops": round(flops / ms / 1e9, 1), "gb": round(peak / 1e9, 3)}
+
+
+def at_shape(name: str, peers: list[str]) -> tuple[dict, list[str]]:
+    """The figures of one shape, and what was wrong."""
+    B, H, N, D = SHAPES[name]
+    args = [torch.randn(B, N, H, D, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for _ in range(6)]
+    found, bad = {}, []
+    for kind, ways, flops in (("forward", forwards(*args[:3]), 4 * B * H * N * N * D),
+                              ("jvp", jvps(name, args, peers), 12 * B * H * N * N * D)):
+        for way, run in ways.items():
+            try:
+                out = run()
+                found[f"{kind} {way}"] = figures = measure(run, flops)
+                if kind == "jvp":
+                    figures["error o"], figures["error to"] = sampled_error(args, *out)
+            except Exception as error:                        # leaves the others running
+                torch.cuda.synchronize()
+                why = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
+                print(f"{name:9} {kind:8} {way:45} {why}", flush=True)
+                if way == "ours":
+                    bad.append(f"{name}: {type(error).__name__}")
+                continue
+            line = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+            print(f"{name:9} {kind:8} {way:45} {line}", flush=True)
+    fastest = min((f["ms"] for way, f in found.items() if way.startswith("forward")), default=float("nan"))
+    for figures in found.values():
+        figures["forwards"] = round(figures["ms"] / fastest, 3)
+    if ours := found.get("jvp ours"):
+        print(f"{name:9} ours: {ours['tflops']} TFLOP/s, {ours['forwards']} forwards", flush=True)
+        bad += [f"{name}: error of {x} is {ours[f'error {x}']:.1e}, bar {bar}"
+                for x, bar in zip(("o", "to"), BARS, strict=True) if not ours[f"error {x}"] <= bar]
+        if name.startswith("wan") and ours["forwards"] > BEST_FORWARDS:
+            bad.append(f"{name}: {ours['forwards']} forwards a JVP, bar {BEST_FORWARDS}")
+    return found, bad
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench versus")
+    parser.add_argument("--record", action="store_true", help="write the figures to bench/gpu.json")
+    parser.add_argument("--peer", action="append", default=[], metavar="MODULE:FUNCTION")
+    args = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        print("python -m bench versus: no CUDA device here")
+        return 1
+
+    card, bad = torch.cuda.get_device_name(), []
+    print(f"{card}, torch {torch.__version__}, triton {triton.__version__}", flush=True)
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    for name in SHAPES:
+        found, wrong = at_shape(name, args.peer)
+        bad += wrong
+        record.setdefault(card, {})[name] = found
+        if args.record:
+            RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    print("\n".join(bad), end="\n" if bad else "")
+    return int(bool(bad))

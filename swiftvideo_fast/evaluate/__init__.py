@@ -1,0 +1,1 @@
+"""Measuring and showing: distances, figures of fidelity, tables, and the report."""

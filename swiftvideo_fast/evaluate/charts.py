@@ -1,0 +1,202 @@
+"""Line charts as inline SVG, drawn here: no plotting library, readable on a phone, light and dark.
+
+    Chart("loss", [Series("ccd", steps, losses, smooth=20)], x_label="step", log_y=True).svg()
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from html import escape
+from itertools import accumulate
+from pathlib import Path
+
+WIDTH, HEIGHT = 380, 250
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 40, 40      # margins, with room for tick labels and the legend
+COLOURS = ["#2f6fde", "#d9730d", "#1f9d72", "#8a57d6", "#d43d51", "#7b828c"]
+CENTRED = 'text-anchor="middle"'
+INK, GRID = "var(--muted, #667085)", "var(--line, #d5d9e0)"
+
+
+@dataclass(frozen=True)
+class Series:
+    """smooth: half-life in points of a running mean drawn over the faint raw line; 0 draws the raw line."""
+
+    name: str
+    x: list[float]
+    y: list[float]
+    smooth: float = 0.0
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart; values that are not finite, or not positive on a log axis, leave a gap."""
+
+    title: str
+    series: list[Series]
+    x_label: str = ""
+    y_label: str = ""
+    log_x: bool = False
+    log_y: bool = False
+
+    def svg(self) -> str:
+        lines = [(s, [p for p in zip(s.x, s.y, strict=True) if self._drawable(*p)]) for s in self.series]
+        points = [p for _, kept in lines for p in kept]
+        if not points:
+            raise ValueError(f"chart {self.title!r} has no point to draw")
+        x_axis = _Axis([p[0] for p in points], LEFT, WIDTH - RIGHT, self.log_x, pad=0.0)
+        y_axis = _Axis([p[1] for p in points], HEIGHT - BOTTOM, TOP, self.log_y, pad=0.05)
+        drawn = []
+        for i, (s, kept) in enumerate(lines):
+            line, pen = _path(kept, x_axis, y_axis), f'fill="none" stroke="{_colour(i)}"'
+            if s.smooth:
+                drawn += [f'<path d="{line}" {pen} opacity=".28"/>']
+                line = _path(_running_mean(kept, s.smooth), x_axis, y_axis)
+            drawn += [f'<path d="{line}" {pen} stroke-width="2" stroke-linejoin="round"/>']
+            if len(kept) <= 12:
+                at = ((x_axis.at(x), y_axis.at(y)) for x, y in kept)
+                drawn += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{_colour(i)}"/>' for x, y in at]
+        return (f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(self._spoken(lines))}" '
+                f'xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif" font-size="11" '
+                f'fill="{INK}">{self._frame(x_axis, y_axis)}{"".join(drawn)}{self._legend()}</svg>')
+
+    def _drawable(self, x: float, y: float) -> bool:
+        return (math.isfinite(x) and math.isfinite(y)
+                and not (self.log_x and x <= 0) and not (self.log_y and y <= 0))
+
+    def _frame(self, x_axis: "_Axis", y_axis: "_Axis") -> str:
+        parts = []
+        for v in y_axis.ticks():
+            y = y_axis.at(v)
+            parts += [f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="{GRID}"/>',
+                      f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(v)}</text>']
+        parts += [f'<text x="{x_axis.at(v):.1f}" y="{HEIGHT - BOTTOM + 16}" {CENTRED}>{_number(v)}</text>'
+                  for v in x_axis.ticks()]
+        across, down = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
+        turned = f'transform="translate(11 {down}) rotate(-90)"'
+        parts += [f'<text x="{across}" y="{HEIGHT - 6}" {CENTRED}>{escape(self.x_label)}</text>',
+                  f"<text {turned} {CENTRED}>{escape(self.y_label)}</text>"]
+        return "".join(parts)
+
+    def _legend(self) -> str:
+        """The title, and under it one mark a series when there are several."""
+        parts = [f'<text x="{LEFT}" y="14" font-size="13" font-weight="600" fill="var(--ink, #1d2433)">'
+                 f"{escape(self.title)}</text>"]
+        if len(self.series) > 1:
+            x = LEFT
+            for i, s in enumerate(self.series):
+                parts += [f'<rect x="{x}" y="24" width="12" height="4" rx="2" fill="{_colour(i)}"/>',
+                          f'<text x="{x + 16}" y="30">{escape(s.name)}</text>']
+                x += 30 + 6 * len(s.name)
+        return "".join(parts)
+
+    def _spoken(self, lines: list[tuple[Series, list]]) -> str:
+        ends = [f"{s.name} from {_number(kept[0][1])} to {_number(kept[-1][1])}" for s, kept in lines if kept]
+        return f"Line chart, {self.title}: " + "; ".join(ends)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A section of the report: charts side by side."""
+
+    title: str
+    charts: list[Chart]
+    note: str = ""
+
+    def html(self) -> str:
+        note = f'<p class="note">{escape(self.note)}</p>' if self.note else ""
+        figures = "".join(f"<figure>{c.svg()}</figure>" for c in self.charts)
+        return f'<div class="charts">{figures}</div>{note}'
+
+
+def read_log(path: Path | str) -> list[dict]:
+    """The lines of a run's log.jsonl by step; of a step written twice (a resumed run) the last counts.
+
+    A last line cut short by a kill is left out; any other damage is a ValueError with its line number.
+    """
+    by_step, lines = {}, Path(path).read_text().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            by_step[entry["step"]] = entry
+        except (json.JSONDecodeError, KeyError, TypeError) as why:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number}: not a JSON object with \"step\" ({why})") from why
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def logged(log: list[dict], key: str, *, name: str = "", smooth: float = 0.0) -> Series:
+    """Scalar `key` of a log against its steps.  ValueError names the scalars that there are."""
+    kept = [entry for entry in log if isinstance(entry.get(key), int | float)]
+    if not kept:
+        known = sorted({k for entry in log for k in entry} - {"step"})
+        raise ValueError(f"the log has no scalar {key!r}; it has {known}")
+    return Series(name or key, [e["step"] for e in kept], [e[key] for e in kept], smooth)
+
+
+class _Axis:
+    """A linear or logarithmic map from values to pixels, and round tick values."""
+
+    def __init__(self, values: list[float], low: float, high: float, log: bool, pad: float):
+        self.log, self.low, self.high = log, low, high
+        a, b = (math.log10(min(values)), math.log10(max(values))) if log else (min(values), max(values))
+        if b - a < 1e-12 * max(1.0, abs(a)):
+            a, b = a - 0.5, b + 0.5
+        self.a, self.b = a - pad * (b - a), b + pad * (b - a)
+
+    def at(self, value: float) -> float:
+        v = math.log10(value) if self.log else value
+        return self.low + (v - self.a) / (self.b - self.a) * (self.high - self.low)
+
+    def ticks(self) -> list[float]:
+        if self.log:
+            low, high = 10 ** (self.a - 1e-9), 10 ** (self.b + 1e-9)
+            decades = range(math.floor(self.a), math.ceil(self.b) + 1)
+            every = 1 + len(decades) // 8
+            for mantissas in ((1,), (1, 3), (1, 2, 5)):
+                found = [m * 10.0 ** d for d in decades[::every] for m in mantissas]
+                found = [v for v in found if low <= v <= high]
+                if len(found) >= 3:
+                    return found
+            return [v for v in _round_steps(low, high) if v > 0]
+        return _round_steps(self.a, self.b)
+
+
+def _round_steps(a: float, b: float) -> list[float]:
+    """Four to eight multiples of 1, 2 or 5 times a power of ten, within [a, b]."""
+    rough = (b - a) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
+    return [k * step for k in range(math.ceil(a / step - 1e-9), math.floor(b / step + 1e-9) + 1)]
+
+
+def _colour(i: int) -> str:
+    """The page's colour, or the light one in a chart that stands alone."""
+    return f"var(--series-{i % len(COLOURS) + 1}, {COLOURS[i % len(COLOURS)]})"
+
+
+def _path(points: list[tuple[float, float]], x_axis: _Axis, y_axis: _Axis) -> str:
+    return "M" + "L".join(f"{x_axis.at(x):.1f} {y_axis.at(y):.1f}" for x, y in points) if points else ""
+
+
+def _running_mean(points: list[tuple[float, float]], half_life: float) -> list[tuple[float, float]]:
+    """Exponential weights to both sides, so that the line does not lag."""
+    y = [p[1] for p in points]
+    ones = [1.0] * len(y)
+    sums, weights = _two_sided(y, half_life), _two_sided(ones, half_life)
+    return [(x, s / w) for (x, _), s, w in zip(points, sums, weights, strict=True)]
+
+
+def _two_sided(values: list[float], half_life: float) -> list[float]:
+    keep = 0.5 ** (1 / half_life)
+    forward = list(accumulate(values, lambda total, v: keep * total + v))
+    backward = list(accumulate(values[::-1], lambda total, v: keep * total + v))[::-1]
+    return [f + b - v for f, b, v in zip(forward, backward, values, strict=True)]
+
+
+def _number(v: float) -> str:
+    if v == 0:
+        return "0"
+    if 1e-3 <= abs(v) < 1e5:
+        return f"{v:.4g}"
+    mantissa, exponent = f"{v:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"

@@ -1,0 +1,88 @@
+"""One HTML file that shows a run: text, figures, tables, curves and playing samples; it fetches nothing.
+
+    write_report("runs/demo/report.html", "Four steps for 25", [Text("", "..."), table, curves, samples])
+"""
+
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Protocol
+
+
+class Section(Protocol):
+    """What a report is made of: Text, Headline, tables.Table, charts.Curves, samples.Samples.
+
+    title: its heading, "" for none.  html(): its body, with every string escaped.
+    """
+
+    title: str
+
+    def html(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Text:
+    """Paragraphs parted by blank lines; `code` between backticks."""
+
+    title: str
+    body: str
+
+    def html(self) -> str:
+        paragraphs = [escape(" ".join(p.split())) for p in self.body.split("\n\n") if p.strip()]
+        marked = (re.sub("`([^`]+)`", r"<code>\1</code>", p) for p in paragraphs)
+        return f'<div class="prose">{"".join(f"<p>{p}</p>" for p in marked)}</div>'
+
+
+@dataclass(frozen=True)
+class Headline:
+    """Large figures, each with what it is: [("×0.31", "Frechet distance at 4 steps"), ...]."""
+
+    title: str
+    figures: list[tuple[str, str]]
+
+    def html(self) -> str:
+        tiles = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd></div>"
+                        for value, what in self.figures)
+        return f'<dl class="headline">{tiles}</dl>'
+
+
+def write_report(path: Path | str, title: str, sections: Sequence[Section]) -> Path:
+    """Write the page whole or not at all; returns its path."""
+    path = Path(path)
+    page = render(title, sections)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(page)
+        os.chmod(draft, 0o644)
+        os.replace(draft, path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def render(title: str, sections: Sequence[Section]) -> str:
+    """The page: style and script inline, links to the sections that have a heading."""
+    assets = files("swiftvideo_fast.evaluate")
+    style, script = ((assets / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    headed = [(f"s{i}", s) for i, s in enumerate(sections)]
+    links = "".join(f'<a href="#{i}">{escape(s.title)}</a>' for i, s in headed if s.title)
+    body = "".join(_section(i, s) for i, s in headed)
+    return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f'<meta name="color-scheme" content="light dark"><style>{style}</style></head><body>'
+            f'<header><p class="brand">swiftvideo_fast</p><h1>{escape(title)}</h1>'
+            f'<nav aria-label="Sections">{links}</nav></header>'
+            f"<main>{body}</main><script>{script}</script></body></html>\n")
+
+
+def _section(anchor: str, section: Section) -> str:
+    heading = f"<h2>{escape(section.title)}</h2>" if section.title else ""
+    return f'<section id="{anchor}">{heading}{section.html()}</section>'

@@ -1,0 +1,154 @@
+"""The attention kernels against torch in float64: on the GPU, or interpreted where there is none.
+
+float16 stands for bfloat16 in the interpreter, whose bf16 products are wrong.
+"""
+
+from itertools import product
+
+import pytest
+import torch
+from closeness import assert_no_worse
+from rooms import DEVICE, gpu_room
+from swiftvideo_kernels.attention_jvp import attention_jvp
+from swiftvideo_kernels.attention_tangent import attention_tangent
+from swiftvideo_kernels.blocks import alike
+from swiftvideo_kernels.tiles import TILES, Tile
+
+from swiftvideo_fast.ops import reference
+from swiftvideo_fast.ops.attention import attention_jvp as op
+
+SHORT = torch.bfloat16 if DEVICE == "cuda" else torch.float16
+SHAPES = [                      # (B, H, G, N, M, D); interpreted tiles are 32 queries by 16 keys
+    (1, 1, 1, 1, 1, 16),        # smallest
+    (1, 2, 2, 64, 32, 16),      # whole blocks only: no tail
+    (2, 4, 2, 33, 37, 24),      # tails of one, two heads a key head, D no power of two
+    (1, 2, 1, 20, 50, 64),      # fewer queries than a tile, more keys than queries
+]
+TILE = Tile(32, 16, 1, 1) if DEVICE == "cpu" else Tile(64, 32, 4, 1)
+FORMS = [TILE, TILE._replace(descriptors=True)]
+
+
+def draw(rng, B, H, G, N, M, D, dtype=torch.float64):
+    """q, tq, k, tk, v, tv as views of (B, tokens, heads, D) memory, as a linear layer leaves them."""
+    def one(tokens, heads):
+        x = torch.randn(B, tokens, heads, D, generator=rng, dtype=torch.float64).to(dtype)
+        return x.to(DEVICE).transpose(1, 2)
+    return [one(N, H), one(N, H), one(M, G), one(M, G), one(M, G), one(M, G)]
+
+
+def oracle(q, tq, k, tk, v, tv, scale, causal):
+    return reference.jvp(lambda q, k, v: reference.attention(q, k, v, scale, causal), (q, k, v), (tq, tk, tv))
+
+
+def wide(*tensors):
+    return [x.double() for x in tensors]
+
+
+def assert_right(o, to, args, scale, causal):
+    same, exact = oracle(*args, scale, causal), oracle(*wide(*args), scale, causal)
+    assert_no_worse("o", o, same[0], exact[0])
+    assert_no_worse("to", to, same[1], exact[1])
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("dtype", [torch.float32, SHORT], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_matches_forward_mode(rng, shape, dtype, causal):
+    args, scale = draw(rng, *shape, dtype=dtype), 0.3
+    o, to, lse = gpu_room(op)(*args, scale, causal)
+    assert_right(o, to, args, scale, causal)
+    q, k = (x.double() for x in (args[0], args[2].repeat_interleave(shape[1] // shape[2], 1)))
+    s = q @ k.mT * scale
+    if causal:
+        s = s.masked_fill(torch.ones_like(s, dtype=torch.bool).triu(1), -torch.inf)
+    torch.testing.assert_close(lse.double(), s.logsumexp(-1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("tile", FORMS, ids=["pointers", "descriptors"])
+def test_every_form_agrees(rng, tile, causal):
+    args, scale = draw(rng, 2, 2, 1, 37, 37, 24, dtype=SHORT), 0.2
+    o, to, lse = attention_jvp(*args, scale, causal, at=tile)
+    assert_right(o, to, args, scale, causal)
+    assert_right(o, attention_tangent(*args, o, lse, scale, causal, at=tile), args, scale, causal)
+
+
+@pytest.mark.parametrize("given", list(product((0, 1), repeat=3))[:-1], ids=str)
+def test_a_missing_tangent_is_zero(rng, given):
+    q, tq, k, tk, v, tv = draw(rng, 1, 2, 2, 18, 20, 16, dtype=torch.float32)
+    none = [t if here else None for t, here in zip((tq, tk, tv), given, strict=True)]
+    zero = [t if here else torch.zeros_like(t) for t, here in zip((tq, tk, tv), given, strict=True)]
+    got, want = (attention_jvp(q, t[0], k, t[1], v, t[2], 0.25, False) for t in (none, zero))
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+    two_pass = attention_tangent(q, none[0], k, none[1], v, none[2], got[0], got[2], 0.25, False)
+    torch.testing.assert_close(two_pass, want[1], rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("tile", FORMS, ids=["pointers", "descriptors"])
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+def test_packed_sequences_do_not_see_each_other(rng, tile, causal):
+    lengths = [(33, 17), (1, 40), (5, 0), (20, 20)]                      # (queries, keys); one has no keys
+    args = draw(rng, 1, 2, 1, sum(n for n, _ in lengths), sum(m for _, m in lengths), 16, dtype=torch.float32)
+    cu_q, cu_k = (torch.tensor([0, *x], dtype=torch.int32, device=DEVICE).cumsum(0, dtype=torch.int32)
+                  for x in zip(*lengths, strict=True))
+    o, to, lse = attention_jvp(*args, 0.25, causal, cu_q=cu_q, cu_k=cu_k, max_q=33, at=tile)
+    for i, (n, m) in enumerate(lengths):
+        rows, keys = slice(cu_q[i], cu_q[i] + n), slice(cu_k[i], cu_k[i] + m)
+        mine = [x[:, :, rows] for x in args[:2]] + [x[:, :, keys] for x in args[2:]]
+        if m == 0:
+            assert not o[:, :, rows].any() and not to[:, :, rows].any()
+            assert (lse[:, :, rows] == -torch.inf).all()
+            continue
+        alone = attention_jvp(*mine, 0.25, causal, at=tile)
+        for got, want in zip((o, to, lse), alone, strict=True):
+            assert torch.equal(got[:, :, rows], want)
+
+
+def test_views_go_without_copies_and_outputs_are_token_major(rng):
+    B, H, N, D = 2, 3, 18, 16
+    q, k, v, tq, tk, tv = torch.randn(B, N, 6, H, D, generator=rng).to(DEVICE).permute(2, 0, 3, 1, 4)
+    for launch_q in (q, q.contiguous()):                                 # a view, as tq is; its own memory
+        o, to, _ = attention_jvp(launch_q, tq, k, tk, v, tv, 0.25, False)
+        torch.testing.assert_close((o, to), oracle(q, tq, k, tk, v, tv, 0.25, False), rtol=1e-4, atol=1e-5)
+        assert o.transpose(1, 2).is_contiguous() and to.transpose(1, 2).is_contiguous()
+    for x, tx in ((q, tq), (k, tk), (v, tv)):
+        assert all(a is b for a, b in zip(alike(x, tx), (x, tx), strict=True))
+
+
+def test_a_mean_in_v_cancels(rng):
+    """(2) divides by the sums of what the products used; with exact sums the error is about 4 times this."""
+    q, tq, k, tk, v, tv = draw(rng, 1, 1, 1, 64, 96, 32, dtype=SHORT)
+    v = v + 30
+    _, to, _ = attention_jvp(q, tq, k, tk, v, tv, 0.18, False)
+    _, exact = oracle(*wide(q, tq, k, tk, v, tv), 0.18, False)
+    error = ((to - exact).norm() / exact.norm()).item()
+    assert error < 4 * torch.finfo(SHORT).eps, error
+
+
+def test_peaked_and_shifted_scores_stay_finite(rng):
+    q, tq, k, tk, v, tv = draw(rng, 1, 1, 1, 20, 40, 16, dtype=torch.float32)
+    for args in ([40 * q, tq, k, tk, v, tv], [q, tq, k - 300 * q[:, :, :1], tk, v, tv]):
+        o, to, lse = attention_jvp(*args, 0.25, False)
+        assert lse.isfinite().all()
+        assert_right(o, to, args, 0.25, False)
+
+
+def test_is_linear_in_the_tangent_to_the_bit_and_repeats(rng):
+    q, tq, k, tk, v, tv = draw(rng, 1, 2, 1, 33, 18, 16, dtype=SHORT)
+    one, again = (attention_jvp(q, tq, k, tk, v, tv, 0.25, True) for _ in range(2))
+    two = attention_jvp(q, 2 * tq, k, 2 * tk, v, 2 * tv, 0.25, True)
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert torch.equal(2 * one[1], two[1])
+
+
+def test_no_length_chooses_a_tile():
+    assert all(len(key) == 3 for key in TILES)                           # kernel, family, width
+    for kernel in ("attention_jvp", "attention_tangent"):
+        for family in ("sm80", "sm90", "sm100", "fp32"):
+            assert {width for k, f, width in TILES if (k, f) == (kernel, family)} == {64, 128, 256}
+
+
+def test_too_wide_a_head_is_refused(rng):
+    args = draw(rng, 1, 1, 1, 2, 2, 264, dtype=torch.float32)
+    with pytest.raises(ValueError, match="attention_jvp: head width 264; want at most 256"):
+        attention_jvp(*args, 0.1, False)

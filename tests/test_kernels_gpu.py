@@ -1,0 +1,136 @@
+"""What only a GPU can show of the kernels: errors at Wan's sizes, graphs, compile, gradients, memory."""
+
+import pytest
+import torch
+
+from swiftvideo_fast import ops
+from swiftvideo_fast.dual import Dual
+from swiftvideo_fast.ops import reference
+from swiftvideo_fast.ops.attention import attention_jvp, attention_op
+from swiftvideo_fast.ops.gate import gate_backward, gate_jvp
+from swiftvideo_fast.ops.gelu import gelu_jvp
+from swiftvideo_fast.ops.modulate import modulate_backward, modulate_jvp
+from swiftvideo_fast.ops.norm_rope import norm_rope_backward, norm_rope_jvp
+from swiftvideo_fast.ops.tangent import tangent_op
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+BF16 = torch.bfloat16
+
+
+def draw(*shape, dtype=BF16):
+    return torch.randn(shape, device="cuda", dtype=dtype)
+
+
+def heads(B, H, N, D, count, dtype=BF16):
+    return [draw(B, N, H, D, dtype=dtype).transpose(1, 2) for _ in range(count)]
+
+
+def calls() -> dict:
+    """{op: arguments}, small, bf16 beside fp32 modulation."""
+    x, tx, y, ty = (draw(2, 37, 96) for _ in range(4))
+    s, ts, b, tb = (draw(2, 96, dtype=torch.float32) for _ in range(4))
+    cos, sin = draw(37, 8, dtype=torch.float32), draw(37, 8, dtype=torch.float32)
+    q, tq, k, tk, v, tv = heads(1, 2, 70, 64, 6)
+    return {
+        attention_jvp: (q, tq, k, None, v, tv, 0.125, False), attention_op: (q, k, v, 0.125, False),
+        modulate_jvp: (x, tx, s, ts, b, tb, 1e-6), modulate_backward: (y, x, s, 1e-6),
+        norm_rope_jvp: (x, tx, s[0], cos, sin, 1e-6), norm_rope_backward: (y, x, s[0], cos, sin, 1e-6),
+        gate_jvp: (x, tx, y, ty, s, ts), gate_backward: (x, y, s), gelu_jvp: (x, tx),
+        tangent_op: (x.float(), y.float(), tx.float(), s[:, 0].sigmoid(), 0.5, "l2", 0.1),
+    }
+
+
+def leaves(result) -> tuple:
+    return result if isinstance(result, tuple) else (result,)
+
+
+@pytest.mark.parametrize("name", [op._qualname for op in (
+    attention_jvp, attention_op, modulate_jvp, modulate_backward, norm_rope_jvp, norm_rope_backward, gate_jvp,
+    gate_backward, gelu_jvp, tangent_op)])
+class TestEveryOp:
+    def pick(self, name):
+        return next((op, args) for op, args in calls().items() if op._qualname == name)
+
+    def test_is_well_formed(self, name):
+        op, args = self.pick(name)
+        torch.library.opcheck(op, args, test_utils=("test_schema", "test_faketensor"))
+
+    def test_is_captured_in_a_graph_and_replays_to_the_same_bits(self, name):
+        op, args = self.pick(name)
+        eager = leaves(op(*args))
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            op(*args)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = leaves(op(*args))
+        for x in captured:
+            x.fill_(torch.nan)
+        graph.replay()
+        torch.cuda.synchronize()
+        assert all(torch.equal(a, b) for a, b in zip(eager, captured, strict=True))
+
+    def test_compiles_in_one_graph(self, name):
+        op, args = self.pick(name)
+        got = leaves(torch.compile(lambda *a: op(*a), fullgraph=True)(*args))
+        assert all(torch.equal(a, b) for a, b in zip(got, leaves(op(*args)), strict=True))
+
+
+@pytest.mark.parametrize("B, H, N, M, D", [
+    (1, 12, 24960, 24960, 128),     # Wan 1.3B, 61 frames of 832 x 480
+    (1, 40, 32760, 32760, 128),     # Wan 14B, 81 frames
+    (1, 12, 24960, 512, 128),       # text
+    (1, 8, 4000, 4000, 64), (1, 4, 2500, 2500, 96), (1, 2, 2500, 2500, 256),
+], ids=str)
+def test_attention_errs_no_more_than_the_bars(B, H, N, M, D):
+    """Relative Frobenius error over sampled queries against float64; the bars are kernels/README.md's."""
+    q, tq = heads(B, H, N, D, 2)
+    k, tk, v, tv = heads(B, H, M, D, 4)
+    o, to, _ = attention_jvp(q, tq, k, tk, v, tv, D**-0.5, False)
+    some = torch.linspace(0, N - 1, 64, device="cuda").long()
+    for head in (0, H - 1):
+        pick = [x[:, head : head + 1].double() for x in (q[:, :, some], k, v, tq[:, :, some], tk, tv)]
+        exact = reference.jvp(reference.attention, tuple(pick[:3]), tuple(pick[3:]))
+        for got, want, bar in zip((o, to), exact, (2.5e-3, 3.5e-3), strict=True):
+            error = (got[:, head : head + 1, some] - want).norm() / want.norm()
+            assert error <= bar
+
+
+@pytest.mark.parametrize("dtype, bar", [(BF16, 1e-2), (torch.float32, 1e-4)], ids=str)
+@pytest.mark.parametrize("G", [1, 4])
+def test_the_adjoint_identity_holds(dtype, bar, G):
+    """<w, J t> = <J' w, t>: the tangent of one kernel against the backward of another."""
+    q, tq, w = heads(1, 4, 333, 64, 3, torch.float32)
+    k, tk, v, tv = heads(1, G, 333, 64, 4, torch.float32)
+    q, tq, w, k, tk, v, tv = (x.to(dtype) for x in (q, tq, w, k, tk, v, tv))
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    out = ops.attention(Dual(q, tq), Dual(k, tk), Dual(v, tv))
+    grads = torch.autograd.grad(out.p, (q, k, v), w)
+    forward = (w.double() * out.t.double()).sum()
+    backward = sum((g.double() * t.double()).sum() for g, t in zip(grads, (tq, tk, tv), strict=True))
+    assert (forward - backward).abs() <= bar * w.double().norm() * out.t.double().norm()
+
+
+@pytest.mark.parametrize("causal, M", [(False, 333), (True, 333), (True, 200)])
+def test_primal_attention_and_its_gradient_match_torch(causal, M):
+    q, w = heads(2, 4, 333, 64, 2)
+    k, v = heads(2, 2, M, 64, 2)
+    got = [x.detach().requires_grad_() for x in (q, k, v)]
+    want = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    o, exact = ops.attention(*got, causal=causal), reference.attention(*want, causal=causal)
+    ours = o, *torch.autograd.grad(o, got, w)
+    theirs = exact, *torch.autograd.grad(exact, want, w.double())
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).norm() <= 1e-2 * b.norm()
+
+
+def test_attention_takes_no_memory_beyond_its_outputs():
+    q, tq, k, tk, v, tv = heads(1, 12, 24960, 128, 6)
+    attention_jvp(q, tq, k, tk, v, tv, 0.09, False)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    o, to, lse = attention_jvp(q, tq, k, tk, v, tv, 0.09, False)
+    outputs = sum(x.numel() * x.element_size() for x in (o, to, lse))
+    assert torch.cuda.max_memory_allocated() - before <= outputs + 2**24

@@ -1,0 +1,133 @@
+"""The report: one file, whole or absent, whose charts, pictures and words are what they were given."""
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from swiftvideo_fast.evaluate.charts import Chart, Curves, Series, logged, read_log
+from swiftvideo_fast.evaluate.report import Headline, Text, write_report
+from swiftvideo_fast.evaluate.samples import Samples, png, sprite_sheet
+from swiftvideo_fast.evaluate.tables import Row, comparison
+
+
+@pytest.fixture
+def sections(rng):
+    clip = torch.rand(3, 5, 16, 24, generator=rng) * 2 - 1
+    return [Text("", "Four steps, with `make demo`.\n\nA < B & C."),
+            Headline("", [("×0.3", "of the teacher's")]),
+            comparison([Row("teacher", 4, {"frechet": [2.0]}), Row("student", 4, {"frechet": [1.0]})]),
+            Curves("Training", [Chart("Loss", [Series("ccd", [0, 1, 2], [3.0, 2.0, 1.0])])]),
+            Samples("Held-out clips", ["condition", "real"], ["a street"], [[clip[:, :1], clip]])]
+
+
+class Tags(HTMLParser):
+    """Checks that tags nest, and gathers them."""
+
+    VOID = {"meta", "input", "br", "path", "circle", "rect"}
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.all = [], []
+        self.feed(page)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.all.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attrs):
+        self.all.append((tag, dict(attrs)))
+
+
+def test_the_page_is_one_well_formed_file_that_fetches_nothing(tmp_path, sections):
+    page = write_report(tmp_path / "run" / "report.html", "A <title>", sections).read_text()
+    tags = Tags(page).all
+    assert [t for t, a in tags if t in ("link", "iframe", "img") or "src" in a] == []
+    assert {a["href"][0] for _, a in tags if "href" in a} == {"#"}
+    assert set(re.findall(r"https?://[^\s\"']+|url\(|@import|fetch\(", page)) == {"http://www.w3.org/2000/svg"}
+    assert "A &lt;title&gt;" in page and "A &lt; B &amp; C." in page and "<code>make demo</code>" in page
+    assert list((tmp_path / "run").iterdir()) == [tmp_path / "run" / "report.html"]
+
+
+def test_every_picture_and_control_has_a_label(tmp_path, sections):
+    tags = Tags(write_report(tmp_path / "report.html", "Title", sections).read_text()).all
+    labels = [a.get("aria-label") for t, a in tags if t in ("svg", "canvas", "input", "nav")]
+    assert labels == ["Sections", "Line chart, Loss: ccd from 3 to 1", "Frame",
+                      "a street: condition", "a street: real"]
+
+
+def test_a_section_that_fails_leaves_the_old_report_and_nothing_half_written(tmp_path, sections):
+    path = write_report(tmp_path / "report.html", "Old", sections)
+    with pytest.raises(ValueError, match="no point to draw"):
+        write_report(path, "New", [Curves("", [Chart("Empty", [Series("nan", [1], [float("nan")])])])])
+    assert "Old" in path.read_text() and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("H, W", [(1, 1), (85, 64), (7, 33)])
+def test_png_decodes_to_the_same_pixels(rng, H, W):
+    pixels = torch.randint(256, (H, W, 3), generator=rng, dtype=torch.uint8).numpy()
+    pixels[: H // 2] = np.arange(W)[:, None] * np.array([1, 2, 3])      # smooth rows: other filters
+    frame = next(av.open(io.BytesIO(png(pixels)), format="png_pipe").decode(video=0))
+    np.testing.assert_array_equal(frame.to_ndarray(format="rgb24"), pixels)
+
+
+def test_a_sprite_sheet_is_the_frames_from_top_to_bottom():
+    clip = torch.stack([torch.full((3, 2, 4), v) for v in (-1.0, 0.0, 3.0)], 1)
+    assert sprite_sheet(clip)[:, 0, 0].tolist() == [0, 0, 128, 128, 255, 255]
+    with pytest.raises(ValueError, match="all finite"):
+        sprite_sheet(clip * float("nan"))
+
+
+def test_samples_that_do_not_fill_their_columns_are_refused():
+    with pytest.raises(ValueError, match=r"1 names and columns \['a', 'b'\] for rows of \[1\] clips"):
+        Samples("", ["a", "b"], ["row"], [[torch.zeros(3, 1, 8, 8)]]).html()
+
+
+def test_a_line_runs_through_its_points_and_gaps_are_skipped():
+    svg = Chart("", [Series("y", [0, 1, 2, 3], [0.0, float("nan"), 2.0, 3.0])]).svg()
+    line = re.search(r'd="(M[^"]*)" fill="none"', svg).group(1)
+    (x0, y0), (x2, y2), (x3, y3) = (map(float, p.split()) for p in line[1:].split("L"))
+    assert (x2 - x0) == pytest.approx(2 * (x3 - x2), abs=0.2)
+    assert (y0 - y2) == pytest.approx(2 * (y2 - y3), abs=0.2)
+
+
+def test_a_log_axis_spaces_decades_evenly_and_drops_what_is_not_positive():
+    svg = Chart("", [Series("y", [1, 10, 100], [1e-3, 0.0, 1e1])], log_x=True, log_y=True).svg()
+    assert len(re.search(r'd="(M[^"]*)" fill="none"', svg).group(1).split("L")) == 2
+    assert {"1", "10", "100", "0.001", "0.1"} <= set(re.findall(r">([\d.e-]+)</text>", svg))
+
+
+def test_a_constant_series_is_drawn():
+    assert "nan" not in Chart("", [Series("y", [5, 5], [2.0, 2.0])]).svg()
+
+
+def test_smoothing_keeps_a_straight_line_straight_in_its_middle_and_shows_the_raw():
+    straight = list(range(101))
+    svg = Chart("", [Series("y", straight, straight, smooth=3)]).svg()
+    raw, smooth = (d[1:].split("L") for d in re.findall(r'd="(M[^"]*)" fill="none"', svg))
+    assert raw[50] == smooth[50] and 'opacity=".28"' in svg
+
+
+def test_a_log_cut_short_is_read_and_a_resumed_step_counts_once(tmp_path):
+    log = tmp_path / "log.jsonl"
+    lines = [{"step": 0, "loss": 4}, {"step": 2, "loss": 9}, {"step": 1, "loss": 3}, {"step": 2, "loss": 2}]
+    log.write_text("\n".join(map(json.dumps, lines)) + '\n{"st')
+    assert logged(read_log(log), "loss") == Series("loss", [0, 1, 2], [4, 3, 2])
+    with pytest.raises(ValueError, match=r"no scalar 'lsos'; it has \['loss'\]"):
+        logged(read_log(log), "lsos")
+
+
+def test_a_log_damaged_in_its_middle_names_the_line(tmp_path):
+    (tmp_path / "log.jsonl").write_text(json.dumps({"step": 0}) + "\nrust\n" + json.dumps({"step": 1}))
+    with pytest.raises(ValueError, match=r"log\.jsonl, line 2"):
+        read_log(tmp_path / "log.jsonl")
