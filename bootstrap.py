@@ -195,8 +195,10 @@ def set_up(extra: str) -> None:
     os.environ["PATH"] = f"{PYTHON.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     compiler, driver = find_compiler(), gpu_driver()
 
-    venv_key = digest(sys.version, sys.prefix, bool(driver), TORCH)
-    if not done("venv", venv_key):
+    venv_key = digest(*sys.version_info[:2], bool(driver), TORCH)
+    if not (PYTHON.exists() and done("venv", venv_key)):
+        if Path(sys.prefix) == VENV:
+            give_up(".venv is out of date and active: `deactivate` it, so that it can be made anew")
         say(f"set-up: Python {platform.python_version()}, {compiler}, "
             + (f"NVIDIA GPU with CUDA {driver}" if driver else "no NVIDIA GPU"))
         if torch := own_torch() if driver else None:

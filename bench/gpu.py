@@ -2,8 +2,8 @@
 
     python -m bench gpu [--no-record] [--peer package.module:function ...] [--only PART ...]
 
-Needs torch, triton and a CUDA device; no network.  Each part is a process with a time of its own: what fails or
-runs over leaves the others running, and is said again at the end.  Their output goes to the screen and to runs/gpu/.
+Needs torch, triton and a CUDA device; no network.  Each part is a process with a time of its own: what fails
+or runs over leaves the others running, and is said again at the end.  Output: the screen, and runs/gpu/.
 """
 
 import argparse
@@ -29,8 +29,8 @@ def parts(record: bool, peers: list[str]) -> dict[str, tuple[int, list[str]]]:
         "kernels": (60, [*python, "pytest", "-q", "-m", "not gpu", "tests/test_kernels.py",
                          "tests/test_kernels_attention.py"]),
         "attention": (110, [*python, "bench", "versus", *kept, *named]),
-        "elementwise": (70, [*python, "bench", "modulate", "norm_rope", "gate", "gelu", "tangent", "ccd_loss", "ema",
-                             *kept]),
+        "elementwise": (70, [*python, "bench", "modulate", "norm_rope", "gate", "gelu", "tangent", "ccd_loss",
+                             "ema", *kept]),
     }
 
 
@@ -63,8 +63,9 @@ def main(argv: list[str]) -> int:
         return 1
 
     OUT.mkdir(parents=True, exist_ok=True)
-    flash = [m for m in ("flash_attn_interface", "flash_attn", "jvp_flash_attention") if importlib.util.find_spec(m)]
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, also installed: {', '.join(flash) or 'no peer'}")
+    modules = "flash_attn_interface", "flash_attn", "jvp_flash_attention"
+    found = [name for name in modules if importlib.util.find_spec(name)]
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, peers: {', '.join(found) or 'none'}")
     failed = [run(name, *part) for name, part in parts(not args.no_record, args.peer).items()
               if not args.only or name in args.only]
     failed = [line for line in failed if line]

@@ -3,12 +3,12 @@
     python -m bench sm90                     every kernel and table entry, for sm_90, sm_80 and sm_100
     python -m bench sm90 attention --arch 90 only these
     python -m bench sm90 --record            write bench/sm90.json
-    python -m bench sm90 --check             exit 1 if a kernel as launched on sm_90 spills, has lost its tensor
-                                             cores or wants more shared memory than a block has
+    python -m bench sm90 --check             exit 1 if a kernel as launched on sm_90 spills, has lost its
+                                             tensor cores or wants more shared memory than a block has
 
-The launches themselves are run, on meta tensors and with a driver that names a card and launches nothing: what is
-compiled is what that card would be given.  Registers, stack and spills are read from the machine code by the
-cuobjdump that triton carries.
+The launches themselves are run, on meta tensors and with a driver that names a card and launches nothing:
+what is compiled is what that card would be given.  Registers, stack and spills are read from the machine
+code by the cuobjdump that triton carries.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "0"
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")        # what triton 3.9 does; 3.10 announces another default
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")      # triton 3.9's default, not 3.10's
 
 import torch  # noqa: E402
 import triton  # noqa: E402
@@ -79,18 +79,17 @@ def figures(kernel) -> dict[str, int | str]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(kernel.asm["cubin"])
         cubin.flush()
-        usage, sass = (subprocess.run([CUOBJDUMP, flag, cubin.name], capture_output=True, text=True, check=True).stdout
+        usage, sass = (subprocess.check_output([CUOBJDUMP, flag, cubin.name], text=True)
                        for flag in ("-res-usage", "-sass"))
-    count = lambda name: len(re.findall(rf"\b{name}\b", sass))  # noqa: E731
     return {
         "target": re.search(r"^\.target (\w+)", kernel.asm["ptx"], re.M)[1],
         "warps": kernel.metadata.num_warps,
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
-        "spills": count("STL"),
+        "spills": len(re.findall(r"\bSTL\b", sass)),
         "shared": kernel.metadata.shared,
-        "matrix": count(MATRIX[arch]),
-        "tma": count("UTMALDG"),
+        "matrix": len(re.findall(rf"\b{MATRIX[arch]}\b", sass)),
+        "tma": len(re.findall(r"\bUTMALDG\b", sass)),
     }
 
 
@@ -107,15 +106,14 @@ def attention_cases(arch: int) -> Iterator[tuple[str, bool, Callable]]:
         dtype = F32 if family == "fp32" else torch.bfloat16
         q, tq, k, tk, v, tv, o = (meta(1, N, 12, D, dtype=dtype).transpose(1, 2) for _ in range(7))
         given = (o, meta(1, 12, N, dtype=F32)) if kernel == "attention_tangent" else ()
+        row, launch = f"{kernel} {family} {D}", partial(launches[kernel], q, tq, k)
         for at in tiles:
             form = "".join(" tma" * at.descriptors + " specialised" * at.specialised)
-            name = f"{kernel} {family} {D}: {at.block_m}x{at.block_n}, {at.warps} warps, {at.stages} stages{form}"
-            yield name, at == tiles[0], partial(launches[kernel], q, tq, k, tk, v, tv, *given, D**-0.5, False, at=at)
-            if at == tiles[0] and D == 128 and family != "fp32":
-                yield name + ", causal", True, partial(
-                    launches[kernel], q, tq, k, tk, v, tv, *given, D**-0.5, True, at=at)
-                yield name + ", constant keys", True, partial(
-                    launches[kernel], q, tq, k, None, v, None, *given, D**-0.5, False, at=at)
+            name = f"{row}: {at.block_m}x{at.block_n}, {at.warps} warps, {at.stages} stages{form}"
+            yield name, at == tiles[0], partial(launch, tk, v, tv, *given, D**-0.5, False, at=at)
+        if family != "fp32":
+            yield f"{row} causal", True, partial(launch, tk, v, tv, *given, D**-0.5, True)
+            yield f"{row} constant keys", True, partial(launch, None, v, None, *given, D**-0.5, False)
 
 
 def elementwise_cases() -> Iterator[tuple[str, bool, Callable]]:
@@ -156,7 +154,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench sm90")
     parser.add_argument("names", nargs="*", help="only the kernels whose names begin with one of these")
     parser.add_argument("--arch", type=int, nargs="+", choices=sorted(MATRIX), help="compute capabilities")
-    parser.add_argument("--check", action="store_true", help="only what is launched, for sm_90 unless --arch says")
+    parser.add_argument("--check", action="store_true", help="only what is launched; sm_90 if no --arch")
     parser.add_argument("--record", action="store_true", help="write the figures to bench/sm90.json")
     args = parser.parse_args(argv)
 
@@ -169,15 +167,15 @@ def main(argv: list[str]) -> int:
                 continue
             try:
                 f = figures(compiled(launch, arch)[0])
-            except Exception as error:                        # one that does not compile leaves the others running
+            except Exception as error:                        # leaves the others running
                 bad.append(f"sm_{arch} {name}: does not compile ({type(error).__name__})")
                 print(f"sm_{arch} {name}: does not compile", flush=True)
                 continue
             mine.setdefault(f"sm_{arch}", {})[name] = f
             wrong = faults(name, arch, f)
             bad += [f"sm_{arch} {name}: {fault}" for fault in wrong if launched]
-            print(f"{f['target']:7} {name:75} {f['registers']:4} registers {f['stack']:4} stack {f['spills']:3} spills "
-                  f"{f['shared']:7} shared {f['matrix']:3} {MATRIX[arch]} {f['tma']:2} TMA", flush=True)
+            print(f"{f['target']:7} {name:73} {f['registers']:4} registers {f['stack']:4} stack "
+                  f"{f['spills']:3} spills {f['shared']:7} shared {f['matrix']:3} {MATRIX[arch]}", flush=True)
             if args.record:
                 RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     print("\n".join(bad), end="\n" if bad else "")

@@ -27,18 +27,22 @@ def milliseconds(kernel: str, width: int, at: Tile, N: int = 16384) -> float:
     try:
         return triton.testing.do_bench(lambda: launch(q, tq, k, tk, v, tv, *given, width**-0.5, False, at=at),
                                        return_mode="median")
-    except Exception as error:                                # a tile that this card cannot run loses, no more
+    except Exception as error:                                # a tile that this card cannot run loses
         print(f"  {tuple(at)}: {type(error).__name__}")
         return float("inf")
 
 
+def entry(tile: Tile) -> str:
+    """The tile as the table writes it: fields at their default left out."""
+    unlike = {name: x for name, x in tile._asdict().items() if x != Tile._field_defaults.get(name)}
+    return f"Tile({', '.join(f'{name}={x}' for name, x in unlike.items())})"
+
+
 def rewritten(text: str, key: tuple, row: list[Tile]) -> str:
     """tiles.py's text with the row of `key` replaced."""
-    entries = [repr(t).replace("block_m=", "").replace("block_n=", "").replace("warps=", "").replace("stages=", "")
-               .replace(", descriptors=False", "").replace(", specialised=False", "")
-               .replace("descriptors=", "").replace("specialised=", "") for t in row]
-    line = f'    ("{key[0]}", "{key[1]}", {key[2]}): (\n' + "".join(f"        {entry},\n" for entry in entries) + "    ),\n"
-    new, count = re.subn(rf'    \("{key[0]}", "{key[1]}", {key[2]}\): \((?s:.*?)\),\n(?=    \("|}})', lambda _: line, text)
+    head = f'    ("{key[0]}", "{key[1]}", {key[2]}): ('
+    line = "\n".join([head, *(f"        {entry(tile)}," for tile in row), "    ),\n"])
+    new, count = re.subn(re.escape(head) + r'(?s:.*?)\),\n(?=    \("|})', lambda _: line, text)
     if count != 1:
         raise ValueError(f"tune: tiles.py has {count} rows for {key}; want one")
     return new

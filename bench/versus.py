@@ -2,10 +2,10 @@
 
     python -m bench versus [--record] [--peer package.module:function ...]
 
-At each shape: the error of sampled query rows against float64, the launched kernel, the table's other entries, the
-two-pass form, each plain forward installed, and the peers.  A peer takes (q, k, v, tq, tk, tv) and returns (o, to).
-Speeds count six matrix products a JVP (12 B H N M D) and two a forward; "forwards" is a JVP's time in units of the
-fastest forward's (three matrix products for each of its one: 3.0 is ideal).  What fails is said and left out.
+At each shape: the error of sampled query rows against float64, the launched kernel, the table's other
+entries, the two-pass form, each plain forward installed, and the peers.  A peer takes (q, k, v, tq, tk, tv)
+and returns (o, to).  Speeds count six matrix products a JVP (12 B H N M D) and two a forward; "forwards" is
+a time in units of the fastest forward's (a JVP's ideal is 3.0).  What fails is said and left out.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SHAPES = {                                                    # (B, H, N, D)
     "width_64": (2, 24, 8192, 64),
     "small": (1, 12, 4096, 128),                              # where torch.func.jvp of math attention fits
 }
-BARS = 2.5e-3, 3.5e-3                                         # relative Frobenius error of o, to; kernels/README.md
+BARS = 2.5e-3, 3.5e-3                                         # relative error of o, to; kernels/README.md
 BEST_FORWARDS = 3.4
 
 
@@ -44,10 +44,10 @@ def sampled_error(args: list[Tensor], o: Tensor, to: Tensor, rows: int = 48) -> 
     for head in range(q.shape[1]):
         primals = [x[:, head : head + 1].double() for x in (q[:, :, some], k, v)]
         tangents = [x[:, head : head + 1].double() for x in (tq[:, :, some], tk, tv)]
-        for i, (got, exact) in enumerate(zip((o, to), reference.jvp(reference.attention, tuple(primals),
-                                                                   tuple(tangents)), strict=True)):
+        exact = reference.jvp(reference.attention, tuple(primals), tuple(tangents))
+        for i, (got, want) in enumerate(zip((o, to), exact, strict=True)):
             mine = got[:, head : head + 1, some].double()
-            apart[i] += torch.stack(((mine - exact).square().sum(), exact.square().sum()))
+            apart[i] += torch.stack(((mine - want).square().sum(), want.square().sum()))
     return tuple((apart[:, 0] / apart[:, 1]).sqrt().tolist())
 
 
@@ -77,15 +77,19 @@ def jvps(name: str, args: list[Tensor], peers: list[str]) -> dict[str, Callable]
         from jvp_flash_attention.jvp_attention import attention
         return torch.func.jvp(attention, (q, k, v), (tq, tk, tv))
 
-    ways = {"ours": lambda: attention_jvp(q, tq, k, tk, v, tv, scale, False)[:2]}
+    def one_pass(at=None):
+        return attention_jvp(q, tq, k, tk, v, tv, scale, False, at=at)[:2]
+
+    ways = {"ours": one_pass}
     row = family(q.dtype), max(64, triton.next_power_of_2(D))
     for at in TILES.get(("attention_jvp", *row), ())[1:]:
-        ways[f"one pass {tuple(at)}"] = lambda at=at: attention_jvp(q, tq, k, tk, v, tv, scale, False, at=at)[:2]
+        ways[f"one pass {tuple(at)}"] = partial(one_pass, at)
     for at in TILES[("attention_tangent", *row)]:
         ways[f"two passes {tuple(at)}"] = partial(two_pass, at)
     ways["jvp-flash-attention (PyPI)"] = pypi
     if name == "small":
-        ways["torch.func.jvp, math attention"] = lambda: reference.jvp(reference.attention, (q, k, v), (tq, tk, tv))
+        ways["torch.func.jvp, math attention"] = partial(reference.jvp, reference.attention, (q, k, v),
+                                                         (tq, tk, tv))
     for peer in peers:
         module, _, function = peer.partition(":")
         ways[peer] = lambda m=module, f=function: getattr(importlib.import_module(m), f)(q, k, v, tq, tk, tv)
@@ -118,18 +122,20 @@ def at_shape(name: str, peers: list[str]) -> tuple[dict, list[str]]:
                 found[f"{kind} {way}"] = figures = measure(run, flops)
                 if kind == "jvp":
                     figures["error o"], figures["error to"] = sampled_error(args, *out)
-            except Exception as error:                        # a peer that is missing leaves the others running
+            except Exception as error:                        # leaves the others running
                 torch.cuda.synchronize()
-                print(f"{name:9} {kind:8} {way:45} {type(error).__name__}: {str(error).splitlines()[:1]}", flush=True)
+                why = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
+                print(f"{name:9} {kind:8} {way:45} {why}", flush=True)
                 if way == "ours":
                     bad.append(f"{name}: {type(error).__name__}")
                 continue
-            print(f"{name:9} {kind:8} {way:45} " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items()), flush=True)
+            line = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+            print(f"{name:9} {kind:8} {way:45} {line}", flush=True)
     fastest = min((f["ms"] for way, f in found.items() if way.startswith("forward")), default=float("nan"))
-    for way, figures in found.items():
+    for figures in found.values():
         figures["forwards"] = round(figures["ms"] / fastest, 3)
     if ours := found.get("jvp ours"):
-        print(f"{name:9} ours: {ours['tflops']} TFLOP/s, {ours['forwards']} of the fastest forward", flush=True)
+        print(f"{name:9} ours: {ours['tflops']} TFLOP/s, {ours['forwards']} forwards", flush=True)
         bad += [f"{name}: error of {x} is {ours[f'error {x}']:.1e}, bar {bar}"
                 for x, bar in zip(("o", "to"), BARS, strict=True) if not ours[f"error {x}"] <= bar]
         if name.startswith("wan") and ours["forwards"] > BEST_FORWARDS:

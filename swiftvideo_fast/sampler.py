@@ -28,5 +28,5 @@ def consistency(velocity: Velocity, x1: Tensor, times: list[float], rng: torch.G
     x = x1
     for t, s in zip(times, times[1:], strict=False):
         x0 = x - t * velocity(x, x.new_full((len(x),), t))
-        x = (1 - s) * x0 + s * torch.randn(x.shape, generator=rng) if s > 0 else x0
+        x = (1 - s) * x0 + s * torch.randn(x.shape, generator=rng).to(x) if s > 0 else x0
     return x

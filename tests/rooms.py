@@ -1,4 +1,4 @@
-"""The GPU room of an op, wherever the tests run: on a GPU as dispatched; without one, interpreted on CPU tensors."""
+"""The GPU room of an op, wherever the tests run: on a GPU as dispatched; elsewhere interpreted."""
 
 from collections.abc import Callable
 

@@ -33,7 +33,7 @@ def ruler(request, held_out):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_distance_grows_with_the_strength_of_damage_and_is_small_between_real_sets(held_out, ruler, rng, kind):
+def test_distance_grows_with_damage_and_is_small_between_real_sets(held_out, ruler, rng, kind):
     measure, between_real = ruler
     some, much = (measure(corrupt(held_out[1], kind, strength, rng)) for strength in (0.5, 1.0))
     assert FAR * between_real < some < much

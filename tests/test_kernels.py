@@ -36,7 +36,8 @@ def exact(fn, *args):
 
 def check(names, op, args, meaning):
     """op(*args) in its GPU room errs at most twice as much as `meaning` does in the same dtypes."""
-    got = tree_leaves(gpu_room(op)(*tree_map(lambda x: x.to(DEVICE) if isinstance(x, torch.Tensor) else x, args)))
+    moved = tree_map(lambda x: x.to(DEVICE) if isinstance(x, torch.Tensor) else x, args)
+    got = tree_leaves(gpu_room(op)(*moved))
     same, true = tree_leaves(meaning(*args)), tree_leaves(exact(meaning, *args))
     for name, g, s, t in zip(names.split(), got, same, true, strict=True):
         assert_no_worse(name, g.cpu(), s, t)
@@ -66,7 +67,8 @@ class TestMatchesTorch:
         x, tx = (draw(rng, B, N, C, dtype=dtype) for _ in range(2))
         s, ts, b, tb = (draw(rng, B, C) for _ in range(4))
         check("y ty", modulate_jvp, (x, tx, s, ts, b, tb, EPS),
-              lambda x, tx, s, ts, b, tb, eps: forward_mode(reference.modulate, [(x, tx), (s, ts), (b, tb)], eps))
+              lambda x, tx, s, ts, b, tb, eps: forward_mode(reference.modulate,
+                                                            [(x, tx), (s, ts), (b, tb)], eps))
         check("y", modulate_op, (x, s, b, EPS), reference.modulate)
 
     def test_modulate_backward(self, rng, B, N, C, dtype):
@@ -104,9 +106,11 @@ class TestMatchesTorch:
     @pytest.mark.parametrize("norm", NORMS)
     def test_tangent(self, rng, B, N, C, dtype, norm):
         v, F, dF = (draw(rng, B, N, C, dtype=dtype) for _ in range(3))
-        check("g size", tangent_op, (v, F, dF, draw(rng, B).sigmoid(), 0.3, norm, 0.1),
-              lambda v, F, dF, *rest: reference.tangent(v.to(rest[0].dtype), F.to(rest[0].dtype), dF.to(rest[0].dtype),
-                                                        *rest))
+
+        def meaning(v, F, dF, t, *rest):
+            return reference.tangent(*(x.to(t.dtype) for x in (v, F, dF)), t, *rest)
+
+        check("g size", tangent_op, (v, F, dF, draw(rng, B).sigmoid(), 0.3, norm, 0.1), meaning)
 
     def test_ccd_loss(self, rng, B, N, C, dtype):
         F_student, F = (draw(rng, B, N, C, dtype=dtype) for _ in range(2))

@@ -84,7 +84,7 @@ class TestEveryOp:
     (1, 8, 4000, 4000, 64), (1, 4, 2500, 2500, 96), (1, 2, 2500, 2500, 256),
 ], ids=str)
 def test_attention_errs_no_more_than_the_bars(B, H, N, M, D):
-    """Relative Frobenius error over sampled queries against float64: o 2.5e-3, to 3.5e-3; kernels/README.md."""
+    """Relative Frobenius error over sampled queries against float64; the bars are kernels/README.md's."""
     q, tq = heads(B, H, N, D, 2)
     k, tk, v, tv = heads(B, H, M, D, 4)
     o, to, _ = attention_jvp(q, tq, k, tk, v, tv, D**-0.5, False)
@@ -119,8 +119,9 @@ def test_primal_attention_and_its_gradient_match_torch(causal, M):
     got = [x.detach().requires_grad_() for x in (q, k, v)]
     want = [x.detach().double().requires_grad_() for x in (q, k, v)]
     o, exact = ops.attention(*got, causal=causal), reference.attention(*want, causal=causal)
-    pairs = zip((o, *torch.autograd.grad(o, got, w)), (exact, *torch.autograd.grad(exact, want, w.double())), strict=True)
-    for a, b in pairs:
+    ours = o, *torch.autograd.grad(o, got, w)
+    theirs = exact, *torch.autograd.grad(exact, want, w.double())
+    for a, b in zip(ours, theirs, strict=True):
         assert (a - b).norm() <= 1e-2 * b.norm()
 
 

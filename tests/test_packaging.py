@@ -117,6 +117,11 @@ def bare(tree, tmp_path):
     return answer
 
 
+def test_an_active_venv_is_not_pulled_from_under_itself(bare):
+    said = bare("import sys; sys.prefix = str(bootstrap.VENV)", cxx="exit 0")
+    assert "deactivate" in said
+
+
 def test_a_missing_compiler_is_one_line(bare):
     said = bare()
     assert "no C++ compiler" in said and "apt-get install g++" in said

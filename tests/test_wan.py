@@ -36,8 +36,8 @@ def diffusers_network(c: WanConfig) -> WanTransformer3DModel:
     return WanTransformer3DModel(
         num_attention_heads=c.heads, attention_head_dim=c.dim // c.heads, num_layers=c.layers,
         ffn_dim=c.ffn_dim, in_channels=c.latent + c.condition, out_channels=c.latent, text_dim=c.text_dim,
-        freq_dim=c.freq_dim, cross_attn_norm=True, qk_norm="rms_norm_across_heads", eps=c.eps, image_dim=c.image_dim,
-        added_kv_proj_dim=c.dim if c.image_dim else None)
+        freq_dim=c.freq_dim, cross_attn_norm=True, qk_norm="rms_norm_across_heads", eps=c.eps,
+        image_dim=c.image_dim, added_kv_proj_dim=c.dim if c.image_dim else None)
 
 
 def pair(config: WanConfig) -> tuple[Wan, WanTransformer3DModel]:

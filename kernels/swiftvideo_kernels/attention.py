@@ -1,13 +1,13 @@
-"""Primal attention by the fastest forward installed, and its backward from the saved (o, lse): nothing runs twice.
+"""Primal attention by the fastest forward installed, and its backward from the saved (o, lse).
 
     flash-attn 3    Hopper, where `flash_attn_interface` is installed
     flash-attn 2    elsewhere, where `flash_attn` is installed
     aten flash      the copy of flash-attn 2 inside torch
     aten efficient  float32, and causal with N != M, where the flash kernels align the mask bottom-right
 
-Each way is a pair (forward, backward).  lse is the natural log of the softmax's denominator in all four, so the
-backward accepts the (o, lse) of attention_jvp.py as well as its own.
-Shapes: q o dq (B, H, N, D)   k v dk dv (B, G, M, D)   lse (B, H, N) fp32.  Outputs lie in memory as (B, N, H, D).
+Each way is a pair (forward, backward).  lse is the natural log of the softmax's denominator in all four, so
+the backward accepts the (o, lse) of attention_jvp.py as well as its own. Shapes: q o dq (B, H, N, D)   k v
+dk dv (B, G, M, D)   lse (B, H, N) fp32.  Outputs lie in memory as (B, N, H, D).
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def attention_backward(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, l
 
 def _way(q: Tensor, k: Tensor, causal: bool) -> tuple[Callable, Callable]:
     if q.dtype == torch.float64:
-        raise ValueError("attention: float64 on a GPU; want float32, bfloat16 or float16 (float64 runs on the CPU)")
+        raise ValueError("attention: float64 on a GPU; want float32, bfloat16 or float16")
     if q.dtype == torch.float32 or causal and q.shape[2] != k.shape[2]:
         return _efficient, _efficient_backward
     if _installed("flash_attn_interface") and torch.cuda.get_device_capability(q.device)[0] == 9:
@@ -77,8 +77,9 @@ def _flash_2(q, k, v, scale, causal):
     from flash_attn.flash_attn_interface import _flash_attn_forward
 
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    o, lse, *_ = _flash_attn_forward(q, k, v, dropout_p=0.0, softmax_scale=scale, causal=causal, window_size_left=-1,
-                                     window_size_right=-1, softcap=0.0, alibi_slopes=None, return_softmax=False)
+    o, lse, *_ = _flash_attn_forward(q, k, v, dropout_p=0.0, softmax_scale=scale, causal=causal,
+                                     window_size_left=-1, window_size_right=-1, softcap=0.0,
+                                     alibi_slopes=None, return_softmax=False)
     return o.transpose(1, 2), lse
 
 
@@ -101,7 +102,8 @@ def _flash(q, k, v, scale, causal):
 def _flash_backward(do, q, k, v, o, lse, scale, causal):
     no_dropout = torch.empty(2, dtype=torch.uint64, device=q.device)
     return aten._scaled_dot_product_flash_attention_backward(
-        do, q, k, v, o, lse, None, None, q.shape[2], k.shape[2], 0.0, causal, no_dropout, no_dropout, scale=scale)
+        do, q, k, v, o, lse, None, None, q.shape[2], k.shape[2], 0.0, causal, no_dropout, no_dropout,
+        scale=scale)
 
 
 def _efficient(q, k, v, scale, causal):
@@ -116,6 +118,7 @@ def _efficient_backward(do, q, k, v, o, lse, scale, causal):
     k, v = (x.repeat_interleave(share, 1) for x in (k, v))
     lse = torch.nn.functional.pad(lse, (0, -lse.shape[2] % 32), value=torch.inf)       # its rows come by 32
     no_dropout = torch.zeros((), dtype=torch.int64)
+    wanted = [True, True, True, False]
     dq, dk, dv, _ = aten._scaled_dot_product_efficient_attention_backward(
-        do, q, k, v, None, o, lse, no_dropout, no_dropout, 0.0, [True, True, True, False], causal, scale=scale)
+        do, q, k, v, None, o, lse, no_dropout, no_dropout, 0.0, wanted, causal, scale=scale)
     return dq, *(dx.view(B, G, share, M, D).sum(2) for dx in (dk, dv))

@@ -10,13 +10,13 @@ Per query row, with running max m, p = exp(S - m) and h = p∘tS, one pass keeps
     o = O/l    to = (A - (r/l) O)/l    lse = m + log l                                             (2)
 
 tS is not exponentiated, so m cancels exactly in (2) and counts as a constant.  Both terms of A go into one
-accumulator by two dots.  Six matrix products where the primal has two; terms without a tangent are compiled out.
-p and h enter the products rounded to the storage dtype, and (2) divides by the sums of the *rounded* p and h: a mean
-offset in v then cancels exactly (kernels/README.md).  lse takes the unrounded sum.
+accumulator by two dots.  Six matrix products where the primal has two; terms without a tangent are compiled
+out. p and h enter the products rounded to the storage dtype, and (2) divides by the sums of the *rounded* p
+and h: a mean offset in v then cancels exactly (kernels/README.md).  lse takes the unrounded sum.
 
 Flops: 12 B H N M D.  Arithmetic fp32; m and S in base 2 inside.
 Shapes: B clips, H query heads, G key heads (H % G == 0), N queries, M keys, D head width.
-    q tq (B, H, N, D)   k tk v tv (B, G, M, D)   any strides, the last one 1   ->   o to (B, H, N, D)   lse (B, H, N)
+    q tq (B, H, N, D)   k tk v tv (B, G, M, D)   ->   o to (B, H, N, D)   lse (B, H, N)      unit last strides
 Packed sequences: B = 1, and sequence i owns queries cu_q[i]:cu_q[i+1] and keys cu_k[i]:cu_k[i+1].
 """
 
@@ -29,6 +29,7 @@ from swiftvideo_kernels.attention import attention
 from swiftvideo_kernels.attention_tangent import attention_tangent
 from swiftvideo_kernels.blocks import LOG2E, block_of, layout, masked, scores, source
 from swiftvideo_kernels.tiles import Tile
+
 
 @triton.jit(do_not_specialize=["N", "M"])
 def _attention_jvp_kernel(
@@ -66,7 +67,6 @@ def _attention_jvp_kernel(
     tv_src = source(tv_ptr, v_base + group * v_head, M, v_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
 
     first_row = block * BLOCK_M
-    row = first_row + tl.arange(0, BLOCK_M)
     q = block_of(q_src, first_row, N, q_row, WIDTH, BLOCK_M, BLOCK_D, TMA)
     tq = None
     if tq_src is not None:
@@ -88,10 +88,10 @@ def _attention_jvp_kernel(
         if tk_src is not None:
             tk = block_of(tk_src, first, M, k_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
         s, ts = scores(q, tq, k, tk)
-        if SPECIALISED:                                         # triton does not specialise a loop with a branch
-            s = masked(s, row, first + tl.arange(0, BLOCK_N), M, CAUSAL)
+        if SPECIALISED:  # noqa: SIM114                         triton specialises no loop with a branch
+            s = masked(s, first_row, first, M, CAUSAL)
         elif first >= whole:
-            s = masked(s, row, first + tl.arange(0, BLOCK_N), M, CAUSAL)
+            s = masked(s, first_row, first, M, CAUSAL)
 
         m_new = tl.maximum(m, tl.max(s, 1) * (scale * LOG2E))
         alpha = tl.exp2(m - m_new)
@@ -118,6 +118,7 @@ def _attention_jvp_kernel(
     inverse = 1 / tl.where(some, l_rounded, 1.0)
     o = acc_o * inverse[:, None]
     to = (acc_to - (r * inverse)[:, None] * acc_o) * inverse[:, None]
+    row = first_row + tl.arange(0, BLOCK_M)
     col = tl.arange(0, BLOCK_D)
     at = ((token + row) * H + head)[:, None] * WIDTH + col[None, :]
     mask = (row < N)[:, None] & (col < WIDTH)[None, :]
@@ -131,8 +132,8 @@ def attention_jvp(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v:
                   max_q: int | None = None, at: Tile | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """(o, to, lse).  o and to lie in memory as (B, N, H, D) and are returned as (B, H, N, D) views.
 
-    A tangent with other strides than its primal is copied.  max_q: the longest packed sequence, N if not known.
-    at: a tile other than the table's.  Shapes and dtypes are checked by the op.
+    A tangent with other strides than its primal is copied.  max_q: the longest packed sequence, N if not
+    known.  at: a tile other than the table's.  Shapes and dtypes are checked by the op.
     """
     how = layout("attention_jvp", q, tq, k, tk, v, tv, scale, causal, at)
     if how is None:

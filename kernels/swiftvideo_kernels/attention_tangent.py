@@ -3,9 +3,9 @@
     P  = exp(S - lse)           final at first sight: no running max, no rescaling
     to = (P∘tS) v + P tv - rowsum(P∘tS) o                                                          (1)
 
-Five matrix products after any fast forward's two, against six in one pass (attention_jvp.py): it wins where the
-one-pass kernel runs below about 6/7 of the mix's speed.  One accumulator instead of two leaves registers for a
-deeper pipeline.  As there, the products and the row sum use P and P∘tS rounded to the storage dtype.
+Five matrix products after any fast forward's two, against six in one pass (attention_jvp.py): it wins where
+the one-pass kernel runs below about 6/7 of the mix's speed.  One accumulator instead of two leaves registers
+for a deeper pipeline.  As there, the products and the row sum use P and P∘tS rounded to the storage dtype.
 
 Which of the two is faster is for a card to say: `python -m bench gpu` times both.
 Flops: 10 B H N M D.  Shapes and letters as in attention_jvp.py.
@@ -64,10 +64,10 @@ def _attention_tangent_kernel(
         if tk_src is not None:
             tk = block_of(tk_src, first, M, k_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
         s, ts = scores(q, tq, k, tk)
-        if SPECIALISED:                                         # triton does not specialise a loop with a branch
-            s = masked(s, row, first + tl.arange(0, BLOCK_N), M, CAUSAL)
+        if SPECIALISED:  # noqa: SIM114                         triton specialises no loop with a branch
+            s = masked(s, first_row, first, M, CAUSAL)
         elif first >= whole:
-            s = masked(s, row, first + tl.arange(0, BLOCK_N), M, CAUSAL)
+            s = masked(s, first_row, first, M, CAUSAL)
 
         p = tl.exp2(s * (scale * LOG2E) - lse[:, None])
         v = block_of(v_src, first, M, v_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
@@ -86,8 +86,9 @@ def _attention_tangent_kernel(
     tl.store(to_ptr + at, (acc - mu[:, None] * o).to(to_ptr.dtype.element_ty), mask)
 
 
-def attention_tangent(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v: Tensor, tv: Tensor | None,
-                      o: Tensor, lse: Tensor, scale: float, causal: bool, *, at: Tile | None = None) -> Tensor:
+def attention_tangent(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v: Tensor,
+                      tv: Tensor | None, o: Tensor, lse: Tensor, scale: float, causal: bool, *,
+                      at: Tile | None = None) -> Tensor:
     """to, given o and lse of attention(q, k, v).  Same memory layout and terms as attention_jvp."""
     at, tensors, sizes, options = layout("attention_tangent", q, tq, k, tk, v, tv, scale, causal, at)
     B, H, N, _ = q.shape

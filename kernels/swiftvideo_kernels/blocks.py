@@ -1,7 +1,7 @@
-"""What the two attention kernels share: reading a block of rows, the scores and their tangent, the mask, the launch.
+"""What the two attention kernels share: blocks of rows, the scores and their tangent, the mask, the launch.
 
-A head is read through a tensor descriptor (TMA) or a pointer.  Both stop at the head's last row and column, and
-return zero beyond, so a ragged tail needs care only in the scores.
+A head is read through a tensor descriptor (TMA) or a pointer.  Both stop at the head's last row and column,
+and return zero beyond, so a ragged tail needs care only in the scores.
 """
 
 import torch
@@ -59,45 +59,49 @@ def scores(q, tq, k, tk):
 
 
 @triton.jit
-def masked(s, row, col, M, CAUSAL: tl.constexpr):
-    """s, with -inf where column `col` is past the last key or, if CAUSAL, past row `row`."""
+def masked(s, first_row, first, M, CAUSAL: tl.constexpr):
+    """Scores of rows from `first_row` and keys from `first`; -inf past the last key and, if CAUSAL, row."""
+    col = first + tl.arange(0, s.shape[1])
     keep = (col < M)[None, :]
     if CAUSAL:
+        row = first_row + tl.arange(0, s.shape[0])
         keep = keep & (col[None, :] <= row[:, None])
     return tl.where(keep, s, -float("inf"))
 
 
-def layout(kernel: str, q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v: Tensor, tv: Tensor | None,
-           scale: float, causal: bool, at: Tile | None) -> tuple[Tile, tuple, tuple, dict] | None:
+def layout(kernel: str, q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v: Tensor,
+           tv: Tensor | None, scale: float, causal: bool,
+           at: Tile | None) -> tuple[Tile, tuple, tuple, dict] | None:
     """What both kernels are launched with: tile, the six tensors, strides, sizes and scale, options.
 
-    Primal and tangent come back with one set of strides for both.  None: the table has no tile for this width.
+    Primal and tangent come back with one set of strides.  None: the table has no tile for this width.
     """
     (_, H, N, D), (G, M) = q.shape, k.shape[1:3]
     if scale < 0:
-        raise ValueError(f"{kernel}: scale is {scale}; want it not negative (the running maximum is of scaled scores)")
+        raise ValueError(f"{kernel}: scale is {scale}; want 0 or more")
     (q, tq), (k, tk), (v, tv) = alike(q, tq), alike(k, tk), alike(v, tv)
-    at = at or tile(kernel, q.dtype, q.device, D, all(_tma_reads(x) for x in (q, tq, k, tk, v, tv)))
+    at = at or tile(kernel, q.dtype, q.device, D, causal, all(_tma_reads(x) for x in (q, tq, k, tk, v, tv)))
     if at is None:
         return None
     if at.descriptors and q.is_cuda:
-        triton.set_allocator(lambda size, alignment, stream: torch.empty(size, dtype=torch.int8, device=q.device))
+        triton.set_allocator(lambda size, *_: torch.empty(size, dtype=torch.int8, device=q.device))
     sizes = *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], H, H // G, N, M, scale
     options = dict(
-        WIDTH=D, BLOCK_M=at.block_m, BLOCK_N=at.block_n, BLOCK_D=max(16, triton.next_power_of_2(D)), CAUSAL=causal,
-        TMA=at.descriptors, SPECIALISED=at.specialised, num_warps=at.warps, num_stages=at.stages)
+        WIDTH=D, BLOCK_M=at.block_m, BLOCK_N=at.block_n, BLOCK_D=max(16, triton.next_power_of_2(D)),
+        CAUSAL=causal, TMA=at.descriptors, SPECIALISED=at.specialised,
+        num_warps=at.warps, num_stages=at.stages)
     return at, (q, tq, k, tk, v, tv), sizes, options
 
 
 def _tma_reads(x: Tensor | None) -> bool:
     """Whether x's base and rows are on the 16-byte grid of the copy engine."""
     return x is None or x.data_ptr() % 16 == 0 and all(
-        size == 1 or stride * x.element_size() % 16 == 0 for size, stride in zip(x.shape[:-1], x.stride(), strict=False))
+        size == 1 or stride * x.element_size() % 16 == 0 for size, stride in zip(x.shape[:-1], x.stride()))
 
 
 def alike(x: Tensor, tx: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """x and tx with the same strides.  A copy only where they differ."""
-    if tx is None or all(size == 1 or a == b for size, a, b in zip(x.shape, tx.stride(), x.stride(), strict=True)):
+    if tx is None or all(size == 1 or a == b for size, a, b in zip(x.shape, tx.stride(), x.stride())):
         return x, tx
     if 0 in x.stride():
         x = x.contiguous()

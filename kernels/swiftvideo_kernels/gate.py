@@ -4,9 +4,9 @@
     tz = tx + g ty + tg y
     dx = dz,   dy = g dz,   dg = Σ_N dz y
 
-Traffic: jvp reads x, tx, y, ty, writes z, tz; backward reads dz, y, writes dy.  A tangent of None is not read.
-Arithmetic fp32.  dg goes through partial sums of CHUNK rows, added in a fixed order.
-Shapes: x tx y ty z tz (B, N, C), one dtype.  g tg (B, C), any dtype.
+Traffic: jvp reads x, tx, y, ty, writes z, tz; backward reads dz, y, writes dy.  A tangent of None is not
+read. Arithmetic fp32.  dg goes through partial sums of CHUNK rows, added in a fixed order. Shapes: x tx y ty
+z tz (B, N, C), one dtype.  g tg (B, C), any dtype.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """GELU (tanh approximation) and its tangent in one pass.
 
-    y  = x σ(2u)        u = k (x + a x³),  k = sqrt(2 / pi),  a = 0.044715          since (1 + tanh u) / 2 = σ(2u)
+    y  = x σ(2u)        u = k (x + a x³),  k = sqrt(2 / pi),  a = 0.044715     since (1 + tanh u) / 2 = σ(2u)
     ty = (σ + 2 x σ (1 - σ) k (1 + 3 a x²)) tx
 
 Traffic: read x, tx, write y, ty.  Arithmetic fp32.  Any shape, one dtype.

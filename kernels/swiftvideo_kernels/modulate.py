@@ -9,8 +9,8 @@
 (1) is J tx with J = r (I - 11'/C - nn'/C).  J is symmetric, so the gradient is the same map applied to dn:
 `ln_jacobian` serves both.
 
-Traffic: jvp reads x, tx, writes y, ty; backward reads dy, x, writes dx; all else is [B, C] or N / CHUNK times that.
-Arithmetic fp32.  Sums over tokens go through partial sums of CHUNK rows, added in a fixed order.
+Traffic: jvp reads x, tx, writes y, ty; backward reads dy, x, writes dx; all else is [B, C] or N / CHUNK
+times that. Arithmetic fp32.  Sums over tokens go through partial sums of CHUNK rows, added in a fixed order.
 Shapes: x tx y ty (B, N, C), one dtype.  s ts b tb (B, C), any dtype.
 """
 
@@ -128,6 +128,7 @@ def modulate_backward(dy: Tensor, x: Tensor, s: Tensor, eps: float) -> tuple[Ten
     dy, x, s = contiguous("modulate_backward", dy, x, s)
     B, N, C = x.shape
     dx = torch.empty_like(x)
-    ds, db = (torch.empty(B, triton.cdiv(N, CHUNK), C, dtype=torch.float32, device=x.device) for _ in range(2))
-    _modulate_backward_kernel[triton.cdiv(N, CHUNK), B](dy, x, s, dx, ds, db, N, C, eps, CHUNK=CHUNK, **whole_rows(C))
+    chunks = triton.cdiv(N, CHUNK)
+    ds, db = (torch.empty(B, chunks, C, dtype=torch.float32, device=x.device) for _ in range(2))
+    _modulate_backward_kernel[chunks, B](dy, x, s, dx, ds, db, N, C, eps, CHUNK=CHUNK, **whole_rows(C))
     return dx, ds.sum(1).to(s.dtype), db.sum(1).to(s.dtype)

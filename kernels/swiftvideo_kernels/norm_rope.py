@@ -1,15 +1,15 @@
-"""RMSNorm over all channels, then rotary embedding; its tangent and its gradient, each in one pass over the rows.
+"""RMSNorm over all channels, then rotary embedding; its tangent and its gradient, each in one pass.
 
     n = x r,  r = 1 / sqrt(mean x² + eps)        y = R (n w)
     tn = r (tx - n mean(n tx))                   ty = R (tn w)                                     (1)
     dn = (R' dy) w,   dx = r (dn - n mean(n dn)),   dw = Σ (R' dy) n
 
-R turns each (even, odd) pair of a head by its token's angle; R' turns it back.  (1) is J tx with J = r (I - nn'/C),
-symmetric, so the gradient is the same map: `rms_jacobian` serves both.
+R turns each (even, odd) pair of a head by its token's angle; R' turns it back.  (1) is J tx with
+J = r (I - nn'/C), symmetric, so the gradient is the same map: `rms_jacobian` serves both.
 
-Traffic: jvp reads x, tx, writes y, ty; backward reads dy, x, writes dx.  cos and sin are read once a head, from L1.
-Arithmetic fp32.  dw goes through partial sums of CHUNK rows, added in a fixed order.
-Shapes: x tx y ty (B, N, C), one dtype.  w (C).  cos sin (N, R), R = D / 2, or None: no rotation.
+Traffic: jvp reads x, tx, writes y, ty; backward reads dy, x, writes dx.  cos and sin are read once a head,
+from L1. Arithmetic fp32.  dw goes through partial sums of CHUNK rows, added in a fixed order. Shapes: x tx y
+ty (B, N, C), one dtype.  w (C).  cos sin (N, R), R = D / 2, or None: no rotation.
 """
 
 import torch
@@ -140,8 +140,9 @@ def norm_rope_backward(dy: Tensor, x: Tensor, w: Tensor, cos: Tensor | None, sin
     """(dx, dw) from the cotangent of y; dw in w's dtype."""
     x, w, cos, sin, dy = _inputs("norm_rope_backward", x, w, cos, sin, dy)
     B, N, C = x.shape
+    R, chunks = 0 if cos is None else cos.shape[1], triton.cdiv(N, CHUNK)
     dx = torch.empty_like(x)
-    dw = torch.empty(B, triton.cdiv(N, CHUNK), C, dtype=torch.float32, device=x.device)
-    _norm_rope_backward_kernel[triton.cdiv(N, CHUNK), B](
-        dy, x, w, cos, sin, dx, dw, N, C, 0 if cos is None else cos.shape[1], eps, CHUNK=CHUNK, **whole_rows(C))
+    dw = torch.empty(B, chunks, C, dtype=torch.float32, device=x.device)
+    _norm_rope_backward_kernel[chunks, B](
+        dy, x, w, cos, sin, dx, dw, N, C, R, eps, CHUNK=CHUNK, **whole_rows(C))
     return dx, dw.sum((0, 1)).to(w.dtype)

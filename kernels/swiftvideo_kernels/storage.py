@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 def contiguous(op: str, *tensors: Tensor | None) -> list[Tensor | None]:
-    """The tensors, copied where they are not contiguous.  float64 has no kernel: the CPU room computes in it."""
+    """The tensors, copied where they are not contiguous.  float64 has no kernel: the CPU room has."""
     for x in tensors:
         if x is not None and x.dtype == torch.float64:
-            raise ValueError(f"{op}: float64 on {x.device}; want float32, bfloat16 or float16 (float64 runs on the CPU)")
+            raise ValueError(f"{op}: float64 on {x.device}; want float32, bfloat16 or float16")
     return [x if x is None else x.contiguous() for x in tensors]
 
 

@@ -66,7 +66,8 @@ def _ccd_loss_kernel(
     tl.store(square_ptr + clip * parts + part, tl.sum(square, 0))
 
 
-def tangent(v: Tensor, F: Tensor, dF: Tensor, t: Tensor, r: float, norm: str, c: float) -> tuple[Tensor, Tensor]:
+def tangent(v: Tensor, F: Tensor, dF: Tensor, t: Tensor, r: float, norm: str,
+            c: float) -> tuple[Tensor, Tensor]:
     """(g, ||g|| before normalisation), float32."""
     v, F, dF = contiguous("tangent", v, F, dF)
     g, square, D = *_outputs(F, torch.float32), F.shape[1:].numel()

@@ -1,8 +1,8 @@
 """The tile each attention kernel runs with: a table, by card, dtype and head width.  Never by length.
 
-The first entry of a row is the one launched.  The others are candidates: `python -m bench sm90` compiles them all,
-and `python -m bench tune`, a developer's command, times them on the card at hand and puts the fastest first.
-No row has been timed on a GPU yet: the order is by registers and by the size of the tile.
+The first entry of a row is the one launched.  The others are candidates: `python -m bench sm90` compiles
+them all, and `python -m bench tune`, a developer's command, times them on the card at hand and puts the
+fastest first. No row has been timed on a GPU yet: the order is by registers and by the size of the tile.
 
 Families, by compute capability:
     sm100   10.x, tensor memory        sm90   9.0, wgmma and TMA, 227 KB of shared memory a block
@@ -24,16 +24,17 @@ class Tile(NamedTuple):
     stages: int                     # depth of the pipeline over keys
     descriptors: bool = False       # load by TMA, through tensor descriptors
     specialised: bool = False       # a producer warp and consumer groups; wants 4 warps and descriptors
+    causal: bool = True             # False: causal would spill here, and takes the next tile
 
 
-# Width 256 has no one-pass row below sm100: two accumulators of 256 columns are more than a thread's registers, and
-# attention_jvp goes in two passes there.
+# Width 256 has no one-pass row below sm100: two accumulators of 256 columns are more than a thread's
+# registers, and attention_jvp goes in two passes there.
 TILES: dict[tuple[str, str, int], tuple[Tile, ...]] = {
     ("attention_jvp", "sm90", 64): (
         Tile(128, 128, 8, 2, True), Tile(128, 64, 8, 3, True), Tile(128, 64, 8, 2),
         Tile(128, 64, 4, 2, True, True)),
     ("attention_jvp", "sm90", 128): (
-        Tile(128, 64, 8, 2, True), Tile(128, 32, 8, 3, True), Tile(128, 32, 4, 2, True, True),
+        Tile(128, 64, 8, 2, True, causal=False), Tile(128, 32, 8, 3, True), Tile(128, 32, 4, 2, True, True),
         Tile(64, 64, 4, 2, True), Tile(64, 32, 4, 2)),
     ("attention_tangent", "sm90", 64): (
         Tile(128, 128, 8, 2, True), Tile(128, 64, 8, 3, True), Tile(128, 64, 8, 2)),
@@ -63,12 +64,14 @@ TILES: dict[tuple[str, str, int], tuple[Tile, ...]] = {
 }
 
 
-def tile(kernel: str, dtype: torch.dtype, device: torch.device, width: int, descriptors: bool) -> Tile | None:
-    """The first tile for head width `width`, without TMA unless `descriptors`; None where the kernel has no row."""
+def tile(kernel: str, dtype: torch.dtype, device: torch.device, width: int, causal: bool,
+         descriptors: bool) -> Tile | None:
+    """The first tile for head width `width`, without TMA unless `descriptors`; None where there is no row."""
     if width > 256:
         raise ValueError(f"{kernel}: head width {width}; want at most 256")
     row = ("cpu", 0) if device.type == "cpu" else (family(dtype), max(64, triton.next_power_of_2(width)))
-    return next((t for t in TILES.get((kernel, *row), ()) if descriptors or not t.descriptors), None)
+    return next((t for t in TILES.get((kernel, *row), ())
+                 if (descriptors or not t.descriptors) and (t.causal or not causal)), None)
 
 
 def family(dtype: torch.dtype) -> str:

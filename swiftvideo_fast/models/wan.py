@@ -1,10 +1,9 @@
 """The Wan image-to-video transformer, written once: call it with Duals and it is its own forward mode.
 
 Parameter names are the released checkpoint's (Wan-Video/Wan2.1, WanModel, model_type "i2v"), so its state
-dict loads as it is.  Differences from that code are in arithmetic only: time, its embedding, norms and
-modulation are fp32 whatever the storage (`cast`); the first convolution has kernel = stride, so it is a
-linear map of patches, and its noisy and its condition channels are mapped apart: the condition has no tangent
-and costs none.
+dict loads as it is.  Differences from that code are in arithmetic only: time, norms and modulation are fp32
+whatever the storage (`cast`); the first convolution has kernel = stride, so it is a linear map of patches, its
+noisy and its condition channels mapped apart: the condition has no tangent and costs none.
 
 Letters: B clips, T H W latent frames, height, width, N = T H/2 W/2 tokens, C channels, L text tokens.
 """
@@ -131,8 +130,8 @@ class Wan(nn.Module):
                                   ("condition", condition, (B, c.condition, T, H, W)),
                                   ("image", image, (B, "M", c.image_dim))):
             if given is not None and not _fits(given.shape, want):
-                raise ValueError(f"Wan: {name} is {tuple(given.shape)}; want ({', '.join(map(str, want))}) "
-                                 f"for x of {tuple(x.shape)}")
+                wanted = str(want).replace("'", "")
+                raise ValueError(f"Wan: {name} is {tuple(given.shape)}; want {wanted} for x {tuple(x.shape)}")
 
 
 class Block(nn.Module):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swiftvideo_fast.dual import ATTRIBUTES, Dual, NoTangent, named, parts, primals, rule, smooth, tangent
+from swiftvideo_fast.dual import ATTRIBUTES, Dual, NoTangent, named, parts, primals, rule, smooth, spoken, tangent
 
 VIEWS = """
     view reshape view_as reshape_as expand expand_as broadcast_to flatten unflatten ravel squeeze unsqueeze
@@ -72,7 +72,7 @@ def _join(function, y, tensors, *args, **kwargs):
 
 
 for _function in (*named(*VIEWS.split()), Tensor.unfold):
-    rule(_function)(partial(_view, _function))
+    rule(_function)(partial(_view, spoken(_function)))
 for _function in (*named(*MAPS.split()), F.unfold):
     tangent(_function)(partial(_map, _function))
 for _function in named(*SPREADS.split()):

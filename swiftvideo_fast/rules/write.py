@@ -46,6 +46,8 @@ def _in_place(function, out_of_place, x, *args, **kwargs):
     _target(function, x)
     with torch.no_grad():
         y = call(out_of_place, (x, *args), kwargs)
+    if y.shape != x.shape:
+        raise NoTangent(f"{name_of(function)}: it would resize the Dual from {tuple(x.shape)} to {tuple(y.shape)}")
     if not torch.is_grad_enabled():
         return _overwrite(x, y)
     function(x.p, *primals(args), **primals(kwargs))
