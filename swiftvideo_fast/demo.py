@@ -7,7 +7,6 @@ from pathlib import Path
 from torch import Tensor
 
 from swiftvideo_fast import config
-from swiftvideo_fast.config import Config
 from swiftvideo_fast.evaluate.benchmark import REFERENCE_STEPS, Benchmark, Sampling
 from swiftvideo_fast.evaluate.charts import Chart, Curves, Series
 from swiftvideo_fast.evaluate.report import Headline, Text, write_report
