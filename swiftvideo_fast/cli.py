@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     _sampling(p)
     p.add_argument("--steps", type=positive, nargs="+", default=[4], help="sampling steps, a row each")
     p.add_argument("--count", type=positive, default=256, help="clips")
-    p.add_argument("--part", choices=("valid", "test"), default="test", help="valid to choose, test to report")
+    p.add_argument("--part", choices=("valid", "test"), default="test", help="valid to choose by, test else")
     p.add_argument("--json", type=Path, help="also write the figures there")
 
     p = command(run_export, "export", "rewrite a weight file in another storage or under diffusers' names")
