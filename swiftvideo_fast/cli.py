@@ -78,6 +78,13 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def natural(text: str) -> int:
+    """The type of a seed on the command line."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}; want 0 or more")
+    return int(text)
+
+
 def positive(text: str) -> int:
     """The type of a count on the command line."""
     if not text.isdecimal() or not int(text):
@@ -88,7 +95,7 @@ def positive(text: str) -> int:
 def _sampling(p: argparse.ArgumentParser) -> None:
     p.add_argument("--weights", required=True, help="a file by train: student.safetensors or average.safetensors")
     p.add_argument("--guidance", type=float, help="1 for a distilled student (default: the config's sample.guidance)")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=natural, default=0)
 
 
 def run_train(args: argparse.Namespace) -> None:
@@ -105,7 +112,7 @@ def describe(cfg: Config) -> None:
     net, source, d = starting_network(cfg), crop_source(cfg, "train"), cfg.data
     PcaCodec.load(cfg.model.codec)
     print(f"# network: {sum(p.numel() for p in net.parameters()):,} parameters")
-    print(f"# clips: {len(source.windows)} fit the window", *(f"; left out: {s}" for s in source.skipped))
+    print("; left out: ".join([f"# clips: {len(source.windows)} fit the window", *source.skipped]))
     print(f"# tokens a clip: {(d.frames // 4 + 1) * (d.size // 16) ** 2}; {cfg.run.steps} steps of {d.batch} clips")
     last = checkpoint.newest(Path(cfg.run.dir))
     print(f"# would write to {cfg.run.dir}" + (f", going on from {last.name}" if last else ""))
