@@ -85,6 +85,13 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def natural(text: str) -> int:
+    """The type of a seed on the command line."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}; want 0 or more")
+    return int(text)
+
+
 def positive(text: str) -> int:
     """The type of a count on the command line."""
     if not text.isdecimal() or not int(text):
@@ -95,7 +102,7 @@ def positive(text: str) -> int:
 def _sampling(p: argparse.ArgumentParser) -> None:
     p.add_argument("--weights", required=True, help="a file by train: student or average.safetensors")
     p.add_argument("--guidance", type=float, help="1 for a student (default: the config's sample.guidance)")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=natural, default=0)
 
 
 def run_train(args: argparse.Namespace) -> None:
@@ -112,7 +119,7 @@ def describe(cfg: Config) -> None:
     net, source, d = starting_network(cfg), crop_source(cfg, "train"), cfg.data
     PcaCodec.load(cfg.model.codec)
     print(f"# network: {sum(p.numel() for p in net.parameters()):,} parameters")
-    print(f"# clips: {len(source.windows)} fit the window", *(f"; left out: {s}" for s in source.skipped))
+    print("; left out: ".join([f"# clips: {len(source.windows)} fit the window", *source.skipped]))
     tokens = (d.frames // 4 + 1) * (d.size // 16) ** 2
     print(f"# tokens a clip: {tokens}; {cfg.run.steps} steps of {d.batch} clips")
     last = checkpoint.newest(Path(cfg.run.dir))
