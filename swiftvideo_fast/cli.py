@@ -1,4 +1,4 @@
-"""The command line: swiftvideo train | sample | evaluate | codec | demo."""
+"""The command line: swiftvideo train | sample | evaluate | export | codec | demo."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 import yaml
 
 from swiftvideo_fast import config
@@ -49,8 +50,8 @@ def parser() -> argparse.ArgumentParser:
     def configured(run, name: str, about: str) -> argparse.ArgumentParser:
         p = command(run, name, about)
         p.add_argument("config", help="a YAML file, such as configs/demo/ccd.yaml")
-        p.add_argument("overrides", nargs="*", metavar="key.subkey=value", help="values that replace the file's")
-        p.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, do nothing")
+        p.add_argument("overrides", nargs="*", metavar="key.subkey=value", help="replace the file's values")
+        p.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
         return p
 
     configured(run_train, "train", "train or distil; a run cut short goes on from its last checkpoint")
@@ -64,13 +65,19 @@ def parser() -> argparse.ArgumentParser:
 
     p = configured(run_evaluate, "evaluate", "the table of figures on held-out clips, against the teacher")
     _sampling(p)
-    p.add_argument("--steps", type=positive, nargs="+", default=[4], help="sampling steps, a row of the table each")
+    p.add_argument("--steps", type=positive, nargs="+", default=[4], help="sampling steps, a row each")
     p.add_argument("--count", type=positive, default=256, help="clips")
-    p.add_argument("--part", choices=("valid", "test"), default="test", help="valid to choose by, test to report")
+    p.add_argument("--part", choices=("valid", "test"), default="test", help="valid to choose by, test else")
     p.add_argument("--json", type=Path, help="also write the figures there")
 
+    p = command(run_export, "export", "rewrite a weight file in another storage or under diffusers' names")
+    p.add_argument("weights", help="a file by train")
+    p.add_argument("out", type=Path, help="the file to write")
+    p.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    p.add_argument("--diffusers", action="store_true", help="the names of diffusers' WanTransformer3DModel")
+
     p = command(run_demo, "demo", "distil, measure and report on real clips, in minutes")
-    p.add_argument("overrides", nargs="*", metavar="key.subkey=value", help="replace values of both students' configs")
+    p.add_argument("overrides", nargs="*", metavar="key.subkey=value", help="replace values of the configs")
     p.add_argument("--dir", type=Path, default=Path("runs/demo"), help="where runs and report go")
     p.add_argument("--configs", type=Path, default=Path("configs/demo"), help="folder of the demo's configs")
     p.add_argument("--seeds", type=positive, default=1, help="repeat with this many seeds and report means")
@@ -93,8 +100,8 @@ def positive(text: str) -> int:
 
 
 def _sampling(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--weights", required=True, help="a file by train: student.safetensors or average.safetensors")
-    p.add_argument("--guidance", type=float, help="1 for a distilled student (default: the config's sample.guidance)")
+    p.add_argument("--weights", required=True, help="a file by train: student or average.safetensors")
+    p.add_argument("--guidance", type=float, help="1 for a student (default: the config's sample.guidance)")
     p.add_argument("--seed", type=natural, default=0)
 
 
@@ -113,7 +120,8 @@ def describe(cfg: Config) -> None:
     PcaCodec.load(cfg.model.codec)
     print(f"# network: {sum(p.numel() for p in net.parameters()):,} parameters")
     print("; left out: ".join([f"# clips: {len(source.windows)} fit the window", *source.skipped]))
-    print(f"# tokens a clip: {(d.frames // 4 + 1) * (d.size // 16) ** 2}; {cfg.run.steps} steps of {d.batch} clips")
+    tokens = (d.frames // 4 + 1) * (d.size // 16) ** 2
+    print(f"# tokens a clip: {tokens}; {cfg.run.steps} steps of {d.batch} clips")
     last = checkpoint.newest(Path(cfg.run.dir))
     print(f"# would write to {cfg.run.dir}" + (f", going on from {last.name}" if last else ""))
 
@@ -160,6 +168,11 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if args.json:
         with whole(args.json) as aside:
             aside.write_text(json.dumps(as_json(rows), indent=1) + "\n")
+
+
+def run_export(args: argparse.Namespace) -> None:
+    weights.export(args.weights, args.out, dtype=getattr(torch, args.dtype), diffusers=args.diffusers)
+    print(f"wrote {args.out}")
 
 
 def run_demo(args: argparse.Namespace) -> None:

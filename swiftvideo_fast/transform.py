@@ -67,6 +67,14 @@ def _output(x, strict: bool) -> tuple[Tensor, Tensor]:
     return p, torch.zeros_like(p, requires_grad=False) if t is None else t
 
 
+def is_tensor(x) -> bool:
+    """torch.is_tensor, which networks ask before they wrap a number in a tensor: a Dual is one."""
+    return isinstance(x, Tensor | Dual)
+
+
+torch.is_tensor = is_tensor
+
+
 class Forward(TorchFunctionMode):
     """What `__torch_function__` of a Dual alone cannot see, while jvp runs.
 

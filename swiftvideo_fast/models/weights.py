@@ -48,6 +48,14 @@ def save(net: Wan, path: Path | str, dtype: torch.dtype = torch.float32, **about
         save_file(tensors, aside, {"config": json.dumps(asdict(net.config)), "about": json.dumps(about)})
 
 
+def export(source: Path | str, target: Path | str, *, dtype: torch.dtype, diffusers: bool = False) -> None:
+    """Rewrite a file by `save` in another storage, its header kept; `diffusers`: under diffusers' names."""
+    tensors, header = read(source)
+    named = to_diffusers(tensors) if diffusers else tensors
+    with whole(target) as aside:
+        save_file({k: v.to(dtype) for k, v in named.items()}, aside, header)
+
+
 def read(path: Path | str, mend: str = "restore it from its source") -> tuple[dict[str, Tensor], dict]:
     """(tensors in fp32, header as text) of a safetensors file; ValueError naming it, and how to mend it."""
     try:

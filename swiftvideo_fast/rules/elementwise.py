@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from swiftvideo_fast.dual import Dual, named, parts, rule, tangent
+from swiftvideo_fast.dual import parts, rule, tangent
 
 aten = torch.ops.aten
 

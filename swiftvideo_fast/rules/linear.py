@@ -10,7 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swiftvideo_fast.dual import ATTRIBUTES, Dual, NoTangent, named, parts, primals, rule, smooth, spoken, tangent
+from swiftvideo_fast.dual import (
+    ATTRIBUTES,
+    Dual,
+    NoTangent,
+    named,
+    parts,
+    primals,
+    rule,
+    smooth,
+    spoken,
+    tangent,
+)
 
 VIEWS = """
     view reshape view_as reshape_as expand expand_as broadcast_to flatten unflatten ravel squeeze unsqueeze

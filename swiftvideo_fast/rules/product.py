@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from swiftvideo_fast.dual import Dual, named, parts, primals, rule, tangent
+from swiftvideo_fast.dual import named, parts, primals, rule, tangent
 from swiftvideo_fast.rules.elementwise import total
 
 BILINEAR = "matmul __matmul__ mm bmm mv dot vdot inner outer ger kron"

@@ -12,7 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swiftvideo_fast.dual import (
-    IN_PLACE_OPERATORS, NAMESPACES, RULES, Dual, NoTangent, by_torch, call, name_of, named, parts, primals, rule,
+    IN_PLACE_OPERATORS,
+    NAMESPACES,
+    RULES,
+    Dual,
+    NoTangent,
+    by_torch,
+    call,
+    name_of,
+    named,
+    parts,
+    primals,
+    rule,
 )
 
 FILLS = "zero_ normal_ uniform_ bernoulli_ exponential_ geometric_ cauchy_ log_normal_ random_"
