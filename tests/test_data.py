@@ -1,4 +1,4 @@
-"""From files to crops: what does not fit is said, what is held out stays unseen, a draw can be drawn again."""
+"""From files to crops: what does not fit is said, what is held out stays unseen, a draw can be repeated."""
 
 import os
 from importlib.metadata import PackageNotFoundError

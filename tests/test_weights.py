@@ -36,7 +36,8 @@ def test_the_header_says_what_the_file_is(file):
 
 def test_half_precision_on_disk_is_fp32_in_memory(tmp_path):
     weights.save(tiny.network(), tmp_path / "half.safetensors", dtype=torch.bfloat16)
-    pairs = zip(tiny.network().parameters(), weights.load(tmp_path / "half.safetensors").parameters(), strict=True)
+    net, back = tiny.network(), weights.load(tmp_path / "half.safetensors")
+    pairs = zip(net.parameters(), back.parameters(), strict=True)
     assert all(torch.equal(a.bfloat16().float(), b) for a, b in pairs)
 
 
