@@ -29,9 +29,9 @@ format:         ## what lint can mend by itself
 bench:          ## the op tests, then every op against torch, as ratios (ARGS="attention --check")
 	$(WITH) dev sh -ec 'python -m pytest -q $(OP_TESTS); python -m bench $(ARGS)'
 
-gpu:            ## on a GPU machine: every test, then the bench (ARGS=--record); uses the torch that is there
+gpu:            ## on a GPU machine: its tests, errors, speeds, records; uses the torch that is there
 	@nvidia-smi > /dev/null 2>&1 || { echo "swiftvideo_fast: no NVIDIA GPU here (nvidia-smi fails)"; exit 1; }
-	$(WITH) dev sh -ec 'python -m pytest; python -m bench $(or $(ARGS),--check)'
+	$(WITH) dev python -m bench gpu $(ARGS)
 
 # The runtimes must come before python's own allocator; `pytest`, unlike `python -m pytest`, leaves ./ off sys.path.
 SANITIZED = LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \

@@ -160,8 +160,10 @@ def install_torch(driver: int) -> str:
         finish(pip_install(f"torch=={TORCH}"))
         return TORCH
     version = f"{TORCH}+cpu"
-    if pip_install(f"torch=={version}").wait():
-        finish(pip_install(f"torch=={version}", "--extra-index-url", CPU_INDEX))
+    sources = [], ["--extra-index-url", CPU_INDEX]
+    if all(pip_install(f"torch=={version}", *source).wait() for source in sources):
+        give_up(f"no CPU build of torch {TORCH} for Python {platform.python_version()} in your indexes or at "
+                f"{CPU_INDEX} ({LOG.relative_to(ROOT)}): try another Python, make PYTHON=...")
     return version
 
 
@@ -193,8 +195,10 @@ def set_up(extra: str) -> None:
     os.environ["PATH"] = f"{PYTHON.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     compiler, driver = find_compiler(), gpu_driver()
 
-    venv_key = digest(sys.version, sys.prefix, bool(driver), TORCH)
-    if not done("venv", venv_key):
+    venv_key = digest(*sys.version_info[:2], bool(driver), TORCH)
+    if not (PYTHON.exists() and done("venv", venv_key)):
+        if Path(sys.prefix) == VENV:
+            give_up(".venv is out of date and active: `deactivate` it, so that it can be made anew")
         say(f"set-up: Python {platform.python_version()}, {compiler}, "
             + (f"NVIDIA GPU with CUDA {driver}" if driver else "no NVIDIA GPU"))
         if torch := own_torch() if driver else None:

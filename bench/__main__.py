@@ -1,4 +1,4 @@
-"""python -m bench: importing a bench_X module registers its cases.  The others are commands of their own."""
+"""python -m bench ...: the table of cases.   python -m bench COMMAND ...: another face, each with --help."""
 
 import importlib
 import pkgutil
@@ -6,10 +6,13 @@ import sys
 
 import bench
 
-if sys.argv[1:] and sys.argv[1] in ("gpu", "sm90", "tune", "versus"):
-    raise SystemExit(importlib.import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:]))
+COMMANDS = ("gpu", "growth", "memory", "sm90", "sweep", "tune", "versus")
+
+if sys.argv[1:2] and sys.argv[1] in COMMANDS:
+    command = importlib.import_module(f"bench.{sys.argv[1]}")
+    raise SystemExit(command.main(sys.argv[2:]))
 
 for module in pkgutil.iter_modules(bench.__path__, "bench."):
     if module.name.startswith("bench.bench_"):
         importlib.import_module(module.name)
-raise SystemExit(importlib.import_module("bench.harness").main())
+raise SystemExit(importlib.import_module("bench.table").main(sys.argv[1:]))

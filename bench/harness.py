@@ -1,31 +1,23 @@
-"""Time registered cases against torch, and hold the ratios to the ones on record.
+"""Cases, and how one is measured: agreement with torch first, then time, then the allocator's peak.
 
-    python -m bench                    the table
-    python -m bench attention gate     only the cases whose names begin so
-    python -m bench --threads 1        on this many threads
-    python -m bench --check            exit 1 if a case lost more of its lead than LOSS_ALLOWED since recorded
-    python -m bench --record           write this device's ratios to bench/record.json
-
-A case is timed only if its result agrees with torch's.  All of a row is timed turn about in one process, so that
-clocks and neighbours move all sides together, and the least time counts, since a neighbour only adds: ratios are
-what to keep.  `copy` moves as many bytes as the case must: what a memory-bound op is judged by.
-A device without a record is said so and passes: a claim about a GPU is checked where there is that GPU.
+Everything of a row is timed turn about in one process, so that clocks and neighbours move all sides together;
+the figure to keep is the median over rounds of ours / torch.  With one thread on a CPU the clock is the
+process's own CPU time, which neighbours' turns do not lengthen; else it is the wall's.  The limit, a plain
+copy of the bytes a case must move or a plain matmul, is timed in the same rounds.
 """
 
-import argparse
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
-RECORD = Path(__file__).with_name("record.json")              # {device: {"case/shape": ours / torch}}
-LOSS_ALLOWED = {"cuda": 0.10, "cpu": 2.0}     # a shared CPU moved a ratio from 0.11 to 0.25 between runs
 AGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 3e-2}       # relative, Frobenius; tests/ ask for more
+MATMUL = {"cpu": 768, "cuda": 8192}                           # side of the square product that is the limit
 
 
 @dataclass(frozen=True)
@@ -37,6 +29,28 @@ class Case:
     bytes_moved: int = 0                                      # the least the op can move
     flops: int = 0
     peers: dict[str, Callable] = field(default_factory=dict)  # others, timed beside the two
+
+
+@dataclass(frozen=True)
+class Row:
+    """A case measured.  rate: of `unit`; share: of the limit's rate in the same rounds.
+
+    ratio: ours / torch, or ours / limit where torch's way does not fit and returns None (beside: which).
+    peak, torch_peak: bytes a call had allocated at most, its inputs apart.  peers: ours / theirs.
+    """
+
+    name: str
+    ms: float
+    torch_ms: float
+    ratio: float
+    beside: str
+    rate: float
+    unit: str
+    share: float
+    limit: str
+    peak: int
+    torch_peak: int
+    peers: dict[str, float]
 
 
 CASES: dict[str, Callable[..., Case]] = {}
@@ -51,83 +65,93 @@ def case(name: str, **shapes: tuple):
     return register
 
 
+def fault(case: Case, dtype: torch.dtype) -> str | None:
+    """What is wrong with ours: it raises, or it is not torch's result; None if it is right."""
+    try:
+        ours, theirs = case.ours(), case.torch()
+    except Exception as error:                                # whatever it is, the other cases go on
+        return f"{type(error).__name__}: {error}"
+    apart = 0.0 if theirs is None else disagreement(ours, theirs)
+    return None if apart <= AGREEMENT[dtype] else f"{apart:.1e} away from torch's result"
+
+
 def disagreement(ours, theirs) -> float:
-    """The largest relative Frobenius distance between the tensors of two results."""
-    tensors = ([x.double() for x in tree_leaves(result) if isinstance(x, Tensor)] for result in (ours, theirs))
-    pairs = zip(*tensors, strict=False)
-    return max((((a - b).norm() / b.norm().clamp_min(1e-30)).item() for a, b in pairs), default=0.0)
+    """The largest relative Frobenius distance between the tensors of two results; nan if any is."""
+    ours, theirs = ([x.double() for x in tree_leaves(r) if isinstance(x, Tensor)] for r in (ours, theirs))
+    apart = [(a - b).norm() / b.norm().clamp_min(1e-30) for a, b in zip(ours, theirs, strict=True)]
+    return torch.stack(apart).max().item() if apart else 0.0
 
 
-def paired_ms(ways: dict[str, Callable], device: str, seconds: float = 3.0) -> dict[str, float]:
-    """Least milliseconds of each way, called turn about so that drift falls on all; at least five rounds."""
-    sync = torch.cuda.synchronize if device == "cuda" else lambda: None
+def clock(device: str) -> Callable[[], float]:
+    """Seconds, when all work given so far is done."""
+    if device == "cpu":
+        return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+    def after_sync() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return after_sync
+
+
+def rounds(ways: dict[str, Callable], device: str, seconds: float) -> dict[str, list[float]]:
+    """Milliseconds of each way in each round, turn about, for so many seconds and at least seven rounds."""
+    now = clock(device)
     for run in ways.values():
         run()
     ms = {name: [] for name in ways}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(ms["ours"]) < 5:
+    start = now()
+    while now() < start + seconds or len(ms["ours"]) < 7:
         for name, run in ways.items():
-            sync()
-            start = time.perf_counter()
+            before = now()
             run()
-            sync()
-            ms[name].append(1e3 * (time.perf_counter() - start))
-    return {name: min(times) for name, times in ms.items()}
+            ms[name].append(1e3 * (now() - before))
+    return ms
 
 
-def plain_copy(bytes_moved: int, device: str) -> Callable:
-    """Read half the bytes, write the other half."""
-    source = torch.ones(max(1, bytes_moved // 8), device=device)
-    target = torch.ones_like(source)
-    return lambda: target.copy_(source)
+def ratio(ms: dict[str, list[float]], way: str, to: str) -> float:
+    return median(a / b for a, b in zip(ms[way], ms[to], strict=True))
 
 
-def row(name: str, case: Case, device: str) -> float:
-    """Time one case, print its line, return ours / torch."""
-    ways = {"ours": case.ours, "torch": case.torch} | case.peers
-    if case.bytes_moved:
-        ways["copy"] = plain_copy(case.bytes_moved, device)
-    ms = paired_ms(ways, device)
-    line = f"{name:24} {ms['ours']:9.3f} ms   torch / ours {ms['torch'] / ms['ours']:6.2f}"
-    line += "".join(f"   ours / {peer} {ms['ours'] / ms[peer]:5.2f}" for peer in case.peers)
+def allocated(run: Callable, device: str) -> int:
+    """The most bytes one call had allocated beyond those before it: the allocator's own record."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    alive = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        alive += event.nbytes()
+        peak = max(peak, alive)
+    return peak
+
+
+def limit(case: Case, device: str, dtype: torch.dtype) -> tuple[str, Callable, float]:
+    """(its name, one run of it, the bytes or flops of that run)."""
     if case.flops:
-        line += f"   {case.flops / ms['ours'] / 1e6:8.1f} GFLOP/s"
-    if case.bytes_moved:
-        line += f"   {case.bytes_moved / ms['ours'] / 1e6:8.1f} GB/s, {ms['copy'] / ms['ours']:.0%} of a copy"
-    print(line, flush=True)
-    return round(ms["ours"] / ms["torch"], 4)
+        side = MATMUL[device]
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        return "matmul", lambda: a @ b, 2 * side**3
+    source = torch.ones(max(1, case.bytes_moved // 8), device=device)
+    target = torch.ones_like(source)
+    return "copy", lambda: target.copy_(source), 8 * source.numel()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench")
-    parser.add_argument("names", nargs="*", help="only the cases whose names begin with one of these")
-    parser.add_argument("--check", action="store_true", help="exit 1 if a ratio is worse than recorded")
-    parser.add_argument("--record", action="store_true", help="write the ratios to bench/record.json")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    args = parser.parse_args()
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    named = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    torch.set_num_threads(args.threads)
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    known, ratios, failed = record.get(named, {}), {}, []
-    print(f"{named}, torch {torch.__version__}, {args.threads} threads, {dtype}")
-    for name, build in CASES.items():
-        here = name.split("/")[1].startswith("cpu") == (device == "cpu")
-        if not here or args.names and not name.startswith(tuple(args.names)):
-            continue
-        case = build(device=device, dtype=dtype)
-        apart = disagreement(case.ours(), case.torch())
-        if apart > AGREEMENT[dtype]:
-            failed.append(f"{name}: {apart:.1e} away from torch's result; not timed")
-            continue
-        ratios[name] = row(name, case, device)
-        if args.check and ratios[name] > known.get(name, float("inf")) * (1 + LOSS_ALLOWED[device]):
-            failed.append(f"{name}: ours / torch is {ratios[name]}, was {known[name]}")
-    if args.record:
-        RECORD.write_text(json.dumps(record | {named: known | ratios}, indent=2, sort_keys=True) + "\n")
-    if args.check and not known:
-        print(f"no record for {named}: nothing to check (record it with --record)")
-    print("\n".join(failed), end="\n" if failed else "")
-    return int(bool(failed))
+def measure(name: str, case: Case, device: str, dtype: torch.dtype, seconds: float = 1.0) -> Row:
+    """Time the case and weigh it."""
+    named, run, work = limit(case, device, dtype)
+    ms = rounds({"ours": case.ours, "torch": case.torch, named: run} | case.peers, device, seconds)
+    fits = case.torch() is not None or case.ours() is None      # an op in place returns None on both sides
+    mine, beside = median(ms["ours"]), "torch" if fits else named
+    cost = case.flops or case.bytes_moved
+    return Row(
+        name, mine, median(ms["torch"]), ratio(ms, "ours", beside), beside,
+        rate=cost / mine / (1e9 if case.flops else 1e6), unit="TFLOP/s" if case.flops else "GB/s",
+        share=ratio(ms, named, "ours") * cost / work, limit=named,
+        peak=allocated(case.ours, device), torch_peak=allocated(case.torch, device),
+        peers={peer: ratio(ms, "ours", peer) for peer in case.peers})

@@ -20,19 +20,19 @@
 
 namespace swiftvideo {
 
-template <typename T> struct Strided {          // (B, H, N, D), unit stride along D; null: a zero tangent
+template <typename T> struct Strided {  // (B, H, N, D), unit stride along D; null: a zero tangent
   const T* data;
   int64_t clip, head, token;
 };
 template <typename T> struct Attention {
   Strided<T> q, tq, k, tk, v, tv;
-  T *o, *to;                                    // (B, N, H, D), contiguous; to may be null
-  Wide<T>* lse;                                 // (B, H, N)
+  T *o, *to;     // (B, N, H, D), contiguous; to may be null
+  Wide<T>* lse;  // (B, H, N)
   int64_t B, H, G, N, M, D;
   double scale;
   bool causal;
 };
-constexpr int64_t QUERIES = 128, KEYS = 64;      // a task's block of queries, a step's block of keys
+constexpr int64_t QUERIES = 128, KEYS = 64;  // a task's block of queries, a step's block of keys
 
 namespace SV_LEVEL {
 
@@ -77,18 +77,19 @@ constexpr int ROWS = 4, VECS = 2;
 
 // The product for all `rows` (a multiple of ROWS) and `vecs` registers of columns.
 template <typename A, bool TA, bool TB>
-void product(const A* a, const A* ta, int64_t row_stride, int64_t k_stride, const A* b, const A* tb, int64_t depth,
-             A* c, A* tc, int64_t rows, int64_t vecs, bool add) {
+void product(const A* a, const A* ta, int64_t row_stride, int64_t k_stride, const A* b, const A* tb,
+             int64_t depth, A* c, A* tc, int64_t rows, int64_t vecs, bool add) {
   for (int64_t v = 0; v < vecs; v += VECS)
     for (int64_t row = 0; row < rows; row += ROWS) {
       const int64_t in = v * LANES<A>, out = row * QUERIES + in, left = row * row_stride;
       if (v + VECS <= vecs)
-        tile<A, ROWS, VECS, TA, TB>(a + left, ta + left, row_stride, k_stride, b + in, tb + in, depth, c + out, tc + out, add);
+        tile<A, ROWS, VECS, TA, TB>(a + left, ta + left, row_stride, k_stride, b + in, tb + in, depth,
+                                    c + out, tc + out, add);
       else
         for (int64_t one = 0; one < vecs - v; ++one) {
           const int64_t skip = one * LANES<A>;
-          tile<A, ROWS, 1, TA, TB>(a + left, ta + left, row_stride, k_stride, b + in + skip, tb + in + skip, depth,
-                                   c + out + skip, tc + out + skip, add);
+          tile<A, ROWS, 1, TA, TB>(a + left, ta + left, row_stride, k_stride, b + in + skip, tb + in + skip,
+                                   depth, c + out + skip, tc + out + skip, add);
         }
     }
 }
@@ -105,11 +106,13 @@ SV_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // `tokens` rows of D, widened and padded with zeros to `padded` rows of `width`.
 template <typename T>
-void gather(const T* from, int64_t stride, int64_t tokens, int64_t D, Wide<T>* to, int64_t padded, int64_t width) {
+void gather(const T* from, int64_t stride, int64_t tokens, int64_t D, Wide<T>* to, int64_t padded,
+            int64_t width) {
   for (int64_t n = 0; n < padded; ++n) {
     Wide<T>* row = to + n * width;
     const int64_t valid = n < tokens ? D : 0;
-    sweep<Wide<T>>(valid, [&](int64_t d, auto some) { store(row + d, load(from + n * stride + d, some), some); });
+    sweep<Wide<T>>(valid,
+                   [&](int64_t d, auto some) { store(row + d, load(from + n * stride + d, some), some); });
     memset(row + valid, 0, (width - valid) * sizeof *row);
   }
 }
@@ -123,8 +126,10 @@ void gather_lanes(const T* from, int64_t stride, int64_t tokens, int64_t D, Wide
 }
 
 template <typename T> SV_INLINE V<Wide<T>> as_stored(V<Wide<T>> v) {
-  if constexpr (sizeof(T) == 2) return nearest_bf16(v);
-  else return v;
+  if constexpr (sizeof(T) == 2)
+    return nearest_bf16(v);
+  else
+    return v;
 }
 
 // Tasks are (clip, head, block of QUERIES), numbered in that order; this runs one.
@@ -168,7 +173,7 @@ template <typename T> struct AttentionTask {
 
     for (int64_t j = 0; j < queries; ++j) {
       const int64_t n = first + j, out = ((clip * a.N + n) * a.H + head) * a.D;
-      const A inverse = l[j] > 0 ? 1 / l[j] : l[j] == 0 ? 0 : l[j], mean = r[j] * inverse;   // no keys: zero
+      const A inverse = l[j] > 0 ? 1 / l[j] : l[j] == 0 ? 0 : l[j], mean = r[j] * inverse;  // no keys: zero
       for (int64_t d = 0; d < a.D; ++d) {
         const A o = O[d * QUERIES + j];
         put(a.o + out + d, o * inverse);

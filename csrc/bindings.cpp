@@ -48,7 +48,8 @@ std::string use_level(const std::string& wanted) {
   const Level before = level;
   for (const auto& [name, one] : LEVELS)
     if (wanted == name && one <= widest()) level = one;
-  TORCH_CHECK_VALUE(LEVELS[int(level)].first == wanted, "use_level: ", wanted, " is not a level of this machine");
+  TORCH_CHECK_VALUE(LEVELS[int(level)].first == wanted, "use_level: ", wanted,
+                    " is not a level of this machine");
   return LEVELS[int(before)].first;
 }
 
@@ -59,7 +60,8 @@ template <typename F> auto by_dtype(const char* op, at::ScalarType dtype, F f) {
     case at::kFloat: return f(float{});
     case at::kDouble: return f(double{});
     case at::kBFloat16: return f(bf16{});
-    default: TORCH_CHECK_VALUE(false, op, ": the CPU has kernels for float32, bfloat16 and float64; got ", dtype);
+    default:
+      TORCH_CHECK_VALUE(false, op, ": the CPU has kernels for float32, bfloat16 and float64; got ", dtype);
   }
 }
 at::ScalarType wide(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
@@ -73,8 +75,8 @@ Tensor widened(const Tensor& x, const Tensor& like) { return x.to(wide(like)).co
 Maybe widened(const Maybe& x, const Tensor& like) { return x ? Maybe(widened(*x, like)) : x; }
 Tensor output(const Tensor& x) { return at::empty(x.sizes(), x.options()); }
 
-constexpr int64_t GRAIN = 1 << 14;          // elements worth a thread
-constexpr int64_t CACHE = 1 << 25;          // bytes that no last-level cache is sure to hold until they are next used
+constexpr int64_t GRAIN = 1 << 14;  // elements worth a thread
+constexpr int64_t CACHE = 1 << 25;  // bytes that no last-level cache is sure to hold until they are next used
 void over(int64_t items, int64_t elements_each, const std::function<void(int64_t, int64_t)>& run) {
   at::parallel_for(0, items, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, elements_each)), run);
 }
@@ -86,10 +88,12 @@ template <typename T> Strided<T> strided(const Maybe& x) {
   if (!x) return {};
   return {data<const T>(*x), x->stride(0), x->stride(1), x->stride(2)};
 }
-Maybe unit_stride(const Maybe& x) { return !x || x->size(3) == 1 || x->stride(3) == 1 ? x : Maybe(x->contiguous()); }
+Maybe unit_stride(const Maybe& x) {
+  return !x || x->size(3) == 1 || x->stride(3) == 1 ? x : Maybe(x->contiguous());
+}
 
-std::tuple<Tensor, Maybe, Tensor> attend(Maybe q, Maybe tq, Maybe k, Maybe tk, Maybe v, Maybe tv, double scale,
-                                         bool causal, bool tangent) {
+std::tuple<Tensor, Maybe, Tensor> attend(Maybe q, Maybe tq, Maybe k, Maybe tk, Maybe v, Maybe tv,
+                                         double scale, bool causal, bool tangent) {
   for (Maybe* x : {&q, &tq, &k, &tk, &v, &tv}) *x = unit_stride(*x);
   const int64_t B = q->size(0), H = q->size(1), N = q->size(2), D = q->size(3);
   const Tensor o = at::empty({B, N, H, D}, q->options());
@@ -97,9 +101,23 @@ std::tuple<Tensor, Maybe, Tensor> attend(Maybe q, Maybe tq, Maybe k, Maybe tk, M
   const Maybe to = tangent ? Maybe(at::empty_like(o)) : std::nullopt;
   by_dtype("attention", q->scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const Attention<T> a{strided<T>(q), strided<T>(tq), strided<T>(k), strided<T>(tk), strided<T>(v), strided<T>(tv),
-                         data<T>(o), data<T>(to), data<Wide<T>>(lse),
-                         B, H, k->size(1), N, k->size(2), D, scale, causal};
+    const Attention<T> a{strided<T>(q),
+                         strided<T>(tq),
+                         strided<T>(k),
+                         strided<T>(tk),
+                         strided<T>(v),
+                         strided<T>(tv),
+                         data<T>(o),
+                         data<T>(to),
+                         data<Wide<T>>(lse),
+                         B,
+                         H,
+                         k->size(1),
+                         N,
+                         k->size(2),
+                         D,
+                         scale,
+                         causal};
     int64_t next = 0;
     const int64_t tasks = B * H * pieces(N, QUERIES);
     at::parallel_for(0, std::min<int64_t>(tasks, at::get_num_threads()), 1,
@@ -128,7 +146,7 @@ std::tuple<Tensor, Maybe> modulated(Tensor x, Maybe tx, Tensor s, Maybe ts, Tens
     using T = decltype(zero);
     using A = Wide<T>;
     const Modulate<T> a{data<T>(x), data<T>(tx), data<A>(s), data<A>(ts), data<A>(b), data<A>(tb),
-                        data<T>(y), data<T>(ty), N, C, eps};
+                        data<T>(y), data<T>(ty), N,          C,           eps};
     over(x.size(0) * N, C, [&](int64_t begin, int64_t end) { kernels<T>().modulate(a, begin, end); });
   });
   return {y, ty};
@@ -150,7 +168,7 @@ std::tuple<Tensor, Tensor, Tensor> modulate_backward(Tensor dy, Tensor x, const 
     using T = decltype(zero);
     using A = Wide<T>;
     const ModulateBackward<T> a{data<T>(dy), data<T>(x), data<A>(gain), data<T>(dx), data<A>(ds), data<A>(db),
-                                N, C, chunks, eps};
+                                N,           C,          chunks,        eps};
     over(B * chunks, std::min(N, ROWS_A_CHUNK) * C,
          [&](int64_t begin, int64_t end) { kernels<T>().modulate_backward(a, begin, end); });
   });
@@ -165,8 +183,9 @@ std::tuple<Tensor, Maybe> norm_roped(Tensor x, Maybe tx, Tensor w, Maybe cos, Ma
   by_dtype("norm_rope", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Wide<T>;
-    const NormRope<T> a{data<T>(x), data<T>(tx), data<A>(w), data<A>(cos), data<A>(sin), data<T>(y), data<T>(ty),
-                        N, C, D, eps};
+    const NormRope<T> a{
+        data<T>(x), data<T>(tx), data<A>(w), data<A>(cos), data<A>(sin), data<T>(y), data<T>(ty),
+        N,          C,           D,          eps};
     over(x.size(0) * N, C, [&](int64_t begin, int64_t end) { kernels<T>().norm_rope(a, begin, end); });
   });
   return {y, ty};
@@ -174,11 +193,13 @@ std::tuple<Tensor, Maybe> norm_roped(Tensor x, Maybe tx, Tensor w, Maybe cos, Ma
 Tensor norm_rope(const Tensor& x, const Tensor& w, const Maybe& cos, const Maybe& sin, double eps) {
   return std::get<0>(norm_roped(x, {}, w, cos, sin, eps));
 }
-auto norm_rope_jvp(const Tensor& x, const Tensor& tx, const Tensor& w, const Maybe& cos, const Maybe& sin, double eps) {
+auto norm_rope_jvp(const Tensor& x, const Tensor& tx, const Tensor& w, const Maybe& cos, const Maybe& sin,
+                   double eps) {
   auto [y, ty] = norm_roped(x, tx, w, cos, sin, eps);
   return std::make_tuple(y, *ty);
 }
-std::tuple<Tensor, Tensor> norm_rope_backward(Tensor dy, Tensor x, const Tensor& w, Maybe cos, Maybe sin, double eps) {
+std::tuple<Tensor, Tensor> norm_rope_backward(Tensor dy, Tensor x, const Tensor& w, Maybe cos, Maybe sin,
+                                              double eps) {
   dy = dense(dy), x = dense(x), cos = widened(cos, x), sin = widened(sin, x);
   const Tensor gain = widened(w, x), dx = output(x);
   const int64_t N = x.size(1), C = x.size(2), D = cos ? 2 * cos->size(1) : 2, rows = x.size(0) * N;
@@ -186,8 +207,18 @@ std::tuple<Tensor, Tensor> norm_rope_backward(Tensor dy, Tensor x, const Tensor&
   by_dtype("norm_rope", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Wide<T>;
-    const NormRopeBackward<T> a{data<T>(dy), data<T>(x), data<A>(gain), data<A>(cos), data<A>(sin), data<T>(dx),
-                                data<A>(dw), rows, N, C, D, eps};
+    const NormRopeBackward<T> a{data<T>(dy),
+                                data<T>(x),
+                                data<A>(gain),
+                                data<A>(cos),
+                                data<A>(sin),
+                                data<T>(dx),
+                                data<A>(dw),
+                                rows,
+                                N,
+                                C,
+                                D,
+                                eps};
     over(dw.size(0), ROWS_A_CHUNK * C,
          [&](int64_t begin, int64_t end) { kernels<T>().norm_rope_backward(a, begin, end); });
   });
@@ -202,8 +233,8 @@ std::tuple<Tensor, Maybe> gated(Tensor x, Maybe tx, Tensor y, Maybe ty, Tensor g
   by_dtype("gate", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Wide<T>;
-    const Gate<T> a{data<T>(x), data<T>(tx), data<T>(y), data<T>(ty), data<A>(g), data<A>(tg), data<T>(z), data<T>(tz),
-                    N, C};
+    const Gate<T> a{data<T>(x),  data<T>(tx), data<T>(y),  data<T>(ty), data<A>(g),
+                    data<A>(tg), data<T>(z),  data<T>(tz), N,           C};
     over(x.size(0) * N, C, [&](int64_t begin, int64_t end) { kernels<T>().gate(a, begin, end); });
   });
   return {z, tz};
@@ -211,7 +242,8 @@ std::tuple<Tensor, Maybe> gated(Tensor x, Maybe tx, Tensor y, Maybe ty, Tensor g
 Tensor gate(const Tensor& x, const Tensor& y, const Tensor& g) {
   return std::get<0>(gated(x, {}, y, {}, g, {}, false));
 }
-auto gate_jvp(const Tensor& x, const Maybe& tx, const Tensor& y, const Maybe& ty, const Tensor& g, const Maybe& tg) {
+auto gate_jvp(const Tensor& x, const Maybe& tx, const Tensor& y, const Maybe& ty, const Tensor& g,
+              const Maybe& tg) {
   auto [z, tz] = gated(x, tx, y, ty, g, tg, true);
   return std::make_tuple(z, *tz);
 }
@@ -241,8 +273,8 @@ std::tuple<Tensor, Tensor> gelu_jvp(Tensor x, Tensor tx) {
   return {y, ty};
 }
 
-std::tuple<Tensor, Tensor> tangent(Tensor v, Tensor F, Tensor dF, const Tensor& t, double r, const std::string& norm,
-                                   double c) {
+std::tuple<Tensor, Tensor> tangent(Tensor v, Tensor F, Tensor dF, const Tensor& t, double r,
+                                   const std::string& norm, double c) {
   v = dense(v), F = dense(F), dF = dense(dF);
   const Tensor rt = widened(t, F) * r, g = at::empty(F.sizes(), F.options().dtype(wide(F)));
   const int64_t B = F.size(0), size = B ? F.numel() / B : 0, parts = pieces(size, PIECE);
@@ -252,14 +284,15 @@ std::tuple<Tensor, Tensor> tangent(Tensor v, Tensor F, Tensor dF, const Tensor& 
     using T = decltype(zero);
     using A = Wide<T>;
     Tangent<T> a{data<T>(v), data<T>(F), data<T>(dF), data<A>(g), data<A>(rt), nullptr, data<double>(squares),
-                 size, parts};
+                 size,       parts};
     const auto run = [&](auto kernel) {
       over(B * parts, std::min(size, PIECE), [&](int64_t begin, int64_t end) { kernel(a, begin, end); });
       length = squares.sum(1).sqrt();
     };
     if (norm == "clip") return run(kernels<T>().tangent);
     run(kernels<T>().measure);
-    const Tensor factor = ((norm == "rms" ? length / std::sqrt(double(size)) : length) + c).reciprocal().to(wide(F));
+    const Tensor factor =
+        ((norm == "rms" ? length / std::sqrt(double(size)) : length) + c).reciprocal().to(wide(F));
     a.factor = data<A>(factor);
     run(kernels<T>().tangent);
   });
@@ -273,8 +306,13 @@ std::tuple<Tensor, Tensor> ccd_loss(Tensor F_student, Tensor F, Tensor g) {
   const Tensor squares = at::empty({B, parts}, F.options().dtype(at::kDouble));
   by_dtype("ccd_loss", F.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const CcdLoss<T> a{data<T>(F_student), data<T>(F), data<Wide<T>>(g), data<T>(residual), data<double>(squares),
-                       size, parts};
+    const CcdLoss<T> a{data<T>(F_student),
+                       data<T>(F),
+                       data<Wide<T>>(g),
+                       data<T>(residual),
+                       data<double>(squares),
+                       size,
+                       parts};
     over(B * parts, std::min(size, PIECE),
          [&](int64_t begin, int64_t end) { kernels<T>().ccd_loss(a, begin, end); });
   });
@@ -303,8 +341,8 @@ void ema_(const std::vector<Tensor>& average, const std::vector<Tensor>& master,
     over(parts.size(), GRAIN, [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p) {
         const auto [i, first, last] = parts[p];
-        const Ema<A, T> a{data<A>(average[i]), data<A>(from[i]), copy.empty() ? nullptr : data<T>(copy[i]), decay,
-                          bytes > CACHE};
+        const Ema<A, T> a{data<A>(average[i]), data<A>(from[i]), copy.empty() ? nullptr : data<T>(copy[i]),
+                          decay, bytes > CACHE};
         kernels<T>().ema(a, first, last);
       }
     });
@@ -315,7 +353,9 @@ void ema_(const std::vector<Tensor>& average, const std::vector<Tensor>& master,
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "CPU twins of the Triton kernels; called through swiftvideo_fast.ops, never directly.";
-  const auto def = [&](const char* name, auto f) { m.def(name, f, py::call_guard<py::gil_scoped_release>()); };
+  const auto def = [&](const char* name, auto f) {
+    m.def(name, f, py::call_guard<py::gil_scoped_release>());
+  };
   def("attention", &attention);
   def("attention_jvp", &attention_jvp);
   def("modulate", &modulate);
@@ -332,5 +372,6 @@ PYBIND11_MODULE(_C, m) {
   def("ccd_loss", &ccd_loss);
   def("ema_", &ema_);
   m.def("levels", &levels, "The levels this machine can run, narrowest first; the last is in use.");
-  m.def("use_level", &use_level, "Run the ops at this level from now on; returns the one before.  For tests.");
+  m.def("use_level", &use_level,
+        "Run the ops at this level from now on; returns the one before.  For tests.");
 }

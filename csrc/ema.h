@@ -12,7 +12,7 @@ namespace swiftvideo {
 template <typename A, typename T> struct Ema {
   A* average;
   const A* master;
-  T* copy;                                  // null: none
+  T* copy;  // null: none
   double decay;
   bool past_caches;
 };
@@ -22,7 +22,8 @@ namespace SV_LEVEL {
 // Elements [begin, end); begin is a multiple of 64 bytes.
 template <typename A, typename T> void ema(const Ema<A, T>& a, int64_t begin, int64_t end) {
   const A step = A(1 - a.decay);
-  const bool aligned = !(((uintptr_t)a.average | (uintptr_t)a.copy) % REGISTER), streams = a.past_caches && aligned;
+  const bool aligned = !(((uintptr_t)a.average | (uintptr_t)a.copy) % REGISTER),
+             streams = a.past_caches && aligned;
   sweep<A>(end - begin, [&](int64_t i, auto n) {
     const V<A> old = load(a.average + begin + i, n);
     const V<A> average = old + step * (load(a.master + begin + i, n) - old);

@@ -9,16 +9,16 @@
 namespace swiftvideo {
 
 template <typename T> struct Gate {
-  const T *x, *tx, *y, *ty;                 // (B * N, C); tangents null: zero
-  const Wide<T> *g, *tg;                    // (B, C)
-  T *z, *tz;                                // (B * N, C); tz null: primal only
+  const T *x, *tx, *y, *ty;  // (B * N, C); tangents null: zero
+  const Wide<T>*g, *tg;      // (B, C)
+  T *z, *tz;                 // (B * N, C); tz null: primal only
   int64_t N, C;
 };
 template <typename T> struct GateBackward {
-  const T *dz, *y;                          // (B * N, C)
-  const Wide<T>* g;                         // (B, C)
-  T* dy;                                    // (B * N, C)
-  Wide<T>* dg;                              // (B * chunks, C): a sum for each chunk of ROWS_A_CHUNK rows of a clip
+  const T *dz, *y;   // (B * N, C)
+  const Wide<T>* g;  // (B, C)
+  T* dy;             // (B * N, C)
+  Wide<T>* dg;       // (B * chunks, C): a sum for each chunk of ROWS_A_CHUNK rows of a clip
   int64_t N, C, chunks;
 };
 
@@ -32,8 +32,10 @@ template <typename T> void gate(const Gate<T>& a, int64_t row_begin, int64_t row
       const V<A> g = load(a.g + clip + c, n), y = load(a.y + at + c, n);
       store(a.z + at + c, load(a.x + at + c, n) + g * y, n);
       if (a.tz)
-        store(a.tz + at + c, load_or_zero(a.tx, at + c, n) + g * load_or_zero(a.ty, at + c, n) +
-                                 load_or_zero(a.tg, clip + c, n) * y, n);
+        store(a.tz + at + c,
+              load_or_zero(a.tx, at + c, n) + g * load_or_zero(a.ty, at + c, n) +
+                  load_or_zero(a.tg, clip + c, n) * y,
+              n);
     });
   }
 }

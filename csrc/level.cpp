@@ -5,8 +5,18 @@ namespace swiftvideo::SV_LEVEL {
 
 template <typename T> const Kernels<T>& kernels() {
   static constexpr Kernels<T> all{
-      attention<T>, modulate<T>, modulate_backward<T>, norm_rope<T>, norm_rope_backward<T>, gate<T>,
-      gate_backward<T>, gelu<T>, measure<T>, tangent<T>, ccd_loss<T>, ema<Wide<T>, T>,
+      attention<T>,
+      modulate<T>,
+      modulate_backward<T>,
+      norm_rope<T>,
+      norm_rope_backward<T>,
+      gate<T>,
+      gate_backward<T>,
+      gelu<T>,
+      measure<T>,
+      tangent<T>,
+      ccd_loss<T>,
+      ema<Wide<T>, T>,
   };
   return all;
 }

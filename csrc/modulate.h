@@ -14,29 +14,27 @@
 namespace swiftvideo {
 
 template <typename T> struct Modulate {
-  const T *x, *tx;                          // (B * N, C); tx null: zero
-  const Wide<T> *s, *ts, *b, *tb;           // (B, C); ts, tb null: zero
-  T *y, *ty;                                // (B * N, C); ty null: primal only
+  const T *x, *tx;                // (B * N, C); tx null: zero
+  const Wide<T>*s, *ts, *b, *tb;  // (B, C); ts, tb null: zero
+  T *y, *ty;                      // (B * N, C); ty null: primal only
   int64_t N, C;
   double eps;
 };
 template <typename T> struct ModulateBackward {
-  const T *dy, *x;                          // (B * N, C)
-  const Wide<T>* s;                         // (B, C)
-  T* dx;                                    // (B * N, C)
-  Wide<T> *ds, *db;                         // (B * chunks, C): a sum for each chunk of ROWS_A_CHUNK rows of a clip
+  const T *dy, *x;   // (B * N, C)
+  const Wide<T>* s;  // (B, C)
+  T* dx;             // (B * N, C)
+  Wide<T>*ds, *db;   // (B * chunks, C): a sum for each chunk of ROWS_A_CHUNK rows of a clip
   int64_t N, C, chunks;
   double eps;
 };
-constexpr int64_t ROWS_A_CHUNK = 128;       // fixed, so that sums do not depend on the number of threads
+constexpr int64_t ROWS_A_CHUNK = 128;  // fixed, so that sums do not depend on the number of threads
 
 namespace SV_LEVEL {
 
 // What a row of x gives: its mean and 1 / sqrt(var + eps); with a second row v (scaled by 1 + s if given), also
 // mean v and mean n v, the two numbers J v needs.
-template <typename A> struct Norm {
-  A mean, rstd, mean_v, mean_nv;
-};
+template <typename A> struct Norm { A mean, rstd, mean_v, mean_nv; };
 template <typename T>
 SV_INLINE Norm<Wide<T>> norm(const T* x, const T* v, const Wide<T>* s, int64_t C, double eps) {
   using A = Wide<T>;
@@ -45,16 +43,22 @@ SV_INLINE Norm<Wide<T>> norm(const T* x, const T* v, const Wide<T>* s, int64_t C
     return s ? row * (load(s + c, n) + A(1)) : row;
   };
   Sum<A> sum_x, sum_v, squares, products;
-  sum_over<A>(C, [&](int64_t c, auto n) {
-    sum_x.add(load(x + c, n));
-    if (v) sum_v.add(second(c, n));
-  }, sum_x, sum_v);
+  sum_over<A>(
+      C,
+      [&](int64_t c, auto n) {
+        sum_x.add(load(x + c, n));
+        if (v) sum_v.add(second(c, n));
+      },
+      sum_x, sum_v);
   const A mean = A(sum_x.total() / C);
-  sum_over<A>(C, [&](int64_t c, auto n) {
-    const V<A> centred = keep<A>(load(x + c, n) - mean, n);
-    squares.add(centred * centred);
-    if (v) products.add(centred * second(c, n));
-  }, squares, products);
+  sum_over<A>(
+      C,
+      [&](int64_t c, auto n) {
+        const V<A> centred = keep<A>(load(x + c, n) - mean, n);
+        squares.add(centred * centred);
+        if (v) products.add(centred * second(c, n));
+      },
+      squares, products);
   const double rstd = 1 / std::sqrt(squares.total() / C + eps);
   return {mean, A(rstd), A(sum_v.total() / C), A(products.total() * rstd / C)};
 }
@@ -66,14 +70,14 @@ template <typename T> void modulate(const Modulate<T>& a, int64_t row_begin, int
     const T* tx = a.tx ? a.tx + at : nullptr;
     const Norm<A> stats = norm(a.x + at, tx, static_cast<const A*>(nullptr), a.C, a.eps);
     sweep<A>(a.C, [&](int64_t c, auto some) {
-      __builtin_prefetch(a.x + at + a.C + c);              // the next row, while this one is arithmetic
+      __builtin_prefetch(a.x + at + a.C + c);  // the next row, while this one is arithmetic
       if (tx) __builtin_prefetch(tx + a.C + c);
       const V<A> n = (load(a.x + at + c, some) - stats.mean) * stats.rstd;
       const V<A> gain = load(a.s + clip + c, some) + A(1);
       store(a.y + at + c, n * gain + load(a.b + clip + c, some), some);
       if (!a.ty) return;
       V<A> ty = load_or_zero(a.tb, clip + c, some) + n * load_or_zero(a.ts, clip + c, some);
-      if (tx) ty += (load(tx + c, some) - stats.mean_v - n * stats.mean_nv) * stats.rstd * gain;   // (1)
+      if (tx) ty += (load(tx + c, some) - stats.mean_v - n * stats.mean_nv) * stats.rstd * gain;  // (1)
       store(a.ty + at + c, ty, some);
     });
   }
@@ -95,7 +99,7 @@ template <typename T> void modulate_backward(const ModulateBackward<T>& a, int64
       sweep<A>(a.C, [&](int64_t c, auto some) {
         const V<A> n = (load(x + c, some) - stats.mean) * stats.rstd, d = load(dy + c, some);
         const V<A> dn = d * (load(s + c, some) + A(1));
-        store(a.dx + row * a.C + c, (dn - stats.mean_v - n * stats.mean_nv) * stats.rstd, some);   // (1) again
+        store(a.dx + row * a.C + c, (dn - stats.mean_v - n * stats.mean_nv) * stats.rstd, some);  // (1) again
         store(ds + c, load(ds + c, some) + d * n, some);
         store(db + c, load(db + c, some) + d, some);
       });

@@ -13,18 +13,18 @@
 namespace swiftvideo {
 
 template <typename T> struct NormRope {
-  const T *x, *tx;                          // (B * N, C); tx null: primal only
-  const Wide<T>* w;                         // (C)
-  const Wide<T> *cos, *sin;                 // (N, D / 2); null: no rotation
-  T *y, *ty;                                // (B * N, C)
+  const T *x, *tx;          // (B * N, C); tx null: primal only
+  const Wide<T>* w;         // (C)
+  const Wide<T>*cos, *sin;  // (N, D / 2); null: no rotation
+  T *y, *ty;                // (B * N, C)
   int64_t N, C, D;
   double eps;
 };
 template <typename T> struct NormRopeBackward {
-  const T *dy, *x;                          // (B * N, C)
-  const Wide<T> *w, *cos, *sin;
-  T* dx;                                    // (B * N, C)
-  Wide<T>* dw;                              // (chunks, C): a sum for each chunk of ROWS_A_CHUNK rows
+  const T *dy, *x;  // (B * N, C)
+  const Wide<T>*w, *cos, *sin;
+  T* dx;        // (B * N, C)
+  Wide<T>* dw;  // (chunks, C): a sum for each chunk of ROWS_A_CHUNK rows
   int64_t rows, N, C, D;
   double eps;
 };
@@ -71,11 +71,14 @@ template <typename T> void norm_rope(const NormRope<T>& a, int64_t row_begin, in
     const T *x = a.x + row * a.C, *tx = a.tx ? a.tx + row * a.C : nullptr;
     if (a.cos) turn.set(a.cos + row % a.N * (a.D / 2), a.sin + row % a.N * (a.D / 2), A(1));
     Sum<A> squares, products;
-    sum_over<A>(a.C, [&](int64_t c, auto some) {
-      const V<A> xc = load(x + c, some);
-      squares.add(xc * xc);
-      if (tx) products.add(xc * load(tx + c, some));
-    }, squares, products);
+    sum_over<A>(
+        a.C,
+        [&](int64_t c, auto some) {
+          const V<A> xc = load(x + c, some);
+          squares.add(xc * xc);
+          if (tx) products.add(xc * load(tx + c, some));
+        },
+        squares, products);
     const double r = 1 / std::sqrt(squares.total() / a.C + a.eps);
     const A rstd = A(r), mean_nt = A(products.total() * r / a.C);
     int64_t at = 0;
@@ -84,7 +87,7 @@ template <typename T> void norm_rope(const NormRope<T>& a, int64_t row_begin, in
       const V<A> y = n * w;
       store(a.y + row * a.C + c, a.cos ? turn(y, at) : y, some);
       if (tx) {
-        const V<A> ty = (load(tx + c, some) - n * mean_nt) * rstd * w;                     // (1)
+        const V<A> ty = (load(tx + c, some) - n * mean_nt) * rstd * w;  // (1)
         store(a.ty + row * a.C + c, a.cos ? turn(ty, at) : ty, some);
       }
       at = turn.after(at);
@@ -111,17 +114,20 @@ template <typename T> void norm_rope_backward(const NormRopeBackward<T>& a, int6
         at = turn.after(at);
         return back;
       };
-      sum_over<A>(a.C, [&](int64_t c, auto some) {
-        const V<A> xc = load(x + c, some);
-        squares.add(xc * xc);
-        products.add(xc * turned(c, some) * load(a.w + c, some));
-      }, squares, products);
+      sum_over<A>(
+          a.C,
+          [&](int64_t c, auto some) {
+            const V<A> xc = load(x + c, some);
+            squares.add(xc * xc);
+            products.add(xc * turned(c, some) * load(a.w + c, some));
+          },
+          squares, products);
       const double r = 1 / std::sqrt(squares.total() / a.C + a.eps);
       const A rstd = A(r), mean_nd = A(products.total() * r / a.C);
       at = 0;
       sweep<A>(a.C, [&](int64_t c, auto some) {
         const V<A> n = load(x + c, some) * rstd, d = turned(c, some);
-        store(a.dx + row * a.C + c, (d * load(a.w + c, some) - n * mean_nd) * rstd, some);   // (1) again
+        store(a.dx + row * a.C + c, (d * load(a.w + c, some) - n * mean_nd) * rstd, some);  // (1) again
         store(dw + c, load(dw + c, some) + d * n, some);
       });
     }

@@ -11,18 +11,18 @@
 namespace swiftvideo {
 
 template <typename T> struct Tangent {
-  const T *v, *F, *dF;                      // (B, size)
-  Wide<T>* g;                               // (B, size)
-  const Wide<T>* rt;                        // (B): r t
-  const Wide<T>* factor;                    // (B): 1 / (norm + c); null: clamp
-  double* squares;                          // (B, pieces): sums of g^2; null: not wanted
+  const T *v, *F, *dF;    // (B, size)
+  Wide<T>* g;             // (B, size)
+  const Wide<T>* rt;      // (B): r t
+  const Wide<T>* factor;  // (B): 1 / (norm + c); null: clamp
+  double* squares;        // (B, pieces): sums of g^2; null: not wanted
   int64_t size, pieces;
 };
 template <typename T> struct CcdLoss {
-  const T *F_student, *F;                   // (B, size)
-  const Wide<T>* g;                         // (B, size)
-  T* residual;                              // (B, size)
-  double* squares;                          // (B, pieces)
+  const T *F_student, *F;  // (B, size)
+  const Wide<T>* g;        // (B, size)
+  T* residual;             // (B, size)
+  double* squares;         // (B, pieces)
   int64_t size, pieces;
 };
 constexpr int64_t PIECE = 1 << 14;
@@ -48,10 +48,13 @@ template <typename T> void measure(const Tangent<T>& a, int64_t begin, int64_t e
   for (int64_t index = begin; index < end; ++index) {
     const Piece piece(index, a.pieces, a.size);
     Sum<A> squares;
-    sum_over<A>(piece.length, [&](int64_t i, auto n) {
-      const V<A> g = raw_g(a, piece.begin + i, a.rt[piece.clip], n);
-      squares.add(g * g);
-    }, squares);
+    sum_over<A>(
+        piece.length,
+        [&](int64_t i, auto n) {
+          const V<A> g = raw_g(a, piece.begin + i, a.rt[piece.clip], n);
+          squares.add(g * g);
+        },
+        squares);
     a.squares[index] = squares.total();
   }
 }
@@ -62,12 +65,15 @@ template <typename T> void tangent(const Tangent<T>& a, int64_t begin, int64_t e
   for (int64_t index = begin; index < end; ++index) {
     const Piece piece(index, a.pieces, a.size);
     Sum<A> squares;
-    sum_over<A>(piece.length, [&](int64_t i, auto n) {
-      const V<A> g = raw_g(a, piece.begin + i, a.rt[piece.clip], n);
-      if (a.factor) return store(a.g + piece.begin + i, g * a.factor[piece.clip], n);
-      squares.add(g * g);
-      store(a.g + piece.begin + i, g < A(-1) ? splat<A>(-1) : g > A(1) ? splat<A>(1) : g, n);
-    }, squares);
+    sum_over<A>(
+        piece.length,
+        [&](int64_t i, auto n) {
+          const V<A> g = raw_g(a, piece.begin + i, a.rt[piece.clip], n);
+          if (a.factor) return store(a.g + piece.begin + i, g * a.factor[piece.clip], n);
+          squares.add(g * g);
+          store(a.g + piece.begin + i, g < A(-1) ? splat<A>(-1) : g > A(1) ? splat<A>(1) : g, n);
+        },
+        squares);
     if (!a.factor) a.squares[index] = squares.total();
   }
 }
@@ -78,12 +84,15 @@ template <typename T> void ccd_loss(const CcdLoss<T>& a, int64_t begin, int64_t 
   for (int64_t index = begin; index < end; ++index) {
     const Piece piece(index, a.pieces, a.size);
     Sum<A> squares;
-    sum_over<A>(piece.length, [&](int64_t i, auto n) {
-      const int64_t at = piece.begin + i;
-      const V<A> residual = load(a.F_student + at, n) - load(a.F + at, n) - load(a.g + at, n);
-      squares.add(residual * residual);
-      store(a.residual + at, residual, n);
-    }, squares);
+    sum_over<A>(
+        piece.length,
+        [&](int64_t i, auto n) {
+          const int64_t at = piece.begin + i;
+          const V<A> residual = load(a.F_student + at, n) - load(a.F + at, n) - load(a.g + at, n);
+          squares.add(residual * residual);
+          store(a.residual + at, residual, n);
+        },
+        squares);
     a.squares[index] = squares.total();
   }
 }

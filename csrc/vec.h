@@ -21,13 +21,11 @@
 
 namespace swiftvideo {
 
-struct bf16 {
-  uint16_t bits;
-};
+struct bf16 { uint16_t bits; };
 
 template <typename T> struct WideOf { using type = float; };
 template <> struct WideOf<double> { using type = double; };
-template <typename T> using Wide = typename WideOf<T>::type;   // what arithmetic on storage T is done in
+template <typename T> using Wide = typename WideOf<T>::type;  // what arithmetic on storage T is done in
 
 namespace SV_LEVEL {
 
@@ -44,8 +42,8 @@ template <> struct Types<float> {
   typedef float vec __attribute__((vector_size(REGISTER)));
   typedef uint32_t index, ints __attribute__((vector_size(REGISTER)));
   typedef float half __attribute__((vector_size(REGISTER / 2)));
-  static constexpr int mantissa = 23, bias = 127, terms = 7;   // terms of exp's series: half an ulp of error
-  static constexpr float log_min = -87.33f, log_max = 88.8f;   // where exp leaves the normal numbers
+  static constexpr int mantissa = 23, bias = 127, terms = 7;  // terms of exp's series: half an ulp of error
+  static constexpr float log_min = -87.33f, log_max = 88.8f;  // where exp leaves the normal numbers
 };
 template <> struct Types<double> {
   typedef double vec __attribute__((vector_size(REGISTER)));
@@ -79,8 +77,16 @@ SV_INLINE float widen(bf16 x) {
   return f;
 }
 
-SV_INLINE V<float> load(const float* p) { V<float> v; memcpy(&v, p, sizeof v); return v; }
-SV_INLINE V<double> load(const double* p) { V<double> v; memcpy(&v, p, sizeof v); return v; }
+SV_INLINE V<float> load(const float* p) {
+  V<float> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+SV_INLINE V<double> load(const double* p) {
+  V<double> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
 SV_INLINE V<float> load(const bf16* p) {
   Halves h;
   memcpy(&h, p, sizeof h);
@@ -140,9 +146,7 @@ SV_INLINE void put(bf16* p, float x) {
 
 // A row is swept a register at a time; its last lanes, if they do not fill one, come as Some{n}.
 struct All {};
-struct Some {
-  int64_t n;
-};
+struct Some { int64_t n; };
 constexpr bool full(All) { return true; }
 constexpr bool full(Some) { return false; }
 template <typename A, typename F> SV_INLINE void sweep(int64_t length, F f) {
@@ -167,7 +171,9 @@ template <typename T, typename N> SV_INLINE V<Wide<T>> load_or_zero(const T* p, 
   return p ? load(p + at, n) : V<Wide<T>>{};
 }
 template <typename A> SV_INLINE V<A> keep(V<A> v, All) { return v; }
-template <typename A> SV_INLINE V<A> keep(V<A> v, Some some) { return iota<A>() < Index<A>(some.n) ? v : V<A>{}; }
+template <typename A> SV_INLINE V<A> keep(V<A> v, Some some) {
+  return iota<A>() < Index<A>(some.n) ? v : V<A>{};
+}
 
 // Memory an op needs beside its arguments.
 template <typename A> struct Scratch {
@@ -205,7 +211,8 @@ template <typename A> struct Sum {
   }
   SV_INLINE double total() const { return across<double>(all); }
 };
-template <typename A, typename F, typename... Sums> SV_INLINE void sum_over(int64_t length, F f, Sums&... sums) {
+template <typename A, typename F, typename... Sums> SV_INLINE void sum_over(int64_t length, F f,
+                                                                            Sums&... sums) {
   for (int64_t first = 0; first < length; first += RUN * LANES<A>) {
     const int64_t rest = length - first, some = RUN * LANES<A>;
     sweep<A>(rest < some ? rest : some, [&](int64_t c, auto n) { f(first + c, n); });
@@ -224,7 +231,7 @@ constexpr InverseFactorials INVERSE_FACTORIAL;
 // exp to about an ulp: x = n log 2 + y with |y| <= log 2 / 2, Taylor in y, times 2^n.
 template <typename A> SV_INLINE V<A> exp(V<A> x) {
   using C = Types<A>;
-  constexpr A magic = A(3ull << (C::mantissa - 1));            // adding it rounds to an integer, kept in the low bits
+  constexpr A magic = A(3ull << (C::mantissa - 1));  // adding it rounds to an integer, kept in the low bits
   constexpr A log2_high = A(0.693359375), log2_low = A(-2.12194440054690583e-4);
   const V<A> inside = x < C::log_min ? splat<A>(C::log_min) : x > C::log_max ? splat<A>(C::log_max) : x;
   const V<A> shifted = inside * A(1.44269504088896340736) + magic;

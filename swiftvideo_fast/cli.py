@@ -1,4 +1,4 @@
-"""The command line: swiftvideo train | sample | evaluate | codec | demo."""
+"""The command line: swiftvideo train | sample | evaluate | export | codec | demo."""
 
 import argparse
 import json
@@ -6,9 +6,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 import yaml
 
 from swiftvideo_fast import config
+from swiftvideo_fast.atomic import whole
 from swiftvideo_fast.config import Config
 from swiftvideo_fast.data.clips import write_video
 from swiftvideo_fast.data.latents import fit_codec
@@ -17,7 +19,8 @@ from swiftvideo_fast.evaluate.benchmark import Benchmark, Sampling, sample
 from swiftvideo_fast.evaluate.tables import Row, as_json, comparison
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.codec import PcaCodec
-from swiftvideo_fast.train.loop import crop_source, load_latents, starting_network, train
+from swiftvideo_fast.train import checkpoint
+from swiftvideo_fast.train.loop import agree, crop_source, load_latents, starting_network, train
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
         args.command(args)
-    except (ValueError, FileNotFoundError, FloatingPointError) as why:
+    except (ValueError, OSError, FloatingPointError) as why:
         print(f"swiftvideo {args.name}: {why}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -47,8 +50,8 @@ def parser() -> argparse.ArgumentParser:
     def configured(run, name: str, about: str) -> argparse.ArgumentParser:
         p = command(run, name, about)
         p.add_argument("config", help="a YAML file, such as configs/demo/ccd.yaml")
-        p.add_argument("overrides", nargs="*", metavar="key.subkey=value", help="values that replace the file's")
-        p.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, do nothing")
+        p.add_argument("overrides", nargs="*", metavar="key.subkey=value", help="replace the file's values")
+        p.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
         return p
 
     configured(run_train, "train", "train or distil; a run cut short goes on from its last checkpoint")
@@ -56,29 +59,50 @@ def parser() -> argparse.ArgumentParser:
 
     p = configured(run_sample, "sample", "generate clips for held-out first frames, as MP4")
     _sampling(p)
-    p.add_argument("--count", type=int, default=8, help="clips")
+    p.add_argument("--steps", type=positive, default=4, help="sampling steps")
+    p.add_argument("--count", type=positive, default=8, help="clips")
     p.add_argument("--out", type=Path, default=Path("samples"), help="folder for clip-000.mp4, ...")
 
     p = configured(run_evaluate, "evaluate", "the table of figures on held-out clips, against the teacher")
     _sampling(p)
-    p.add_argument("--count", type=int, default=256, help="clips")
-    p.add_argument("--part", choices=("valid", "test"), default="test", help="valid to choose by, test to report")
+    p.add_argument("--steps", type=positive, nargs="+", default=[4], help="sampling steps, a row each")
+    p.add_argument("--count", type=positive, default=256, help="clips")
+    p.add_argument("--part", choices=("valid", "test"), default="test", help="valid to choose by, test else")
     p.add_argument("--json", type=Path, help="also write the figures there")
 
+    p = command(run_export, "export", "rewrite a weight file in another storage or under diffusers' names")
+    p.add_argument("weights", help="a file by train")
+    p.add_argument("out", type=Path, help="the file to write")
+    p.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    p.add_argument("--diffusers", action="store_true", help="the names of diffusers' WanTransformer3DModel")
+
     p = command(run_demo, "demo", "distil, measure and report on real clips, in minutes")
-    p.add_argument("overrides", nargs="*", metavar="key.subkey=value", help="replace values of both students' configs")
+    p.add_argument("overrides", nargs="*", metavar="key.subkey=value", help="replace values of the configs")
     p.add_argument("--dir", type=Path, default=Path("runs/demo"), help="where runs and report go")
     p.add_argument("--configs", type=Path, default=Path("configs/demo"), help="folder of the demo's configs")
-    p.add_argument("--seeds", type=int, default=1, help="repeat with this many seeds and report means")
-    p.add_argument("--clips", type=int, default=256, help="held-out clips a seed")
+    p.add_argument("--seeds", type=positive, default=1, help="repeat with this many seeds and report means")
+    p.add_argument("--clips", type=positive, default=256, help="held-out clips a seed")
     return top
 
 
+def natural(text: str) -> int:
+    """The type of a seed on the command line."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}; want 0 or more")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """The type of a count on the command line."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}; want a positive number")
+    return int(text)
+
+
 def _sampling(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--weights", required=True, help="a file by train: student.safetensors or average.safetensors")
-    p.add_argument("--steps", type=int, nargs="+", default=[4], help="sampling steps")
-    p.add_argument("--guidance", type=float, help="1 for a distilled student (default: the config's sample.guidance)")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--weights", required=True, help="a file by train: student or average.safetensors")
+    p.add_argument("--guidance", type=float, help="1 for a student (default: the config's sample.guidance)")
+    p.add_argument("--seed", type=natural, default=0)
 
 
 def run_train(args: argparse.Namespace) -> None:
@@ -89,14 +113,17 @@ def run_train(args: argparse.Namespace) -> None:
 
 
 def describe(cfg: Config) -> None:
-    """The resolved config and what it amounts to; reads the weights and the clips, writes nothing."""
+    """The resolved config and what it amounts to; reads all inputs, writes nothing."""
+    agree(cfg, Path(cfg.run.dir))
     print(yaml.safe_dump(config.to_dict(cfg), sort_keys=False), end="")
     net, source, d = starting_network(cfg), crop_source(cfg, "train"), cfg.data
     PcaCodec.load(cfg.model.codec)
     print(f"# network: {sum(p.numel() for p in net.parameters()):,} parameters")
-    print(f"# clips: {len(source.windows)} fit the window", *(f"; left out: {s}" for s in source.skipped))
-    print(f"# tokens a clip: {(d.frames // 4 + 1) * (d.size // 16) ** 2}; {cfg.run.steps} steps of {d.batch} clips")
-    print(f"# would write to {cfg.run.dir}")
+    print("; left out: ".join([f"# clips: {len(source.windows)} fit the window", *source.skipped]))
+    tokens = (d.frames // 4 + 1) * (d.size // 16) ** 2
+    print(f"# tokens a clip: {tokens}; {cfg.run.steps} steps of {d.batch} clips")
+    last = checkpoint.newest(Path(cfg.run.dir))
+    print(f"# would write to {cfg.run.dir}" + (f", going on from {last.name}" if last else ""))
 
 
 def run_codec(args: argparse.Namespace) -> None:
@@ -111,13 +138,12 @@ def run_codec(args: argparse.Namespace) -> None:
 
 def run_sample(args: argparse.Namespace) -> None:
     cfg = config.load(args.config, args.overrides)
-    net, codec, how = weights.load(args.weights), PcaCodec.load(cfg.model.codec), _how(args, cfg, args.steps[0])
+    net, codec, how = weights.load(args.weights), PcaCodec.load(cfg.model.codec), _how(args, cfg, args.steps)
     if args.dry_run:
         print(f"would write {args.count} clips of {how} to {args.out}")
         return
     clips = load_latents(cfg, "test", net.config.text_dim, args.count, args.seed)
     pixels = codec.decode(sample(net, clips, how, args.seed))
-    args.out.mkdir(parents=True, exist_ok=True)
     for i, (clip, caption) in enumerate(zip(pixels, clips.captions, strict=True)):
         write_video(args.out / f"clip-{i:03d}.mp4", clip)
         print(f"{args.out}/clip-{i:03d}.mp4  {caption}")
@@ -140,7 +166,13 @@ def run_evaluate(args: argparse.Namespace) -> None:
             rows.append(Row(name, steps, {k: [v] for k, v in bench.figures(bench.sample(n, how)).items()}))
     print(comparison(rows, title=f"{args.count} {args.part} clips").text())
     if args.json:
-        args.json.write_text(json.dumps(as_json(rows), indent=1) + "\n")
+        with whole(args.json) as aside:
+            aside.write_text(json.dumps(as_json(rows), indent=1) + "\n")
+
+
+def run_export(args: argparse.Namespace) -> None:
+    weights.export(args.weights, args.out, dtype=getattr(torch, args.dtype), diffusers=args.diffusers)
+    print(f"wrote {args.out}")
 
 
 def run_demo(args: argparse.Namespace) -> None:

@@ -22,10 +22,14 @@ class Point:
 
 
 def draw(x0: Tensor, rng: torch.Generator, *, mean: float, std: float, uniform: bool = False) -> Point:
-    """x1 ~ N(0, I), t = sigmoid(n) with n ~ N(mean, std^2), or t ~ U(0, 1) (Table 2d)."""
-    x1 = torch.randn(x0.shape, generator=rng)
+    """x1 ~ N(0, I), t = sigmoid(n) with n ~ N(mean, std^2), or t ~ U(0, 1) (Table 2d).
+
+    rng is the CPU's, so that a draw is the same on every device; x1 and t are where x0 is.
+    """
+    x1 = torch.randn(x0.shape, generator=rng).to(x0)
     B = len(x0)
     t = torch.rand(B, generator=rng) if uniform else (mean + std * torch.randn(B, generator=rng)).sigmoid()
+    t = t.to(x0.device)
     return Point(x0, x1, t, interpolate(x0, x1, t))
 
 
@@ -41,7 +45,7 @@ def over(t_B: Tensor, x: Tensor) -> Tensor:
 
 
 def ladder(steps: int, shift: float = 1.0) -> list[float]:
-    """Times 1 = t_0 > ... > t_steps = 0: even, then shifted, t -> s t / (1 + (s - 1) t) (Wan's own ladder)."""
+    """Times 1 = t_0 > ... > t_steps = 0: even, then shifted, t -> s t / (1 + (s - 1) t) (Wan's ladder)."""
     if steps < 1 or shift <= 0:
         raise ValueError(f"ladder: steps = {steps}, shift = {shift}; want steps >= 1 and shift > 0")
     even = [1 - i / steps for i in range(steps + 1)]

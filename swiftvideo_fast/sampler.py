@@ -1,8 +1,8 @@
 """From noise to clips down a ladder of times: along the velocity, or by jumps to x0 and back into noise.
 
 Which one belongs to which student: Euler keeps the noise it began with, so a *partly* distilled network (the
-paper's) takes it well and an exactly converged one over-shoots: on N(0, 1) data its standard deviation comes out
-1.41 times too large at 2 steps and 1.66 at 4.  A converged consistency network wants fresh noise.
+paper's) takes it well and an exactly converged one over-shoots: on N(0, 1) data its standard deviation comes
+out 1.41 times too large at 2 steps and 1.66 at 4.  A converged consistency network wants fresh noise.
 """
 
 from collections.abc import Callable
@@ -28,5 +28,5 @@ def consistency(velocity: Velocity, x1: Tensor, times: list[float], rng: torch.G
     x = x1
     for t, s in zip(times, times[1:], strict=False):
         x0 = x - t * velocity(x, x.new_full((len(x),), t))
-        x = (1 - s) * x0 + s * torch.randn(x.shape, generator=rng) if s > 0 else x0
+        x = (1 - s) * x0 + s * torch.randn(x.shape, generator=rng).to(x) if s > 0 else x0
     return x

@@ -7,7 +7,10 @@ import torch
 
 
 def seed_of(seed: int, purpose: str, *position: int) -> int:
-    """A 64-bit seed for one purpose at one position (clips seen, rank, ...)."""
+    """A 64-bit seed for one purpose at one position (clips seen, rank, ...).
+
+    A purpose's positions have one length: SeedSequence does not tell a last 0 from none.
+    """
     entropy = [seed, zlib.crc32(purpose.encode()), *position]
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from swiftvideo_fast.dual import Dual, NoTangent, call, carries, parts, writes_in_place
+from swiftvideo_fast.dual import Dual, call, carries, parts, spoken, writes_in_place
 
 
 def jvp(func: Callable, primals: tuple, tangents: tuple, *, strict: bool = False, has_aux: bool = False):
@@ -37,7 +37,8 @@ def jvp(func: Callable, primals: tuple, tangents: tuple, *, strict: bool = False
             raise RuntimeError("jvp: has_aux wants func to return a tuple (output, aux)")
         result, aux = result[0], (tree_map(lambda x: parts(x)[0], result[1]),)
     leaves, spec = tree_flatten(result)
-    pairs = [_output(forward.dual(leaf), strict) for leaf in leaves]
+    leaves = leaves if torch.compiler.is_compiling() else [forward.dual(leaf) for leaf in leaves]
+    pairs = [_output(leaf, strict) for leaf in leaves]
     return tree_unflatten([p for p, _ in pairs], spec), tree_unflatten([t for _, t in pairs], spec), *aux
 
 
@@ -66,6 +67,14 @@ def _output(x, strict: bool) -> tuple[Tensor, Tensor]:
     return p, torch.zeros_like(p, requires_grad=False) if t is None else t
 
 
+def is_tensor(x) -> bool:
+    """torch.is_tensor, which networks ask before they wrap a number in a tensor: a Dual is one."""
+    return isinstance(x, Tensor | Dual)
+
+
+torch.is_tensor = is_tensor
+
+
 class Forward(TorchFunctionMode):
     """What `__torch_function__` of a Dual alone cannot see, while jvp runs.
 
@@ -84,11 +93,11 @@ class Forward(TorchFunctionMode):
                 args, kwargs = self._with_twins(args), self._with_twins(kwargs)
             if args and type(args[0]) is Tensor and _writes(func) and carries((args[1:], kwargs)):
                 args = (self._twin(args[0]), *args[1:])
-        return call(func, args, kwargs) if carries((args, kwargs)) else func(*args, **kwargs)
+        return call(func, args, kwargs) if carries((args, kwargs)) else spoken(func)(*args, **kwargs)
 
     def dual(self, x):
         """x, or the Dual of a plain tensor that has a twin."""
-        if type(x) is Tensor and self.twins and x.untyped_storage()._cdata in self.twins:
+        if self.twins and type(x) is Tensor and x.untyped_storage()._cdata in self.twins:
             return self._twin(x)
         return x
 

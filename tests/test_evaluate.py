@@ -1,4 +1,4 @@
-"""Figures of fidelity on clips whose answer is known, and the judge that gathers them."""
+"""Figures of fidelity on clips whose answer is known, and the face of cd-fvd."""
 
 import sys
 from types import SimpleNamespace
@@ -17,8 +17,6 @@ from swiftvideo_fast.evaluate.fidelity import (
 )
 from swiftvideo_fast.evaluate.frechet import distance, fit
 from swiftvideo_fast.evaluate.fvd import fvd
-from swiftvideo_fast.evaluate.judge import Judge
-from swiftvideo_fast.evaluate.tables import METRICS
 
 
 @pytest.fixture
@@ -61,17 +59,6 @@ def test_a_frozen_clip_has_no_motion_and_a_slow_one_half(clips, rng):
     assert STILL < motion_ratio(corrupt(clips, "freeze", 0.5, rng), clips) == pytest.approx(0.5, abs=0.05)
     with pytest.raises(ValueError, match="at least 2 frames"):
         motion_ratio(clips[:, :, :1], clips)
-
-
-def test_the_judge_gives_every_metric_of_the_table_and_none_to_the_real_clips(clips):
-    z = torch.zeros(4, 2)
-    values = Judge(clips)(clips, z + 1, z)
-    assert values.keys() == METRICS.keys()
-    expected = {"frechet": 0, "frechet_random": 0, "trajectory": 1, "detail": 1, "motion": 1, "psnr": 99}
-    assert values == pytest.approx(expected, abs=1e-5)
-    assert "trajectory" not in Judge(clips)(clips)
-    with pytest.raises(ValueError, match="clip for clip"):
-        Judge(clips)(clips[:2])
 
 
 def test_fvd_names_its_extra(monkeypatch):

@@ -29,7 +29,9 @@ teacher      1      310.0 ± 14.1        0.5000 ± 0.0000    0.10 ± 0.00
 student      4  33.0 ± 0.0 ×0.30  0.0200 ± 0.0000 ×0.25    0.90 ± 0.00
 student      3        50.0 ± 0.0                      –    0.90 ± 0.00
 
-Mean ± standard deviation over 2 seeds. × is the ratio to teacher at equal steps (lower is better). Static copy: teacher at 1 step moves ×0.10 as much as real clips.""")
+Mean ± standard deviation over 2 seeds. × is the ratio to teacher at
+equal steps (lower is better). Static copy: teacher at 1 step moves
+×0.10 as much as real clips.""")
 
 
 def test_one_seed_has_no_spread_and_says_so():

@@ -5,6 +5,7 @@ Imports inside functions count as well.  The order is also told, in words, in CO
 
 import ast
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = """
-swiftvideo_kernels      swiftvideo_fast._C          swiftvideo_fast.config      swiftvideo_fast.seeds
+swiftvideo_kernels  swiftvideo_fast._C  swiftvideo_fast.config  swiftvideo_fast.seeds  swiftvideo_fast.atomic
 swiftvideo_fast.dual    swiftvideo_fast.ops.reference
-swiftvideo_fast.ops     swiftvideo_fast.rules
+swiftvideo_fast.ops
+swiftvideo_fast.rules   swiftvideo_fast.transform
 swiftvideo_fast
 swiftvideo_fast.models  swiftvideo_fast.path
 swiftvideo_fast.data
@@ -29,8 +31,11 @@ ONLY_IN = {                                     # package: the one place that im
     "deepspeed": "swiftvideo_fast.train.engine",
     "nvidia": "swiftvideo_fast.data.clips",     # DALI
     "triton": "swiftvideo_kernels",
+    "flash_attn": "swiftvideo_kernels.attention",
+    "flash_attn_interface": "swiftvideo_kernels.attention",
 }
-KERNELS_MAY_IMPORT = {"torch", "triton", "swiftvideo_kernels"}
+KERNELS_MAY_IMPORT = {"torch", "triton", "flash_attn", "flash_attn_interface", "swiftvideo_kernels",
+                      *sys.stdlib_module_names}
 MODULES = {".".join(path.relative_to(base).with_suffix("").parts).removesuffix(".__init__"): path
            for base in (ROOT, ROOT / "kernels") for path in base.glob("swiftvideo_*/**/*.py")}
 

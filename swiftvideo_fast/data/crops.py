@@ -27,8 +27,8 @@ class Crops:
 class CropSource:
     """Crops of `frames` frames of size x size pixels from one split of the clips.
 
-    speed: the pan in pixels a frame, whole pixels at a time.  A clip none of whose shots fits the window is listed in `skipped`;
-    ValueError when nothing fits.
+    speed: the pan in pixels a frame, whole pixels at a time.  A clip none of whose shots fits the window is
+    listed in `skipped`; ValueError when nothing fits.
     """
 
     def __init__(self, clips: list[Clip], part: str, *, frames: int, size: int, speed: float = 0.5):
@@ -40,9 +40,9 @@ class CropSource:
         for clip in clips:
             T, H, W, _ = clip.frames.shape
             runs = [r for s in shots(clip.frames) if len(r := split(s, frames)[part]) >= frames]
-            if not runs or H < size or W < reach:
-                self.skipped.append(f"{clip.name} ({T} frames of {W}x{H}) has no {part} window of {frames} frames "
-                                    f"of {reach}x{size}")
+            if not runs or size > H or reach > W:
+                self.skipped.append(f"{clip.name} ({T} frames of {W}x{H}) has no {part} window of {frames} "
+                                    f"frames of {reach}x{size}")
                 continue
             self.windows.append([clip.frames[r.start:r.stop] for r in runs])
             self.captions.append(clip.caption)

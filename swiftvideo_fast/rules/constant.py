@@ -30,7 +30,7 @@ def _ask(function, *args, **kwargs):
 
 
 def _refuse(function, x, *args, **kwargs):
-    if x.t is not None and smooth(x.p):
+    if x.tangent is not None and smooth(x.p):
         raise NoTangent(f"Tensor.{function.__name__}: the tangent of a Dual would be lost; "
                         "say x.detach() first where that is meant")
     return function(x.p, *primals(args), **kwargs)

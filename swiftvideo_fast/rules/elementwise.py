@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from swiftvideo_fast.dual import Dual, named, parts, rule, tangent
+from swiftvideo_fast.dual import parts, rule, tangent
 
 aten = torch.ops.aten
 
@@ -48,11 +48,11 @@ BY_BACKWARD = {                              # f acts on each element alone, so 
 
 
 def _unary(formula, y, x, *_, **__):
-    return formula(y, x.p, x.t)
+    return formula(y, x.p, x.tangent)
 
 
 def _by_backward(backward, y, x, *_, inplace=False, **kwargs):
-    return backward(x.t.to(y.dtype), x.p.to(y.dtype), **kwargs)
+    return backward(x.tangent.to(y.dtype), x.p.to(y.dtype), **kwargs)
 
 
 for _name, _formula in UNARY.items():
@@ -140,27 +140,27 @@ def rpow(input, other):
 
 @tangent("abs", "absolute", "__abs__")
 def absolute(y, x):
-    return (x.t.conj() * x.p.sgn()).real if x.p.is_complex() else x.t * x.p.sgn()
+    return (x.tangent.conj() * x.p.sgn()).real if x.p.is_complex() else x.tangent * x.p.sgn()
 
 
 @tangent("softplus")
 def softplus(y, x, beta=1, threshold=20):
-    return aten.softplus_backward(x.t, x.p, beta, threshold)
+    return aten.softplus_backward(x.tangent, x.p, beta, threshold)
 
 
 @tangent("elu")
 def elu(y, x, alpha=1.0, *_, **__):
-    return aten.elu_backward(x.t, alpha, 1.0, 1.0, False, x.p)
+    return aten.elu_backward(x.tangent, alpha, 1.0, 1.0, False, x.p)
 
 
 @tangent("leaky_relu")
 def leaky_relu(y, x, negative_slope=0.01, *_, **__):
-    return aten.leaky_relu_backward(x.t, x.p, negative_slope, False)
+    return aten.leaky_relu_backward(x.tangent, x.p, negative_slope, False)
 
 
 @tangent("glu")
 def glu(y, x, dim=-1):
-    return aten.glu_jvp(y, x.p, x.t, dim)
+    return aten.glu_jvp(y, x.p, x.tangent, dim)
 
 
 @tangent("addcmul")

@@ -10,7 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swiftvideo_fast.dual import ATTRIBUTES, Dual, NoTangent, named, parts, primals, rule, smooth, tangent
+from swiftvideo_fast.dual import (
+    ATTRIBUTES,
+    Dual,
+    NoTangent,
+    named,
+    parts,
+    primals,
+    rule,
+    smooth,
+    spoken,
+    tangent,
+)
 
 VIEWS = """
     view reshape view_as reshape_as expand expand_as broadcast_to flatten unflatten ravel squeeze unsqueeze
@@ -27,6 +38,7 @@ MAPS = """
     avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
     fft ifft fft2 ifft2 fftn ifftn rfft irfft rfft2 irfft2 rfftn irfftn hfft ihfft fftshift ifftshift
 """
+SPREADS = "atleast_1d atleast_2d atleast_3d broadcast_tensors meshgrid"
 JOINS = "cat concat concatenate stack hstack vstack dstack column_stack row_stack"
 
 
@@ -34,11 +46,25 @@ def _view(function, x, *args, **kwargs):
     args, kwargs = primals(args), primals(kwargs)
     if not isinstance(x, Dual):
         return function(x, *args, **kwargs)
-    if x.t is None:                       # a buffer: its views must be able to receive tangents
-        x.t = torch.zeros_like(x.p, requires_grad=False)
     p = function(x.p, *args, **kwargs)
     with torch.no_grad():
-        return _paired(p, function(x.t, *args, **kwargs))
+        return _paired(p, function(_tangent_memory(x), *args, **kwargs))
+
+
+def _tangent_memory(x) -> Tensor:
+    """The tangent of x; a buffer gets one here, for its views must be able to receive tangents."""
+    if not isinstance(x, Dual):
+        return torch.zeros_like(x)
+    if x.tangent is None:
+        x.tangent = torch.zeros_like(x.p, requires_grad=False)
+    return x.tangent
+
+
+def _spread(function, *tensors, **kwargs):
+    tensors = tensors[0] if isinstance(tensors[0], (tuple, list)) else tensors
+    p = function(*primals(list(tensors)), **kwargs)
+    with torch.no_grad():
+        return _paired(p, function(*[_tangent_memory(x) for x in tensors], **kwargs))
 
 
 def _paired(p, t):
@@ -57,9 +83,11 @@ def _join(function, y, tensors, *args, **kwargs):
 
 
 for _function in (*named(*VIEWS.split()), Tensor.unfold):
-    rule(_function)(partial(_view, _function))
+    rule(_function)(partial(_view, spoken(_function)))
 for _function in (*named(*MAPS.split()), F.unfold):
     tangent(_function)(partial(_map, _function))
+for _function in named(*SPREADS.split()):
+    rule(_function)(partial(_spread, _function))
 for _function in named(*JOINS.split()):
     tangent(_function)(partial(_join, _function))
 
@@ -71,6 +99,14 @@ def view(x, *shape, **kwargs):
     if any(isinstance(a, torch.dtype) and a != x.p.dtype for a in (*shape, *kwargs.values())):
         raise NoTangent("Tensor.view: the bits of a Dual read as another dtype carry no tangent")
     return _view(Tensor.view, x, *shape, **kwargs)
+
+
+@rule("as_strided")
+def as_strided(x, *args, **kwargs):
+    p, t = parts(x)
+    if t is not None and (p.stride(), p.storage_offset()) != (t.stride(), t.storage_offset()):
+        raise NoTangent("as_strided: primal and tangent lie differently in memory; use a view by name")
+    return _view(torch.as_strided, x, *args, **kwargs)
 
 
 @tangent("where")
@@ -92,17 +128,17 @@ def masked_fill(y, x, mask, value):
 
 @tangent("pad")
 def pad(y, x, pad, mode="constant", value=None):
-    return torch._C._nn.pad(x.t, pad, mode)
+    return torch._C._nn.pad(x.tangent, pad, mode)
 
 
 @tangent("constant_pad_nd")
 def constant_pad_nd(y, x, pad, value=0):
-    return torch.constant_pad_nd(x.t, pad)
+    return torch.constant_pad_nd(x.tangent, pad)
 
 
 @tangent(F.embedding)
 def embedding(y, input, weight, *args, **kwargs):
-    return F.embedding(input, weight.t, *args, **kwargs)
+    return F.embedding(input, weight.tangent, *args, **kwargs)
 
 
 @rule("dropout")

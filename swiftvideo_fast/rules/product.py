@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from swiftvideo_fast.dual import Dual, named, parts, primals, rule, tangent
+from swiftvideo_fast.dual import named, parts, primals, rule, tangent
 from swiftvideo_fast.rules.elementwise import total
 
 BILINEAR = "matmul __matmul__ mm bmm mv dot vdot inner outer ger kron"
@@ -33,17 +33,18 @@ def linear(y, input, weight, bias=None):
     return total(terms).expand(y.shape)
 
 
-def _convolution(function, y, input, weight, bias=None, *args, **kwargs):
+def _convolution(axes, function, y, input, weight, bias=None, *args, **kwargs):
     (x, tx), (w, tw), (_, tb) = parts(input), parts(weight), parts(bias)
     return total([
         None if tx is None else function(tx, w, None, *args, **kwargs),
         None if tw is None else function(x, tw, None, *args, **kwargs),
-        None if tb is None else tb.view(-1, *[1] * (y.dim() - (2 if x.dim() == y.dim() and x.dim() > 2 else 1))),
+        None if tb is None else tb.view(-1, *[1] * axes),
     ])
 
 
-for _function in named(*CONVOLUTIONS.split()):
-    tangent(_function)(partial(_convolution, _function))
+for _name in CONVOLUTIONS.split():
+    for _function in named(_name):
+        tangent(_function)(partial(_convolution, int(_name[-2]), _function))
 
 
 @tangent("einsum")

@@ -5,7 +5,6 @@ Both are written where they lie, so every view of the Dual sees the write.
 
 from functools import partial
 from inspect import signature
-from itertools import product
 from types import FunctionType
 
 import torch
@@ -13,11 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swiftvideo_fast.dual import (
-    IN_PLACE_OPERATORS, NAMESPACES, RULES, Dual, NoTangent, by_torch, call, name_of, named, parts, primals, rule,
+    IN_PLACE_OPERATORS,
+    NAMESPACES,
+    RULES,
+    Dual,
+    NoTangent,
+    by_torch,
+    call,
+    name_of,
+    named,
+    parts,
+    primals,
+    rule,
 )
 
 FILLS = "zero_ normal_ uniform_ bernoulli_ exponential_ geometric_ cauchy_ log_normal_ random_"
-RESHAPES = "squeeze_ unsqueeze_ transpose_ swapaxes_ swapdims_ t_"
+RESHAPES = "squeeze_ unsqueeze_ transpose_ swapaxes_ swapdims_ t_ as_strided_"
 
 
 def _target(function, x) -> Dual:
@@ -28,11 +38,11 @@ def _target(function, x) -> Dual:
 
 
 def _set_tangent(x: Dual, t: Tensor | None, index=...) -> None:
-    if x.t is None and t is not None:
-        x.t = torch.zeros_like(x.p, requires_grad=False)
-    if x.t is not None:
+    if x.tangent is None and t is not None:
+        x.tangent = torch.zeros_like(x.p, requires_grad=False)
+    if x.tangent is not None:
         with torch.no_grad():
-            x.t[index] = 0 if t is None else t
+            x.tangent[index] = 0 if t is None else t
 
 
 def _overwrite(x: Dual, y) -> Dual:
@@ -47,6 +57,8 @@ def _in_place(function, out_of_place, x, *args, **kwargs):
     _target(function, x)
     with torch.no_grad():
         y = call(out_of_place, (x, *args), kwargs)
+    if y.shape != x.shape:
+        raise NoTangent(f"{name_of(function)}: it would resize the Dual from {tuple(x.shape)} to {tuple(y.shape)}")
     if not torch.is_grad_enabled():
         return _overwrite(x, y)
     function(x.p, *primals(args), **primals(kwargs))
@@ -89,10 +101,10 @@ def _fill(function, x, *args, **kwargs):
     return x
 
 
-def _reshape(function, x, *args):
-    function(x.p, *args)
-    if x.t is not None:
-        function(x.t, *args)
+def _reshape(function, x, *args, **kwargs):
+    function(x.p, *args, **kwargs)
+    if x.tangent is not None:
+        function(x.tangent, *args, **kwargs)
     return x
 
 
@@ -106,8 +118,9 @@ for _function in named(*RESHAPES.split()):
     rule(_function)(partial(_reshape, _function))
 
 for _name in {name for home in NAMESPACES for name in dir(home) if name.endswith("_") and not name.startswith("_")}:
-    for _function, _out_of_place in product(named(_name), named(_name[:-1])[:1]):
-        RULES.setdefault(_function, partial(_in_place, _function, _out_of_place))
+    for _home, _function in [(h, getattr(h, _name)) for h in NAMESPACES if callable(getattr(h, _name, None))]:
+        for _out_of_place in [getattr(h, _name[:-1]) for h in (_home, *NAMESPACES) if hasattr(h, _name[:-1])][:1]:
+            RULES.setdefault(_function, partial(_in_place, _function, _out_of_place))
 for _name in IN_PLACE_OPERATORS:
     _function = getattr(Tensor, _name)
     rule(_function)(partial(_in_place, _function, getattr(Tensor, _name.replace("__i", "__", 1))))

@@ -1,78 +1,91 @@
 """A run on disk: folders `step-00000500`, each whole or absent.
 
-Written aside, synced, then renamed; state.json lists every file with its digest and is the last to be written.
-Weights and optimizer moments are safetensors, the rest is JSON: nothing in it is code.
+state.json lists the other files with their digests.  Weights and optimizer moments are safetensors, the rest
+is JSON: nothing in it is code.
 """
 
 import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from swiftvideo_fast.atomic import aside_of, sweep, whole
 from swiftvideo_fast.models import weights
 
 STATE = "state.json"
+OPTIMIZER = "optimizer.safetensors"
 
 
 def save(run: Path, step: int, *, nets: dict[str, nn.Module], optimizer: torch.optim.Optimizer, state: dict,
          keep: int) -> Path:
-    """Write run/step-XXXXXXXX and drop all but the newest `keep`."""
+    """Write run/step-XXXXXXXX and drop all but the newest `keep`.  Atomic; OSError when the disk refuses."""
+    tensors = {_file(name): {k: v.detach().contiguous() for k, v in net.state_dict().items()}
+               for name, net in nets.items()} | {OPTIMIZER: _moments(optimizer)}
     target = run / f"step-{step:08d}"
-    aside = run / f".{target.name}.part"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    for name, net in nets.items():
-        save_file({k: v.detach().contiguous() for k, v in net.state_dict().items()}, aside / f"{name}.safetensors")
-    save_file(_moments(optimizer), aside / "optimizer.safetensors")
-    digests = {}
-    for file in sorted(aside.iterdir()):
-        _sync(file)
-        digests[file.name] = _digest(file)
-    (aside / STATE).write_text(json.dumps({"step": step, "files": digests} | state, indent=1))
-    _sync(aside / STATE)
-    shutil.rmtree(target, ignore_errors=True)
-    aside.rename(target)
-    _sync(run)
-    for old in _folders(run)[:-keep]:
-        shutil.rmtree(old)
+    with whole(target) as aside:
+        aside.mkdir()
+        for name, content in tensors.items():
+            save_file(content, aside / name)
+        digests = {name: _digest(aside / name) for name in tensors}
+        (aside / STATE).write_text(json.dumps({"step": step, "files": digests} | state, indent=1))
+    tidy(run, keep)
     return target
 
 
+def tidy(run: Path, keep: int) -> None:
+    """Drop all but the newest `keep` checkpoints, and what a kill left half-written or half-dropped."""
+    for old in _folders(run)[:-keep]:
+        old.rename(aside_of(old))           # so that a kill here leaves no half of it under its name
+    sweep(run)
+
+
 def newest(run: Path) -> Path | None:
-    """The last complete checkpoint of a run, if there is one."""
+    """The last checkpoint of a run, if there is one."""
     folders = _folders(run)
     return folders[-1] if folders else None
 
 
 def restore(folder: Path, *, nets: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict:
-    """Fill nets and optimizer; returns the state saved with them.
+    """Fill nets and optimizer; returns the state saved with them, {"step": ...} and what the caller added.
 
     ValueError names the file that is missing or whose bytes are not those that were written.
     """
-    try:
-        state = json.loads((folder / STATE).read_text())
-        for name, digest in state["files"].items():
-            if _digest(folder / name) != digest:
-                raise ValueError("its bytes are not those that were written")
-    except (OSError, ValueError, KeyError) as why:
-        name = locals().get("name", STATE)
-        raise ValueError(f"{folder / name}: damaged checkpoint ({why}); delete {folder} to go on from the one "
-                         "before it") from why
+    state = _read_state(folder, [*map(_file, nets), OPTIMIZER])
     for name, net in nets.items():
-        file = folder / f"{name}.safetensors"
+        file = folder / _file(name)
         weights.fill(net, load_file(file), file)
-    _fill_moments(optimizer, load_file(folder / "optimizer.safetensors"))
+    _fill_moments(optimizer, load_file(folder / OPTIMIZER))
     return state
 
 
+def _read_state(folder: Path, wanted: list[str]) -> dict:
+    """state.json, once the wanted files have the digests in it."""
+    name = STATE
+    try:
+        state = json.loads((folder / STATE).read_text())
+        step, digests = state["step"], state["files"]
+        if folder.name != f"step-{step:08d}":
+            raise ValueError(f"it says step {step}")
+        for name in wanted:
+            if _digest(folder / name) != digests[name]:
+                raise ValueError("its bytes are not those that were written")
+    except (OSError, ValueError, KeyError, TypeError) as why:
+        raise ValueError(f"{folder / name}: damaged checkpoint ({why}); delete {folder} to go on from the "
+                         "checkpoint before it, or from the start") from why
+    return state
+
+
+def _file(net: str) -> str:
+    return f"{net}.safetensors"
+
+
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{key}": value.contiguous() for index, entry in state.items() for key, value in entry.items()}
+    moments = optimizer.state_dict()["state"]
+    return {f"{index}.{key}": value.contiguous() for index, of in moments.items()
+            for key, value in of.items()}
 
 
 def _fill_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -85,17 +98,9 @@ def _fill_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) 
 
 
 def _folders(run: Path) -> list[Path]:
-    return sorted(f for f in run.glob("step-*") if (f / STATE).is_file())
+    return sorted(run.glob("step-*"))
 
 
 def _digest(file: Path) -> str:
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

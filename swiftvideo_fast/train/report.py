@@ -1,40 +1,63 @@
 """What a run says while it goes: a progress bar, log.jsonl, TensorBoard scalars."""
 
 import json
+import os
+import sys
+import time
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from swiftvideo_fast.atomic import whole
+
 LOG = "log.jsonl"
+SILENCE = 20.0      # seconds between two lines where there is no terminal to draw a bar on
+LINE = "{desc}: {n_fmt}/{total_fmt} steps, {rate_fmt}, {remaining} left{postfix}"
 
 
 class Report:
-    """Scalars by step.  A resumed run drops what the log holds beyond the step it resumes from."""
+    """Scalars by step.  A resumed run drops what was said beyond the step it resumes from.  To be closed."""
 
     def __init__(self, run: Path, *, start: int, steps: int):
         kept = [line for line in read_log(run) if line["step"] <= start]
-        self.log = open(run / LOG, "w", buffering=1)  # noqa: SIM115  (closed in close)
-        for line in kept:
-            self._write(line)
+        with whole(run / LOG) as aside:
+            aside.write_text("".join(map(_as_text, kept)))
+        self.log = open(run / LOG, "a", buffering=1)  # noqa: SIM115  (closed in close)
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
-        self.bar = tqdm(total=steps, initial=start, unit="step", desc=run.name, mininterval=1.0)
+        self.bar = tqdm(total=steps, initial=start, unit="step", desc=run.name, mininterval=1.0, disable=None)
+        self.name, self.start, self.steps = run.name, start, steps
+        self.began = self.spoke = time.monotonic()
 
     def __call__(self, step: int, scalars: dict[str, float]) -> None:
-        self._write({"step": step} | scalars)
+        self.log.write(_as_text({"step": step} | scalars))
         for name, value in scalars.items():
             self.board.add_scalar(name, value, step)
-        self.bar.set_postfix({k: f"{v:.3g}" for k, v in scalars.items()}, refresh=False)
+        shown = {name: f"{value:.3g}" for name, value in scalars.items()}
+        self.bar.set_postfix(shown, refresh=False)
+        if self.bar.disable:
+            self._speak(step, shown)
 
     def tick(self) -> None:
         self.bar.update()
+
+    def sync(self) -> None:
+        """What was said so far, to the disk: a checkpoint that is resumed from counts on it."""
+        self.board.flush()
+        os.fsync(self.log.fileno())
 
     def close(self) -> None:
         for stream in (self.bar, self.board, self.log):
             stream.close()
 
-    def _write(self, line: dict) -> None:
-        self.log.write(json.dumps(line) + "\n")
+    def _speak(self, step: int, shown: dict[str, str]) -> None:
+        now = time.monotonic()
+        if now - self.spoke >= SILENCE or step == self.steps:
+            self.spoke = now
+            values = ", ".join(f"{name} {value}" for name, value in shown.items())
+            print(tqdm.format_meter(step, self.steps, now - self.began, initial=self.start, unit="step",
+                                    prefix=self.name, bar_format=LINE, postfix=values),
+                  file=sys.stderr, flush=True)
 
 
 def read_log(run: Path) -> list[dict]:
@@ -46,3 +69,7 @@ def read_log(run: Path) -> list[dict]:
         except json.JSONDecodeError:
             break
     return lines
+
+
+def _as_text(line: dict) -> str:
+    return json.dumps(line) + "\n"

@@ -1,0 +1,138 @@
+"""The account of live bytes: every storage that a program makes, followed until it dies.
+
+Under FakeTensorMode nothing is allocated and nothing computed: a network of any size is accounted for on any
+machine.  A fused op counts as what it returns: workspace inside a kernel is not seen, nor is what a GPU's
+allocator rounds up or leaves in pieces.
+"""
+
+import weakref
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+GRADIENT = "gradients"
+VALUES = {torch.bool: True}             # what a fake tensor's .item() reads as; 1.0 for every other dtype
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One storage: how big, and the module and op that made it."""
+
+    bytes: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    where: str
+    op: str
+
+    def __str__(self) -> str:
+        sizes = " x ".join(map(str, self.shape)) or "scalar"
+        return f"{sizes} {str(self.dtype).removeprefix('torch.')} by {self.op} in {self.where}"
+
+
+class Account(TorchDispatchMode):
+    """Live bytes beyond those of `known` tensors (weights, optimizer states), while the mode is on.
+
+    peak: the most bytes alive after an op.  where, op, planes: where that was, and what was alive there.
+    peak_gradients, peak_activations: of known tensors' gradients, and of all else, each at its own peak.
+    timeline: live bytes after each op.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = (), **networks: nn.Module):
+        super().__init__()
+        self.live, self.alive = {}, 0
+        self.peak, self.where, self.op, self.planes = 0, "", "", []
+        self.peak_activations, self.peak_gradients, self.gradients = 0, 0, 0
+        self.timeline: list[int] = []
+        self.networks = networks
+        self.entered, self.backward_at = [], "outside"
+        self.known = {x.untyped_storage()._cdata: x for x in known}
+
+    @property
+    def known_bytes(self) -> int:
+        return sum(x.untyped_storage().nbytes() for x in self.known.values())
+
+    def follow(self, x: Tensor, op: str = "given") -> None:
+        """Count x's storage from now until it dies."""
+        storage = x.untyped_storage()
+        key = storage._cdata
+        if key in self.live or key in self.known:
+            return
+        self.live[key] = Plane(storage.nbytes(), tuple(x.shape), x.dtype, self.here(), op)
+        self.alive += storage.nbytes()
+        weakref.finalize(storage, self._free, key).atexit = False
+
+    def _free(self, key: int) -> None:
+        plane = self.live.pop(key)
+        self.alive -= plane.bytes
+        self.gradients -= plane.bytes * (plane.where == GRADIENT)
+
+    def _gradient(self, p: Tensor) -> None:
+        """What was an activation's gradient by chance of arithmetic is now p.grad, and stays."""
+        key = p.grad.untyped_storage()._cdata
+        if (plane := self.live.get(key)) and plane.where != GRADIENT:
+            self.live[key] = replace(plane, where=GRADIENT)
+            self.gradients += plane.bytes
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._local_scalar_dense.default and torch._guards.detect_fake_mode(args):
+            return VALUES.get(args[0].dtype, 1.0)
+        result = func(*args, **(kwargs or {}))
+        op = func._schema.name.partition("::")[2]
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor):
+                self.follow(x, op)
+        self.timeline.append(self.alive)
+        self.peak_gradients = max(self.peak_gradients, self.gradients)
+        self.peak_activations = max(self.peak_activations, self.alive - self.gradients)
+        if self.alive > self.peak:
+            self.peak, self.planes = self.alive, list(self.live.values())
+            self.where, self.op = self.here(), op
+        return result
+
+    # --- which module is at work -------------------------------------------------------------------------
+
+    def here(self) -> str:
+        return self.entered[-1] if self.entered else self.backward_at
+
+    def __enter__(self):
+        self.hooks = ExitStack()
+        for of, network in self.networks.items():
+            for name, module in network.named_modules():
+                self._watch(module, ".".join(filter(None, (of, name))))
+        for x in self.known.values():
+            if x.requires_grad:
+                self.hooks.callback(x.register_post_accumulate_grad_hook(self._gradient).remove)
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        self.hooks.close()
+        return super().__exit__(*error)
+
+    def _watch(self, module: nn.Module, name: str) -> None:
+        """Name the module while its forward runs, and from the moment its output's gradient is known."""
+        def enter(module, args):
+            self.entered.append(name)
+
+        def leave(module, args, output):
+            self.entered.pop()
+            if isinstance(output, Tensor) and output.requires_grad:
+                output.register_hook(at_backward)
+
+        def at_backward(gradient):
+            self.backward_at = f"{name} backward"
+
+        for handle in (module.register_forward_pre_hook(enter),
+                       module.register_forward_hook(leave, always_call=True)):
+            self.hooks.callback(handle.remove)
+
+
+def grouped(planes: list[Plane]) -> list[tuple[int, Plane]]:
+    """(how many, which), planes that differ in nothing together, the most bytes first."""
+    counts = Counter(planes)
+    return sorted(((n, plane) for plane, n in counts.items()), key=lambda row: -row[0] * row[1].bytes)

@@ -1,0 +1,92 @@
+"""python -m bench growth: time and memory against tokens, and the slopes of both on a log-log chart.
+
+Attention's time should grow by the square of the tokens and its memory linearly, all else linearly in both.
+On a CPU the network is the small preset, on a GPU the published one.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+
+import torch
+
+from bench.bench_network import draw
+from bench.harness import allocated, rounds
+from swiftvideo_fast import jvp
+from swiftvideo_fast.models.conditioning import velocity
+from swiftvideo_fast.ops.attention import attention_jvp
+from swiftvideo_fast.ops.modulate import modulate_jvp
+
+FRAMES = {"cpu": (5, 9, 17, 33), "cuda": (13, 29, 61, 125)}
+SIDES = {"cpu": (128, 128), "cuda": (832, 480)}
+
+
+def passes(frames: int, device: str, dtype: torch.dtype) -> tuple[int, dict[str, Callable]]:
+    """(tokens, what to run on them)."""
+    preset = {"cpu": "tiny", "cuda": "1.3b"}[device]
+    setting, net, point, condition = draw(preset, frames, *SIDES[device], device, dtype)
+    N, C, H = setting.tokens, net.config.dim, net.config.heads
+    q, tq, k, tk, v, tv = (torch.randn(1, H, N, C // H, device=device, dtype=dtype) for _ in range(6))
+    x, tx = (torch.randn(1, N, C, device=device, dtype=dtype) for _ in range(2))
+    s, ts, b, tb = (torch.randn(1, C, device=device) for _ in range(4))
+
+    @torch.no_grad()
+    def network():
+        return jvp(lambda x, t: velocity(net, x, t, condition), (point.x_t, point.t),
+                   (point.velocity, torch.ones_like(point.t)))
+
+    return N, {"attention_jvp": lambda: attention_jvp(q, tq, k, tk, v, tv, (C // H) ** -0.5, False),
+               "modulate_jvp": lambda: modulate_jvp(x, tx, s, ts, b, tb, 1e-6),
+               "network_jvp": network}
+
+
+def slope(xs: list[float], ys: list[float]) -> float:
+    """Of the least-squares line through (log x, log y)."""
+    xs, ys = ([math.log(value) for value in values] for values in (xs, ys))
+    middle = sum(xs) / len(xs)
+    return sum((x - middle) * y for x, y in zip(xs, ys)) / sum((x - middle) ** 2 for x in xs)
+
+
+def measure(frames: list[int], device: str, dtype: torch.dtype) -> dict[str, list[tuple[int, float, int]]]:
+    """{what: [(tokens, ms, bytes)]}; the least of the times, which neighbours only lengthen."""
+    points = {}
+    for count in frames:
+        N, runs = passes(count, device, dtype)
+        for name, run in runs.items():
+            ms = min(rounds({"ours": run}, device, 0.3)["ours"])
+            points.setdefault(name, []).append((N, ms, allocated(run, device)))
+    return points
+
+
+def draw_chart(points: dict, png: str) -> None:
+    import matplotlib
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axes, at, unit in zip(panels, (1, 2), ("ms", "bytes")):
+        for name, line in points.items():
+            xs, ys = [p[0] for p in line], [p[at] for p in line]
+            axes.loglog(xs, ys, "o-", label=f"{name}: slope {slope(xs, ys):.2f}")
+        axes.set(xlabel="tokens", ylabel=unit)
+        axes.legend()
+    figure.savefig(png, dpi=110)
+    pyplot.close(figure)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench growth", description=__doc__)
+    parser.add_argument("--frames", type=int, nargs="+", help="4n + 1 each")
+    parser.add_argument("--png", help="draw the chart into this file")
+    args = parser.parse_args(argv)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(1)
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    points = measure(args.frames or FRAMES[device], device, dtype)
+    for name, line in points.items():
+        tokens, ms, size = map(list, zip(*line))
+        told = ", ".join(f"{n:,} tokens {t:.2f} ms {b / 1e6:.1f} MB" for n, t, b in line)
+        print(f"{name:14} time ~ N^{slope(tokens, ms):.2f}   memory ~ N^{slope(tokens, size):.2f}   ({told})")
+    if args.png:
+        draw_chart(points, args.png)
+    return 0

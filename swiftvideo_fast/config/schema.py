@@ -1,0 +1,155 @@
+"""What a run can be told, section by section, and within which limits."""
+
+import typing
+from dataclasses import dataclass, field
+
+from swiftvideo_fast.config.strict import one_of, want
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where and how long.  steps: optimizer steps.  keep: newest checkpoints kept."""
+
+    dir: str
+    steps: int
+    seed: int = 0
+    save_every: int = 500
+    log_every: int = 10
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class Data:
+    """Crops of the demo's clips.  frames: 4n + 1.  size, height: pixels.  speed: pixels a frame.  pool: crops
+    encoded ahead."""
+
+    frames: int = 17
+    size: int = 64
+    height: int = 96
+    speed: float = 0.5
+    pool: int = 2048
+    batch: int = 16
+
+
+@dataclass(frozen=True)
+class Model:
+    """preset: a name in models.wan.PRESETS, for a network from scratch; weights: the file to start from (and
+    the teacher, where the objective has one).  Exactly one of the two.  codec: a file by PcaCodec.save."""
+
+    codec: str
+    preset: str | None = None
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class Times:
+    """The time sampler of training, Table 2d: t = sigmoid(N(mean, std^2)), or uniform."""
+
+    mean: float = -0.6
+    std: float = 1.4
+    uniform: bool = False
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Flow matching (eq. 2).  drop_text: the share of clips whose text is dropped, for guidance."""
+
+    drop_text: float = 0.1
+
+
+@dataclass(frozen=True)
+class Ccd:
+    """Continuous-time consistency distillation (Algorithm 1).
+
+    guidance: of the teacher.  warmup: H, steps until r reaches r_max.  norm: l2 (the paper), rms or clip;
+    c: its constant.  r_max: below 1 the distillation stays partial, as Euler sampling wants.
+    """
+
+    guidance: float = 3.0
+    warmup: int = 1000
+    norm: str = "l2"
+    c: float = 0.1
+    r_max: float = 1.0
+
+
+@dataclass(frozen=True)
+class Dcd:
+    """Discrete-time consistency distillation (eq. 3): one Euler step of the teacher on `grid` times."""
+
+    guidance: float = 3.0
+    grid: int = 50
+
+
+Objective = Flow | Ccd | Dcd
+OBJECTIVES = {cls.__name__.lower(): cls for cls in typing.get_args(Objective)}
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW.  schedule: constant, or cosine to zero at run.steps; warmup: steps; clip: gradient norm."""
+
+    lr: float
+    schedule: str = "cosine"
+    warmup: int = 0
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How the student is to be sampled; saved with its weights.  sampler: euler or consistency."""
+
+    sampler: str = "euler"
+    shift: float = 1.0
+    guidance: float = 1.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole run.  ValueError names the key whose value is out of its limits."""
+
+    run: Run
+    model: Model
+    objective: Objective
+    optim: Optim
+    ema: float = 0.95
+    data: Data = field(default_factory=Data)
+    times: Times = field(default_factory=Times)
+    sample: Sample = field(default_factory=Sample)
+
+    def __post_init__(self):
+        for keys, holds, wanted in LIMITS:
+            for key in keys.split():
+                section, _, name = key.partition(".")
+                value = getattr(self, section) if not name else getattr(getattr(self, section), name, None)
+                if value is not None:               # None: a key of another objective
+                    want(holds(value), key, value, wanted)
+        m, d = self.model, self.data
+        want(self.run.dir.strip() != "", "run.dir", repr(self.run.dir), "a folder")
+        want(bool(m.preset) != bool(m.weights), "model", f"preset {m.preset!r} and weights {m.weights!r}",
+             "exactly one of the two")
+        want(bool(m.weights) or isinstance(self.objective, Flow), "model.weights", m.weights,
+             f"a file: {objective_name(self.objective)} distils the teacher in it")
+        want(d.height >= d.size, "data.height", d.height, f"at least data.size = {d.size}")
+        one_of("optim.schedule", self.optim.schedule, ("constant", "cosine"))
+        one_of("sample.sampler", self.sample.sampler, ("euler", "consistency"))
+        if isinstance(self.objective, Ccd):
+            one_of("objective.norm", self.objective.norm, ("l2", "rms", "clip"))
+
+
+LIMITS = [
+    ("run.steps run.save_every run.log_every run.keep data.pool data.batch optim.lr optim.clip times.std "
+     "sample.shift objective.c objective.grid", lambda x: x > 0, "a positive number"),
+    ("run.seed data.speed optim.warmup optim.weight_decay objective.warmup", lambda x: x >= 0, "0 or more"),
+    ("objective.drop_text objective.r_max", lambda x: 0 <= x <= 1, "a number in [0, 1]"),
+    ("ema", lambda x: 0 <= x < 1, "a number in [0, 1)"),
+    ("optim.betas", lambda pair: all(0 <= x < 1 for x in pair), "two numbers in [0, 1)"),
+    ("data.frames", lambda x: x > 1 and x % 4 == 1, "4n + 1, n > 0"),
+    ("data.size", lambda x: x > 0 and x % 16 == 0, "a positive multiple of 16 (codec stride 8, patch 2)"),
+]
+
+
+def objective_name(objective: Objective) -> str:
+    """Its key `name` in YAML."""
+    return type(objective).__name__.lower()

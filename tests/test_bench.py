@@ -1,0 +1,140 @@
+"""The bench's own promises: wrong is not timed, a loss is found, noise is not a loss."""
+
+import json
+
+import pytest
+import torch
+
+from bench import harness, table
+from bench.growth import slope
+from bench.harness import CASES, Case, case, fault, measure
+
+SIDE = 192
+
+
+@pytest.fixture
+def planted(monkeypatch, tmp_path):
+    """One case, to be replaced at will, a record of its own, and one call of the command."""
+    monkeypatch.setattr(harness, "CASES", {})
+    monkeypatch.setattr(table, "CASES", harness.CASES)
+    monkeypatch.setattr(table, "RECORD", tmp_path / "record.json")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    threads = torch.get_num_threads()
+
+    def bench(*argv, ours=lambda a: a @ a, theirs=lambda a: a @ a):
+        harness.CASES.clear()
+
+        @case("product", cpu=(SIDE,))
+        def build(side, device, dtype):
+            a = torch.randn(side, side, device=device, dtype=dtype)
+            return Case(lambda: ours(a), lambda: theirs(a), flops=2 * side**3)
+
+        return table.main(["--seconds", "0.05", *argv])
+
+    yield bench
+    torch.set_num_threads(threads)
+
+
+def slower(a):
+    for _ in range(2):
+        a @ a
+    return a @ a
+
+
+def larger(a):
+    kept = a.clone()
+    y = a @ a
+    del kept
+    return y
+
+
+def test_a_planted_slowdown_fails_the_check(planted, capsys):
+    assert planted("--record") == 0
+    assert planted("--check", ours=slower) == 1
+    assert "ours / torch is" in capsys.readouterr().out
+
+
+def test_a_planted_plane_fails_the_check(planted, capsys):
+    assert planted("--record") == 0
+    assert planted("--check", ours=larger) == 1
+    assert "peak memory is" in capsys.readouterr().out
+
+
+def test_the_same_code_passes_the_check_twenty_times_of_twenty(planted):
+    assert planted("--record") == 0
+    assert [planted("--check") for _ in range(20)] == [0] * 20
+
+
+def row(ratio, peak=100):
+    return harness.Row("x", 1, 1, ratio, "torch", 1, "GB/s", 1, "copy", peak, 100, {})
+
+
+def test_a_suspect_that_is_well_once_is_let_go():
+    trials = iter([9.0, 9.0, 1.0])
+    assert table.losses(row(9.0), {"ratio": 1.0, "peak": 100}, lambda times: row(next(trials)), "cpu") == []
+
+
+def test_a_suspect_that_is_ill_each_time_is_condemned():
+    tried = []
+    lost = table.losses(row(9.0), {"ratio": 1.0, "peak": 100}, lambda n: tried.append(n) or row(8.0), "cpu")
+    assert len(lost) == 1 and "8.000 in the best of 5" in lost[0] and tried == [2, 3, 4, 5]
+
+
+def test_memory_needs_no_second_trial():
+    assert len(table.losses(row(1.0, peak=103), {"ratio": 1.0, "peak": 100}, None, "cpu")) == 1
+
+
+@pytest.mark.parametrize("wrong, told", [
+    (lambda a: 1.01 * (a @ a), "away from torch's result"),
+    (lambda a: (a @ a) * float("nan"), "nan away"),
+    (lambda a: a @ a[1:], "RuntimeError"),
+])
+def test_a_wrong_case_is_reported_and_not_timed(planted, capsys, monkeypatch, wrong, told):
+    monkeypatch.setattr(table, "measure", lambda *_: pytest.fail("it was timed"))
+    assert planted(ours=wrong) == 1
+    out = capsys.readouterr().out
+    assert told in out and "not timed" in out
+
+
+def test_a_device_without_a_record_passes_and_says_so(planted, capsys):
+    assert planted("--check") == 0
+    assert "not on record" in capsys.readouterr().out
+
+
+def test_table_chart_json_and_trace_are_written(planted, tmp_path):
+    files = {name: tmp_path / name for name in ("t.json", "t.png", "traces")}
+    json_, png, traces = map(str, files.values())
+    assert planted("--json", json_, "--png", png, "--trace", traces) == 0
+    told, = json.loads(files["t.json"].read_text())["rows"]
+    assert told["limit"] == "matmul" and told["peak"] == SIDE * SIDE * 4
+    assert files["t.png"].stat().st_size > 1000
+    assert [f.suffix for f in files["traces"].iterdir()] == [".json"]
+
+
+def test_the_share_is_of_a_copy_of_as_many_bytes():
+    x = torch.ones(1 << 16)
+    found = measure("copy", Case(lambda: x.clone(), lambda: x.clone(), bytes_moved=8 * x.numel()), "cpu",
+                    torch.float32, 0.05)
+    assert found.limit == "copy" and 0.2 < found.share < 5 and found.peak == 4 * x.numel()
+
+
+@pytest.mark.parametrize("name", ["block_jvp", "network_jvp", "ccd_step"])
+def test_the_networks_cases_agree_with_torch(name):
+    torch.manual_seed(0)
+    assert fault(CASES[f"{name}/cpu"](device="cpu", dtype=torch.float32), torch.float32) is None
+
+
+def test_what_torch_cannot_run_is_held_against_the_limit():
+    a = torch.ones(SIDE, SIDE)
+
+    def fill():
+        a.fill_(1)
+
+    cannot = Case(lambda: a @ a, lambda: None, flops=2 * SIDE**3)
+    in_place = Case(fill, fill, bytes_moved=4 * a.numel())
+    found = [measure("x", way, "cpu", torch.float32, 0.01).beside for way in (cannot, in_place)]
+    assert found == ["matmul", "torch"]
+
+
+def test_a_slope_is_the_power():
+    assert slope([1, 2, 4, 8], [3, 12, 48, 192]) == pytest.approx(2)

@@ -1,0 +1,57 @@
+"""gelu on the CPU: value and tangent against torch in float64, then their properties."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import DTYPES, LENGTHS, LEVELS, assert_as_good_as_torch, at_level, forward_mode, normal
+
+from swiftvideo_fast.dual import Dual
+from swiftvideo_fast.ops import gelu, reference
+from swiftvideo_fast.ops.gelu import gelu_jvp
+
+
+def meaning(x, tx):
+    return forward_mode(reference.gelu, [(x, tx)])
+
+
+@settings(max_examples=40)
+@given(level=LEVELS, dtype=DTYPES, B=st.integers(0, 3), N=LENGTHS, C=st.integers(1, 300),
+       strided=st.booleans(), scale=st.sampled_from([0.1, 1, 5]))
+def test_matches_forward_mode(level, dtype, B, N, C, strided, scale):
+    rng = torch.Generator().manual_seed(N * 1000 + C)
+    x, tx = (normal(rng, B, N, C, dtype=dtype, strided=strided) for _ in range(2))
+    with at_level(level):
+        got = gelu_jvp(scale * x, tx)
+    assert_as_good_as_torch("y ty", got, meaning, scale * x, tx)
+
+
+def test_far_from_zero_it_is_the_identity_or_nothing():
+    x = torch.tensor([-1e30, -100.0, -15.0, 15.0, 100.0, 1e10])
+    y, ty = gelu_jvp(x, torch.ones_like(x))
+    assert torch.equal(y, torch.tensor([0, 0, 0, 15.0, 100.0, 1e10]))
+    assert torch.equal(ty, torch.tensor([0, 0, 0, 1.0, 1.0, 1.0]))
+
+
+def test_nan_stays_nan():
+    assert all(x.isnan().all() for x in gelu_jvp(torch.full((3,), torch.nan), torch.ones(3)))
+
+
+def test_is_linear_in_the_tangent(rng):
+    x, tx = normal(rng, 30), normal(rng, 30)
+    torch.testing.assert_close(gelu_jvp(x, -2 * tx)[1], -2 * gelu_jvp(x, tx)[1])
+
+
+def test_gradients_pass_gradcheck(rng):
+    x, tx = normal(rng, 2, 7).requires_grad_(), normal(rng, 2, 7)
+    torch.autograd.gradcheck(lambda x: gelu(Dual(x, tx)).p, (x,))
+
+
+def test_op_is_well_formed(rng):
+    x, tx = (normal(rng, 3, 4, dtype=torch.float32) for _ in range(2))
+    torch.library.opcheck(gelu_jvp, (x.requires_grad_(), tx))
+
+
+def test_says_which_argument_is_wrong(rng):
+    with pytest.raises(ValueError, match=r"gelu_jvp: tx is \(3,\); want .* \(2, 3\)"):
+        gelu_jvp(torch.zeros(2, 3), torch.zeros(3))

@@ -1,0 +1,93 @@
+"""Clips, a codec, a network and a run small enough to train in a second."""
+
+import functools
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch._dynamo  # noqa: F401  (an optimizer's first step would, in every process)
+
+from swiftvideo_fast.config import Config, from_dict
+from swiftvideo_fast.data.clips import Clip, demo_clips
+from swiftvideo_fast.data.crops import CropSource
+from swiftvideo_fast.data.latents import fit_codec
+from swiftvideo_fast.models import weights
+from swiftvideo_fast.models.wan import Wan, WanConfig, initialise
+from swiftvideo_fast.train import loop
+
+FRAMES, SIZE, HEIGHT = 5, 16, 24
+SIZES = WanConfig(dim=16, heads=2, layers=1, ffn_dim=32, text_dim=8, freq_dim=8, time_scale=10.0)
+RUNS = {
+    "flow": {"name": "flow", "drop_text": 0.3},
+    "ccd": {"name": "ccd", "guidance": 3.0, "warmup": 4},
+    "dcd": {"name": "dcd", "guidance": 3.0},
+}
+
+
+def noise_clip(name: str, frames: int = 40, height: int = HEIGHT, width: int = 32, seed: int = 0) -> Clip:
+    """Noise that changes a little from frame to frame: no cuts, and variance in every direction."""
+    rng = np.random.default_rng(seed)
+    moving = rng.normal(0, 8, (frames, height, width, 3)).cumsum(0)
+    return Clip(name, f"noise {name}", 25.0, (128 + 60 * np.sin(moving / 40)).astype(np.uint8))
+
+
+@functools.cache
+def clips() -> tuple[Clip, ...]:
+    return noise_clip("a", seed=1), noise_clip("b", seed=2)
+
+
+@functools.cache
+def demo() -> list[Clip]:
+    """The demo's three clips, decoded once."""
+    return demo_clips(height=96)
+
+
+def network(seed: int = 0) -> Wan:
+    """Initialised, then moved off its zero head."""
+    net, rng = Wan(SIZES), torch.Generator().manual_seed(seed)
+    initialise(net, rng)
+    torch.nn.init.normal_(net.head.head.weight, std=0.1, generator=rng)
+    return net
+
+
+def write_inputs(folder: Path) -> None:
+    """teacher.safetensors and codec.safetensors."""
+    weights.save(network(), folder / "teacher.safetensors")
+    fit_codec(CropSource(clips(), "train", frames=FRAMES, size=SIZE), seed=0, count=32).save(
+        folder / "codec.safetensors")
+
+
+def config(folder: Path, objective: str, run: str = "run", **changes: dict) -> Config:
+    """Six steps with a checkpoint after every second, on the inputs in `folder`.  changes: section -> values."""
+    tree = {
+        "run": {"dir": str(folder / run), "steps": 6, "save_every": 2, "log_every": 1, "keep": 1},
+        "model": {"weights": str(folder / "teacher.safetensors"), "codec": str(folder / "codec.safetensors")},
+        "data": {"frames": FRAMES, "size": SIZE, "height": HEIGHT, "pool": 8, "batch": 2},
+        "objective": RUNS[objective],
+        "optim": {"lr": 1e-3, "warmup": 2},
+    }
+    for section, values in changes.items():
+        tree[section] = tree.get(section, {}) | values
+    return from_dict(tree)
+
+
+def train(cfg: Config, kill_at: int | None = None) -> None:
+    """The run on tiny clips, alone in its process; killed before it touches the disk for the kill_at-th time."""
+    torch.set_num_threads(1)
+    loop.demo_clips = lambda height: list(clips())
+    touches = 0
+
+    def watch(event: str, args: tuple) -> None:         # an audit hook; rmtree names files without their folder
+        nonlocal touches
+        removes = event in {"os.remove", "os.rmdir"}
+        names = event in {"open", "os.mkdir", "os.rename"} and str(args[0]).startswith(cfg.run.dir)
+        if removes or names and "tensorboard" not in str(args[0]):
+            touches += 1
+            if touches == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    loop.train(cfg)
