@@ -1,7 +1,8 @@
-"""jvp of our Wan against torch.func.jvp of the same network in plain torch with math attention, and it compiled.
+"""jvp of our Wan against torch.func.jvp of the same network in plain torch with math attention, and it
+compiled.
 
-Depth 4, width 256, 4 heads, fp32 on a CPU.  Beside the time, the peak of live activations of each, accounted for
-without computing (bench/account.py): what must fit.
+Depth 4, width 256, 4 heads, fp32 on a CPU.  Beside the time, the peak of live activations of each, accounted
+for without computing (bench/account.py): what must fit.
 """
 
 import sys
@@ -40,7 +41,8 @@ def ways(N: int, device: str, dtype: torch.dtype) -> tuple[Wan, Callable, Callab
     net = Wan(CONFIG).to(device, dtype).requires_grad_(False)
     x, v = torch.randn(2, 1, CONFIG.latent, frames, SIDE, SIDE, device=device, dtype=dtype)
     condition = torch.randn(1, CONFIG.condition, frames, SIDE, SIDE, device=device, dtype=dtype)
-    text, t = torch.randn(1, 32, CONFIG.text_dim, device=device, dtype=dtype), torch.full((1,), 0.5, device=device)
+    text = torch.randn(1, 32, CONFIG.text_dim, device=device, dtype=dtype)
+    t = torch.full((1,), 0.5, device=device)
 
     def run(transform):
         with torch.no_grad():
