@@ -2,8 +2,8 @@
 
 Everything of a row is timed turn about in one process, so that clocks and neighbours move all sides together;
 the figure to keep is the median over rounds of ours / torch.  With one thread on a CPU the clock is the
-process's own CPU time, which neighbours' turns do not lengthen; else it is the wall's.  The limit, a plain copy
-of the bytes a case must move or a plain matmul, is timed in the same rounds.
+process's own CPU time, which neighbours' turns do not lengthen; else it is the wall's.  The limit, a plain
+copy of the bytes a case must move or a plain matmul, is timed in the same rounds.
 """
 
 import time
@@ -33,8 +33,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """A case measured.  ratio: ours / torch.  rate: of `unit`; share: of the limit's rate in the same rounds.
+    """A case measured.  rate: of `unit`; share: of the limit's rate in the same rounds.
 
+    ratio: ours / torch, or ours / limit where torch's way does not fit and returns None (beside: which).
     peak, torch_peak: bytes a call had allocated at most, its inputs apart.  peers: ours / theirs.
     """
 
@@ -42,6 +43,7 @@ class Row:
     ms: float
     torch_ms: float
     ratio: float
+    beside: str
     rate: float
     unit: str
     share: float
@@ -144,10 +146,11 @@ def measure(name: str, case: Case, device: str, dtype: torch.dtype, seconds: flo
     """Time the case and weigh it."""
     named, run, work = limit(case, device, dtype)
     ms = rounds({"ours": case.ours, "torch": case.torch, named: run} | case.peers, device, seconds)
-    mine = median(ms["ours"])
+    fits = case.torch() is not None or case.ours() is None      # an op in place returns None on both sides
+    mine, beside = median(ms["ours"]), "torch" if fits else named
     cost = case.flops or case.bytes_moved
     return Row(
-        name, mine, median(ms["torch"]), ratio(ms, "ours", "torch"),
+        name, mine, median(ms["torch"]), ratio(ms, "ours", beside), beside,
         rate=cost / mine / (1e9 if case.flops else 1e6), unit="TFLOP/s" if case.flops else "GB/s",
         share=ratio(ms, named, "ours") * cost / work, limit=named,
         peak=allocated(case.ours, device), torch_peak=allocated(case.torch, device),

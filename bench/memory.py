@@ -19,7 +19,7 @@ On a machine with a GPU the pass is also run there, on weights of zero, and the 
 import argparse
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from unittest.mock import patch
@@ -238,11 +238,11 @@ def devices_needed(account: Account, gathered: int, capacity_gb: int) -> int | N
     return max(2, math.ceil(shared / room)) if room > 0 else None
 
 
-def table(settings: list[Setting]) -> str:
-    """Markdown: each network and pass, what it takes, and the devices it takes."""
+def table(settings: list[Setting]) -> Iterator[str]:
+    """Lines of Markdown: each network and pass, what it takes, and the devices it takes."""
     columns = ["network", "pass", "weights and states, GB", "gradients", "activations",
                "peak beyond the first", *(f"devices of {gb} GB" for gb in DEVICES_GB)]
-    lines = [f"| {' | '.join(columns)} |", f"|---|---|{'--:|' * (len(columns) - 2)}"]
+    yield f"| {' | '.join(columns)} |\n|---|---|{'--:|' * (len(columns) - 2)}"
     for setting in settings:
         with FakeTensorMode():
             block = setting.network(trained=False).blocks[0]
@@ -251,9 +251,8 @@ def table(settings: list[Setting]) -> str:
             account = faked(name, setting)
             needed = [devices_needed(account, gathered, gb) or "none" for gb in DEVICES_GB]
             sizes = account.known_bytes, account.peak_gradients, account.peak_activations, account.peak
-            lines.append(f"| Wan {setting.preset} | {name} | {' | '.join(f'{b / 1e9:.2f}' for b in sizes)} | "
-                         f"{' | '.join(map(str, needed))} |")
-    return "\n".join(lines)
+            yield (f"| Wan {setting.preset} | {name} | {' | '.join(f'{b / 1e9:.2f}' for b in sizes)} | "
+                   f"{' | '.join(map(str, needed))} |")
 
 
 def setting_arguments(parser: argparse.ArgumentParser) -> None:
@@ -279,7 +278,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     setting = setting_of(args, args.frames, args.size)
     if args.table:
-        print(table([replace(setting, preset=name) for name in ("1.3b", "14b")]))
+        for line in table([replace(setting, preset=name) for name in ("1.3b", "14b")]):
+            print(line, flush=True)
         return 0
     account = faked(args.name, setting)
     said = report(args.name, setting, account)

@@ -40,8 +40,8 @@ def device_name(device: str) -> str:
     return f"{model}, {torch.get_num_threads()} of its threads"
 
 
-def losses(row: Row, known: dict, again: Callable[[float], Row], device: str) -> list[str]:
-    """What the case lost since `known` was recorded; again(seconds) measures it once more."""
+def losses(row: Row, known: dict, again: Callable[[int], Row], device: str) -> list[str]:
+    """What the case lost since `known` was recorded; again(n) measures it once more, n times as long."""
     lost = []
     if row.peak > known["peak"] * LARGER:
         lost.append(f"{row.name}: peak memory is {row.peak:,} bytes, was {known['peak']:,}")
@@ -49,18 +49,18 @@ def losses(row: Row, known: dict, again: Callable[[float], Row], device: str) ->
     for trial in range(RETRIALS):
         if best <= bar:
             return lost
-        best = min(best, again(1.0 + trial).ratio)
+        best = min(best, again(2 + trial).ratio)
     if best > bar:
-        lost.append(f"{row.name}: ours / torch is {best:.3f} in the best of {RETRIALS + 1} measurements, "
-                    f"was {known['ratio']:.3f}; {bar:.3f} is allowed")
+        lost.append(f"{row.name}: ours / {row.beside} is {best:.3f} in the best of {RETRIALS + 1} "
+                    f"measurements, was {known['ratio']:.3f}; {bar:.3f} is allowed")
     return lost
 
 
 def line(row: Row) -> str:
     peers = "".join(f"   {r:.2f} x {peer}" for peer, r in row.peers.items())
     memory = f"{row.peak / 1e6:9.2f} MB, torch {row.torch_peak / 1e6:9.2f}"
-    return (f"{row.name:24} {row.ms:10.3f} ms {1 / row.ratio:7.2f} x torch {row.rate:9.3f} {row.unit:7} "
-            f"{row.share:5.0%} of {row.limit:6} {memory}{peers}")
+    return (f"{row.name:24} {row.ms:10.3f} ms {1 / row.ratio:7.2f} x {row.beside:6} "
+            f"{row.rate:9.3f} {row.unit:7} {row.share:5.0%} of {row.limit:6} {memory}{peers}")
 
 
 def draw(rows: list[Row], png: str, title: str) -> None:
@@ -131,12 +131,12 @@ def main(argv: list[str]) -> int:
             print(failed[-1])
             continue
 
-        def again(seconds: float, name: str = name, case: Case = case) -> Row:
-            return measure(name, case, device, dtype, seconds)
+        def again(times: int, name: str = name, case: Case = case) -> Row:
+            return measure(name, case, device, dtype, times * args.seconds)
 
-        row = again(args.seconds)
+        row = again(1)
         if args.record:
-            ratios = [row.ratio, *(again(args.seconds).ratio for _ in range(2))]
+            ratios = [row.ratio, *(again(1).ratio for _ in range(2))]
             row = replace(row, ratio=median(ratios))
         rows.append(row)
         print(line(row), flush=True)

@@ -50,8 +50,8 @@ def parser() -> argparse.ArgumentParser:
     def configured(run, name: str, about: str) -> argparse.ArgumentParser:
         p = command(run, name, about)
         p.add_argument("config", help="a YAML file, such as configs/demo/ccd.yaml")
-        p.add_argument("overrides", nargs="*", metavar="key.subkey=value", help="values that replace the file's")
-        p.add_argument("--dry-run", action="store_true", help="check everything, say what would be done, do nothing")
+        p.add_argument("overrides", nargs="*", metavar="key.subkey=value", help="replace the file's values")
+        p.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
         return p
 
     configured(run_train, "train", "train or distil; a run cut short goes on from its last checkpoint")
@@ -65,9 +65,9 @@ def parser() -> argparse.ArgumentParser:
 
     p = configured(run_evaluate, "evaluate", "the table of figures on held-out clips, against the teacher")
     _sampling(p)
-    p.add_argument("--steps", type=positive, nargs="+", default=[4], help="sampling steps, a row of the table each")
+    p.add_argument("--steps", type=positive, nargs="+", default=[4], help="sampling steps, a row each")
     p.add_argument("--count", type=positive, default=256, help="clips")
-    p.add_argument("--part", choices=("valid", "test"), default="test", help="valid to choose by, test to report")
+    p.add_argument("--part", choices=("valid", "test"), default="test", help="valid to choose by, test else")
     p.add_argument("--json", type=Path, help="also write the figures there")
 
     p = command(run_export, "export", "rewrite a weight file in another storage or under diffusers' names")
@@ -77,12 +77,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--diffusers", action="store_true", help="the names of diffusers' WanTransformer3DModel")
 
     p = command(run_demo, "demo", "distil, measure and report on real clips, in minutes")
-    p.add_argument("overrides", nargs="*", metavar="key.subkey=value", help="replace values of both students' configs")
+    p.add_argument("overrides", nargs="*", metavar="key.subkey=value", help="replace values of the configs")
     p.add_argument("--dir", type=Path, default=Path("runs/demo"), help="where runs and report go")
     p.add_argument("--configs", type=Path, default=Path("configs/demo"), help="folder of the demo's configs")
     p.add_argument("--seeds", type=positive, default=1, help="repeat with this many seeds and report means")
     p.add_argument("--clips", type=positive, default=256, help="held-out clips a seed")
     return top
+
+
+def natural(text: str) -> int:
+    """The type of a seed on the command line."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r}; want 0 or more")
+    return int(text)
 
 
 def positive(text: str) -> int:
@@ -93,9 +100,9 @@ def positive(text: str) -> int:
 
 
 def _sampling(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--weights", required=True, help="a file by train: student.safetensors or average.safetensors")
-    p.add_argument("--guidance", type=float, help="1 for a distilled student (default: the config's sample.guidance)")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--weights", required=True, help="a file by train: student or average.safetensors")
+    p.add_argument("--guidance", type=float, help="1 for a student (default: the config's sample.guidance)")
+    p.add_argument("--seed", type=natural, default=0)
 
 
 def run_train(args: argparse.Namespace) -> None:
@@ -112,8 +119,9 @@ def describe(cfg: Config) -> None:
     net, source, d = starting_network(cfg), crop_source(cfg, "train"), cfg.data
     PcaCodec.load(cfg.model.codec)
     print(f"# network: {sum(p.numel() for p in net.parameters()):,} parameters")
-    print(f"# clips: {len(source.windows)} fit the window", *(f"; left out: {s}" for s in source.skipped))
-    print(f"# tokens a clip: {(d.frames // 4 + 1) * (d.size // 16) ** 2}; {cfg.run.steps} steps of {d.batch} clips")
+    print("; left out: ".join([f"# clips: {len(source.windows)} fit the window", *source.skipped]))
+    tokens = (d.frames // 4 + 1) * (d.size // 16) ** 2
+    print(f"# tokens a clip: {tokens}; {cfg.run.steps} steps of {d.batch} clips")
     last = checkpoint.newest(Path(cfg.run.dir))
     print(f"# would write to {cfg.run.dir}" + (f", going on from {last.name}" if last else ""))
 

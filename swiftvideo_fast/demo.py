@@ -1,4 +1,4 @@
-"""The whole road in minutes: distil the demo's teacher in both regimes, measure held-out clips, show the result."""
+"""The whole road in minutes: distil the teacher in both regimes, measure held-out clips, show it."""
 
 import json
 from dataclasses import dataclass, replace
@@ -7,9 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from swiftvideo_fast import config
-from swiftvideo_fast.config import Config
 from swiftvideo_fast.evaluate.benchmark import REFERENCE_STEPS, Benchmark, Sampling
-from swiftvideo_fast.evaluate.charts import Chart, Curves, Series
+from swiftvideo_fast.evaluate.charts import Chart, Curves, logged
 from swiftvideo_fast.evaluate.report import Headline, Text, write_report
 from swiftvideo_fast.evaluate.samples import Samples
 from swiftvideo_fast.evaluate.tables import Row, as_json, comparison, ratio
@@ -37,10 +36,10 @@ class Seed:
 
 
 def demo(folder: Path, configs: Path, seeds: int = 1, clips: int = 256, overrides: list[str] = ()) -> Path:
-    """Train, measure and report under `folder`; returns the report's path.  A second call goes on from the first."""
+    """Train, measure and report under `folder`; returns the report.  A second call goes on from the first."""
     results = [run_seed(folder / f"seed-{seed}", configs, seed, clips, overrides) for seed in range(seeds)]
-    rows = [Row(name, steps, {m: [r.rows[name, steps][m] for r in results] for m in results[0].rows[name, steps]})
-            for name, steps in results[0].rows]
+    rows = [Row(name, steps, {m: [r.rows[name, steps][m] for r in results] for m in figures})
+            for (name, steps), figures in results[0].rows.items()]
     table = comparison(rows, title=f"{clips} held-out clips")
     print(f"\n{table.text()}\n")
     (folder / "table.json").write_text(json.dumps(as_json(rows), indent=1) + "\n")
@@ -77,7 +76,8 @@ def run_seed(folder: Path, configs: Path, seed: int, clips: int, overrides: list
         for steps in STUDENT_STEPS:
             measure(name, net, Sampling(steps, cfgs[name].sample.sampler, cfgs[name].sample.shift))
     pixels["real", 0] = bench.real[:SHOWN]
-    return Seed(rows, {name: read_log(run) for name, run in students.items()}, pixels, held_out.captions[:SHOWN])
+    logs = {name: read_log(run) for name, run in students.items()}
+    return Seed(rows, logs, pixels, held_out.captions[:SHOWN])
 
 
 def headline(rows: list[Row]) -> list[tuple[str, str]]:
@@ -93,12 +93,13 @@ def headline(rows: list[Row]) -> list[tuple[str, str]]:
 
 
 def curves(result: Seed) -> Curves:
-    def chart(title: str, key: str, log_y: bool) -> Chart:
-        return Chart(title, [Series(name, [x["step"] for x in log], [x[key] for x in log], smooth=3)
-                             for name, log in result.logs.items()], x_label="step", log_y=log_y)
+    def chart(title: str, key: str) -> Chart:
+        lines = [logged(log, key, name=name, smooth=3) for name, log in result.logs.items()]
+        return Chart(title, lines, x_label="step", log_y=True)
 
-    return Curves("Training", [chart("loss", "loss", True), chart("tangent ‖g‖ before normalisation", "tangent", True),
-                               chart("dF/dt, root mean square", "dF_dt", True)])
+    return Curves("Training", [
+        chart("loss", "loss"), chart("tangent ‖g‖ before normalisation", "tangent"),
+        chart("dF/dt, root mean square", "dF_dt")])
 
 
 def samples(result: Seed) -> Samples:
@@ -108,15 +109,15 @@ def samples(result: Seed) -> Samples:
     rows = [[result.pixels["real", 0][i, :, :1] if key is None else result.pixels[key][i] for _, key in shown]
             for i in range(SHOWN)]
     return Samples("Samples", [name for name, _ in shown], result.captions, rows,
-                   note="The number is the count of steps.  Real clips are shown through the codec, as measured.")
+                   note="The number is the count of steps.  Real clips went through the codec, as measured.")
 
 
 INTRODUCTION = """
-A small image-to-video network with Wan's architecture, trained on three real clips, is distilled by the paper's
-continuous-time consistency objective, then sampled on {clips} clips from times of day it never saw: the same first
-frames, captions and noise for every sampler. {seeds} in all.
+A small image-to-video network with Wan's architecture, trained on three real clips, is distilled by the
+paper's continuous-time consistency objective, then sampled on {clips} crops of frames that were held out: the
+same first frames, captions and noise for every sampler. {seeds} in all.
 
-`CCD` is the paper's regime: the literal L2 norm of the tangent, few iterations, Euler sampling. `CCD, full` runs the
-same objective to its fixed point (RMS norm) and samples it with fresh noise, which is what a converged consistency
-network wants.
+`CCD` is the paper's regime: the literal L2 norm of the tangent, few iterations, Euler sampling. `CCD, full`
+carries the same objective further (RMS norm) and samples it with fresh noise, which is what a
+nearly converged consistency network wants.
 """

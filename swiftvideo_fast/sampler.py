@@ -1,8 +1,8 @@
 """From noise to clips down a ladder of times: along the velocity, or by jumps to x0 and back into noise.
 
 Which one belongs to which student: Euler keeps the noise it began with, so a *partly* distilled network (the
-paper's) takes it well and an exactly converged one over-shoots: on N(0, 1) data its standard deviation comes out
-1.41 times too large at 2 steps and 1.66 at 4.  A converged consistency network wants fresh noise.
+paper's) takes it well and an exactly converged one over-shoots: on N(0, 1) data its standard deviation comes
+out 1.41 times too large at 2 steps and 1.66 at 4.  A converged consistency network wants fresh noise.
 """
 
 from collections.abc import Callable

@@ -18,12 +18,13 @@ def planted(monkeypatch, tmp_path):
     monkeypatch.setattr(harness, "CASES", {})
     monkeypatch.setattr(table, "CASES", harness.CASES)
     monkeypatch.setattr(table, "RECORD", tmp_path / "record.json")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     threads = torch.get_num_threads()
 
     def bench(*argv, ours=lambda a: a @ a, theirs=lambda a: a @ a):
         harness.CASES.clear()
 
-        @case("product", cpu=(SIDE,), cuda=(SIDE,))
+        @case("product", cpu=(SIDE,))
         def build(side, device, dtype):
             a = torch.randn(side, side, device=device, dtype=dtype)
             return Case(lambda: ours(a), lambda: theirs(a), flops=2 * side**3)
@@ -65,18 +66,18 @@ def test_the_same_code_passes_the_check_twenty_times_of_twenty(planted):
 
 
 def row(ratio, peak=100):
-    return harness.Row("x", 1, 1, ratio, 1, "GB/s", 1, "copy", peak, 100, {})
+    return harness.Row("x", 1, 1, ratio, "torch", 1, "GB/s", 1, "copy", peak, 100, {})
 
 
 def test_a_suspect_that_is_well_once_is_let_go():
     trials = iter([9.0, 9.0, 1.0])
-    assert table.losses(row(9.0), {"ratio": 1.0, "peak": 100}, lambda seconds: row(next(trials)), "cpu") == []
+    assert table.losses(row(9.0), {"ratio": 1.0, "peak": 100}, lambda times: row(next(trials)), "cpu") == []
 
 
 def test_a_suspect_that_is_ill_each_time_is_condemned():
     tried = []
-    lost = table.losses(row(9.0), {"ratio": 1.0, "peak": 100}, lambda s: tried.append(s) or row(8.0), "cpu")
-    assert len(lost) == 1 and "8.000 in the best of 5" in lost[0] and tried == [1, 2, 3, 4]
+    lost = table.losses(row(9.0), {"ratio": 1.0, "peak": 100}, lambda n: tried.append(n) or row(8.0), "cpu")
+    assert len(lost) == 1 and "8.000 in the best of 5" in lost[0] and tried == [2, 3, 4, 5]
 
 
 def test_memory_needs_no_second_trial():
@@ -119,10 +120,20 @@ def test_the_share_is_of_a_copy_of_as_many_bytes():
 
 @pytest.mark.parametrize("name", ["block_jvp", "network_jvp", "ccd_step"])
 def test_the_networks_cases_agree_with_torch(name):
-    import bench.bench_network  # noqa: F401  (registers them)
-
     torch.manual_seed(0)
     assert fault(CASES[f"{name}/cpu"](device="cpu", dtype=torch.float32), torch.float32) is None
+
+
+def test_what_torch_cannot_run_is_held_against_the_limit():
+    a = torch.ones(SIDE, SIDE)
+
+    def fill():
+        a.fill_(1)
+
+    cannot = Case(lambda: a @ a, lambda: None, flops=2 * SIDE**3)
+    in_place = Case(fill, fill, bytes_moved=4 * a.numel())
+    found = [measure("x", way, "cpu", torch.float32, 0.01).beside for way in (cannot, in_place)]
+    assert found == ["matmul", "torch"]
 
 
 def test_a_slope_is_the_power():

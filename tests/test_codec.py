@@ -82,7 +82,7 @@ def test_decoding_by_neighbours_beats_the_inverse_of_the_pca(codec, pixels):
     for kind in module.PIXELS:
         decode = torch.zeros(9, 16, module.PIXELS[kind])
         decode[4] = torch.linalg.pinv(codec.tensors[f"{kind}.encode"])         # the middle one of 3 x 3
-        inverse[f"{kind}.decode"] = decode.transpose(0, 1).flatten(0, 1)       # unfold's order: channel, place
+        inverse[f"{kind}.decode"] = decode.transpose(0, 1).flatten(0, 1)       # unfold: channel, place
     plain = PcaCodec(codec.tensors | inverse)
     z = codec.encode(pixels)
     assert psnr(codec.decode(z), pixels) > psnr(plain.decode(z), pixels) + 0.5

@@ -25,8 +25,8 @@ def test_storage_changes_and_the_header_stays(tmp_path):
 def test_names_become_those_of_diffusers(tmp_path):
     net = Wan(SMALL)
     weights.save(net, tmp_path / "a.safetensors")
-    assert main(["export", str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors"), "--dtype", "float32",
-                 "--diffusers"]) == 0
+    assert main(["export", str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors"),
+                 "--dtype", "float32", "--diffusers"]) == 0
     theirs, _ = weights.read(tmp_path / "b.safetensors")
     back = weights.from_diffusers(theirs)
     assert all(torch.equal(back[k], v) for k, v in net.state_dict().items())

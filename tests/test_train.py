@@ -1,6 +1,7 @@
 """A run: the same bits however often it is killed, and one clear error for what stands in its way."""
 
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
-from swiftvideo_fast.train import loop
+from swiftvideo_fast.train import checkpoint, loop, report
+from swiftvideo_fast.train.ema import Ema
+from swiftvideo_fast.train.report import Report, read_log
 
 KILLED = -signal.SIGKILL
 
@@ -51,13 +55,13 @@ def attempt(processes, cfg, kill_at: int | None = None, seconds: float | None = 
 
 
 def everything(run: Path) -> dict[str, object]:
-    """All that a run leaves, by name, to the bit; only TensorBoard's files, which tell the time, are not in it."""
+    """All that a run leaves, by name, to the bit, but for TensorBoard's files, which tell the time."""
     return {str(f.relative_to(run)): content(f.read_bytes()) for f in sorted(run.rglob("*"))
             if f.is_file() and f.parent.name != "tensorboard"}
 
 
 def content(raw: bytes) -> object:
-    """The bytes; of safetensors (header's length, header, numbers) with a header whose order does not matter."""
+    """The bytes; of safetensors the header, whose order does not matter, and the rest."""
     end = 8 + int.from_bytes(raw[:8], "little")
     return (json.loads(raw[8:end]), raw[end:]) if raw[8:10] == b'{"' else raw
 
@@ -110,3 +114,140 @@ def test_no_touch_of_the_disk_is_a_bad_moment_to_be_killed(inputs, processes):
         kill_at += 9
     assert kill_at > 80, "three checkpoints are more touches than that"
     shutil.rmtree(run)
+
+
+def test_a_finished_run_ends_at_once_and_changes_nothing(inputs, monkeypatch):
+    cfg = tiny.config(inputs, "flow", run="finished")
+    run = loop.train(cfg)
+    before = {f: f.stat().st_mtime_ns for f in run.rglob("*")}
+    monkeypatch.setattr(loop, "load_latents", None)
+    assert loop.train(cfg) == run
+    assert {f: f.stat().st_mtime_ns for f in run.rglob("*")} == before
+
+
+def test_a_run_without_its_weights_writes_them_again(inputs):
+    cfg = tiny.config(inputs, "flow", run="again")
+    want = everything(loop.train(cfg))
+    (Path(cfg.run.dir) / loop.STUDENT).unlink()
+    assert everything(loop.train(cfg)) == want
+
+
+def test_a_folder_of_another_config_is_left_alone(inputs):
+    cfg = tiny.config(inputs, "flow", run="taken")
+    want = everything(loop.train(cfg))
+    other = tiny.config(inputs, "flow", run="taken", optim={"lr": 2e-3}, data={"batch": 3})
+    with pytest.raises(ValueError) as error:
+        loop.train(other)
+    changed = "(optim.lr: 0.001 -> 0.002; data.batch: 2 -> 3)"
+    assert f"taken holds a run of another config {changed}; take another run.dir" in str(error.value)
+
+    assert everything(Path(cfg.run.dir)) == want
+
+    (Path(cfg.run.dir) / loop.CONFIG).unlink()          # the checkpoint knows as well
+    with pytest.raises(ValueError, match="step-00000006 holds a run of another config .optim.lr: 0.001"):
+        loop.train(other)
+
+
+@pytest.mark.parametrize("text", ["", "run: {", "just words", "\x00"])
+def test_a_damaged_config_in_the_folder_is_named(text, inputs, tmp_path):
+    (tmp_path / loop.CONFIG).write_text(text)
+    cfg = tiny.config(inputs, "flow", run=str(tmp_path))
+    with pytest.raises(ValueError, match=f"{tmp_path}/config.yaml: not the config of a run"):
+        loop.train(cfg)
+
+
+@pytest.mark.parametrize("changes, why", [
+    ({"model": {"codec": "none.safetensors"}}, "none.safetensors: no such file"),
+    ({"model": {"weights": "none.safetensors"}}, "none.safetensors: no such file"),
+    ({"data": {"size": 32, "height": 32}}, "no clip fits the window"),
+    ({"data": {"frames": 45}}, "no clip fits the window"),
+])
+def test_bad_input_is_found_before_anything_is_written(changes, why, inputs):
+    cfg = tiny.config(inputs, "ccd", run="never", **changes)
+    with pytest.raises(ValueError, match=why):
+        loop.train(cfg)
+    assert not Path(cfg.run.dir).exists()
+
+
+def test_an_unknown_preset_lists_the_known_ones(inputs):
+    cfg = tiny.config(inputs, "flow", run="never", model={"weights": None, "preset": "tyni"})
+    with pytest.raises(ValueError, match="model.preset is 'tyni'; want one of .*, perhaps 'tiny'"):
+        loop.train(cfg)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_spoils_a_checkpoint(inputs, monkeypatch):
+    cfg = tiny.config(inputs, "flow", run="diverged")
+    real = loop.FlowMatching.__call__
+
+    def diverge(self, point, condition, step, rng):
+        loss, log = real(self, point, condition, step, rng)
+        return (loss * float("nan") if step == 3 else loss), log
+
+    monkeypatch.setattr(loop.FlowMatching, "__call__", diverge)
+    with pytest.raises(FloatingPointError, match="at step 3 the loss is nan.*step-00000002; lower optim.lr"):
+        loop.train(cfg)
+    assert checkpoint.newest(Path(cfg.run.dir)).name == "step-00000002"
+
+
+def test_a_full_disk_leaves_a_run_to_go_on_with(inputs, monkeypatch):
+    cfg = tiny.config(inputs, "flow", run="full")
+    real, steps = checkpoint.save_file, []
+
+    def fill(tensors, path):
+        steps.append(path)
+        if len(steps) > 4:
+            raise OSError(28, "No space left on device")
+        return real(tensors, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", fill)
+        with pytest.raises(OSError, match="step-00000004: could not be written .*No space left.*make room"):
+            loop.train(cfg)
+    run = Path(cfg.run.dir)
+    assert checkpoint.newest(run).name == "step-00000002" and not list(run.glob(".*"))
+    cut = everything(loop.train(cfg))
+    shutil.rmtree(run)
+    assert cut == everything(loop.train(cfg))
+
+
+@pytest.mark.parametrize("schedule, want", [
+    ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+    ("cosine", [(1 + math.cos(math.pi * k / 6)) / 2 * min(1, (k + 1) / 2) for k in range(6)]),
+])
+def test_the_rate_rises_then_follows_its_schedule(schedule, want, inputs):
+    cfg = tiny.config(inputs, "flow", optim={"lr": 1.0, "schedule": schedule})
+    assert [loop.learning_rate(cfg, step) for step in range(6)] == pytest.approx(want)
+
+
+def test_the_average_follows_the_student():
+    student = torch.nn.Linear(2, 1)
+    start = student.weight.detach().clone()
+    ema = Ema(student, decay=0.75)
+    with torch.no_grad():
+        student.weight += 1
+    ema.update()
+    assert torch.allclose(ema.net.weight, start + 0.25)
+    assert not any(p.requires_grad for p in ema.net.parameters())
+
+
+def test_a_log_cut_by_a_kill_loses_its_last_line_only(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 0.1}\n{"step": 2, "loss": 0.2}\n{"step": 3, "lo')
+    assert [line["step"] for line in read_log(tmp_path)] == [1, 2]
+    Report(tmp_path, start=1, steps=3).close()
+    assert (tmp_path / "log.jsonl").read_text() == '{"step": 1, "loss": 0.1}\n'
+
+
+def test_without_a_terminal_progress_is_a_plain_line_now_and_then(tmp_path, capsys, monkeypatch):
+    said = Report(tmp_path, start=0, steps=4)
+    for step in (1, 2, 3, 4):
+        if step == 2:
+            monkeypatch.setattr(report, "SILENCE", 0.0)
+        if step == 3:
+            monkeypatch.setattr(report, "SILENCE", 1e9)
+        said(step, {"loss": 0.5})
+        said.tick()
+    said.close()
+    lines = capsys.readouterr().err.split("\n")
+    name = tmp_path.name
+    assert [line.partition(" steps, ")[0] for line in lines] == [f"{name}: 2/4", f"{name}: 4/4", ""]
+    assert all(line.endswith(" left, loss 0.5") and "\r" not in line for line in lines[:2])

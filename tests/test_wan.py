@@ -21,8 +21,8 @@ from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.wan import PRESETS, Wan, WanConfig, cast, rotary_tables
 
 SMALL = WanConfig(dim=48, heads=2, layers=2, ffn_dim=80, text_dim=24, image_dim=20)
-CONFIGS = [SMALL, replace(SMALL, image_dim=None)]
-IDS = ["with image tokens", "text only"]
+CONFIGS = [SMALL, replace(SMALL, image_dim=None), replace(SMALL, eps=1e-2)]
+IDS = ["with image tokens", "text only", "an eps that tells"]
 TEXT = 512                      # diffusers splits image from text tokens by this length
 
 
@@ -55,7 +55,7 @@ def pair(config: WanConfig) -> tuple[Wan, WanTransformer3DModel]:
 def inputs(config: WanConfig, B=2, T=3, H=4, W=10):
     """x, t and what is constant: text, condition, image."""
     torch.manual_seed(2)
-    image = torch.randn(B, 7, config.image_dim) if config.image_dim else None
+    image = 0.01 * torch.randn(B, 7, config.image_dim) if config.image_dim else None    # small: its eps tells
     constants = torch.randn(B, TEXT, config.text_dim), torch.randn(B, 20, T, H, W), image
     return torch.randn(B, 16, T, H, W), torch.rand(B), constants
 
@@ -129,6 +129,7 @@ def test_presets_have_the_published_sizes():
         text_to_video = Wan(replace(PRESETS["1.3b"], image_dim=None, condition=0))
     assert count(ours) == 1_564_428_608
     assert count(ours.blocks[0]) == 51_163_904
+    assert (ours.config.heads, ours.config.eps, ours.config.time_scale) == (12, 1e-6, 1000)
     assert count(text_to_video) == 1_418_996_800
 
 
@@ -183,7 +184,7 @@ def bf16_as_published(theirs: WanTransformer3DModel) -> WanTransformer3DModel:
     return theirs
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+@pytest.mark.parametrize("config", CONFIGS[:2], ids=IDS[:2])
 def test_in_bf16_value_and_tangent_are_no_worse_than_those_of_diffusers(config):
     ours, theirs = pair(config)
     x, t, constants = inputs(config)

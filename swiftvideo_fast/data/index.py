@@ -39,7 +39,8 @@ def open_video(path: Path | str) -> Generator[tuple[av.VideoStream, Iterator[av.
             stream = container.streams.video[0]
             yield stream, container.decode(stream)
     except (av.error.FFmpegError, StopIteration) as why:
-        raise ValueError(f"{path}: no readable video ({str(why) or 'no frame in it'}); replace the file") from why
+        reason = str(why) or "no frame in it"
+        raise ValueError(f"{path}: no readable video ({reason}); replace the file") from why
 
 
 def probe(path: Path | str) -> ClipFile:

@@ -42,7 +42,8 @@ def encode_crops(source: CropSource, count: int, seed: int, codec: PcaCodec, tex
         frames.append(first_frame_condition(crops.pixels, codec.encode))
         captions += crops.captions
     embedded = text(captions)
-    return Latents(torch.cat(x0), Condition(torch.cat(frames), embedded, torch.zeros_like(embedded)), captions)
+    condition = Condition(torch.cat(frames), embedded, torch.zeros_like(embedded))
+    return Latents(torch.cat(x0), condition, captions)
 
 
 def fit_codec(source: CropSource, seed: int, count: int = 512) -> PcaCodec:

@@ -1,4 +1,4 @@
-"""The demo's benchmark: held-out clips, the same first frames and noise for every sampler, one row of figures each."""
+"""The benchmark: held-out clips, the same first frames and noise for every sampler, a row of figures each."""
 
 from dataclasses import dataclass
 

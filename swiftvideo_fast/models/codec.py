@@ -92,7 +92,7 @@ class PcaCodec:
 def _parts(pixels_BCTHW: Tensor) -> dict[str, Tensor]:
     _, C, T, H, W = pixels_BCTHW.shape if pixels_BCTHW.dim() == 5 else 5 * (0,)
     if C != 3 or T % STRIDE_T != 1 or T == 1 or H % STRIDE_S or W % STRIDE_S:
-        raise ValueError(f"PcaCodec: pixels are {tuple(pixels_BCTHW.shape)}; want (B, 3, 4n+1, 8h, 8w) with n > 0")
+        raise ValueError(f"PcaCodec: pixels are {tuple(pixels_BCTHW.shape)}; want (B, 3, 4n+1, 8h, 8w)")
     return {"first": pixels_BCTHW[:, :, :1], "group": pixels_BCTHW[:, :, 1:]}
 
 

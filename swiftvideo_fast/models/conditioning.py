@@ -30,9 +30,9 @@ class Condition:
 def first_frame_condition(pixels_BCTHW: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
     """The image-to-video condition: the first frame known, the rest to generate.
 
-    pixels: (B, 3, 4n+1, H, W) in [-1, 1].  Frames after the first become 0 (mid-grey) and go through the codec,
-    as in Wan's released pipeline; the mask is 1 where a frame is known: all four channels of latent frame 0.
-    Returns (B, 20, n+1, H/8, W/8).
+    pixels: (B, 3, 4n+1, H, W) in [-1, 1].  Frames after the first become 0 (mid-grey) and go through the
+    codec, as in Wan's released pipeline; the mask is 1 where a frame is known: all four channels of latent
+    frame 0.  Returns (B, 20, n+1, H/8, W/8).
     """
     masked = torch.zeros_like(pixels_BCTHW)
     masked[:, :, :1] = pixels_BCTHW[:, :, :1]

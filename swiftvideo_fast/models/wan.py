@@ -2,8 +2,8 @@
 
 Parameter names are the released checkpoint's (Wan-Video/Wan2.1, WanModel, model_type "i2v"), so its state
 dict loads as it is.  Differences from that code are in arithmetic only: time, norms and modulation are fp32
-whatever the storage (`cast`); the first convolution has kernel = stride, so it is a linear map of patches, its
-noisy and its condition channels mapped apart: the condition has no tangent and costs none.
+whatever the storage (`cast`); the first convolution has kernel = stride, so it is a linear map of patches,
+noisy and condition channels apart: the condition has no tangent and costs none.
 
 Letters: B clips, T H W latent frames, height, width, N = T H/2 W/2 tokens, C channels, L text tokens.
 """

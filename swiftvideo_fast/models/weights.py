@@ -49,7 +49,7 @@ def save(net: Wan, path: Path | str, dtype: torch.dtype = torch.float32, **about
 
 
 def export(source: Path | str, target: Path | str, *, dtype: torch.dtype, diffusers: bool = False) -> None:
-    """Rewrite a file by `save` in another storage, its header kept; with `diffusers`, under diffusers' names."""
+    """Rewrite a file by `save` in another storage, its header kept; `diffusers`: under diffusers' names."""
     tensors, header = read(source)
     named = to_diffusers(tensors) if diffusers else tensors
     with whole(target) as aside:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from swiftvideo_fast import _C
-from swiftvideo_fast.dual import Dual, parts
+from swiftvideo_fast.dual import Dual, parts, torch_tangents
 from swiftvideo_fast.ops import check
 
 
+@torch_tangents
 def attention(q: Tensor | Dual, k: Tensor | Dual, v: Tensor | Dual, *, scale: float | None = None,
               causal: bool = False) -> Tensor | Dual:
     """softmax(scale q k') v -> (B, H, N, D).  scale: 1 / sqrt D unless given; causal: top-left, as in sdpa.

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from swiftvideo_fast import _C
-from swiftvideo_fast.dual import Dual, parts
+from swiftvideo_fast.dual import Dual, parts, torch_tangents
 from swiftvideo_fast.ops import check
 
 
+@torch_tangents
 def gate(x: Tensor | Dual, y: Tensor | Dual, g: Tensor | Dual) -> Tensor | Dual:
     """x + g y, g one factor a channel and clip."""
     (x, tx), (y, ty), (g, tg) = parts(x), parts(y), parts(g)

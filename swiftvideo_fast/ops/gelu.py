@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swiftvideo_fast import _C
-from swiftvideo_fast.dual import Dual, parts
+from swiftvideo_fast.dual import Dual, parts, torch_tangents
 from swiftvideo_fast.ops import check
 
 
+@torch_tangents
 def gelu(x: Tensor | Dual) -> Tensor | Dual:
     """The tanh-approximated GELU."""
     x, tx = parts(x)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from swiftvideo_fast import _C
-from swiftvideo_fast.dual import Dual, parts
+from swiftvideo_fast.dual import Dual, parts, torch_tangents
 from swiftvideo_fast.ops import check
 
 
+@torch_tangents
 def modulate(x: Tensor | Dual, s: Tensor | Dual, b: Tensor | Dual, eps: float = 1e-6) -> Tensor | Dual:
     """LayerNorm of x over its channels, with gain 1 + s and shift b per clip."""
     (x, tx), (s, ts), (b, tb) = parts(x), parts(s), parts(b)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from swiftvideo_fast import _C
-from swiftvideo_fast.dual import Dual, parts
+from swiftvideo_fast.dual import Dual, parts, torch_tangents
 from swiftvideo_fast.ops import check
 
 
+@torch_tangents
 def norm_rope(x: Tensor | Dual, w: Tensor, cos: Tensor | None, sin: Tensor | None,
               eps: float = 1e-6) -> Tensor | Dual:
     """x / rms(x) w over all C channels, then each head's pairs turned by their token's angles."""

