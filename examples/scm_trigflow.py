@@ -14,7 +14,7 @@ import argparse
 import math
 
 import torch
-from toy import Net, picture, spiral
+from toy import Net, apart, picture, spiral
 
 from swiftvideo_fast import jvp
 
@@ -43,16 +43,8 @@ def sample(net: Net, n: int, ladder: list[float], rng: torch.Generator) -> torch
     return x
 
 
-def distance(net: Net, rng: torch.Generator, n: int = 1024) -> float:
-    """Mean squared error of f(x_t, t) against x: what the loss, normalised to a constant, does not show."""
-    x, t = spiral(n, rng), torch.full((n,), 0.7)
-    z = math.cos(0.7) * x + math.sin(0.7) * torch.randn(n, 2, generator=rng)
-    with torch.no_grad():
-        return (math.cos(0.7) * z - math.sin(0.7) * net(z, t) - x).square().sum(1).mean().item()
-
-
 def train(steps: int, batch: int = 512, seed: int = 0) -> tuple[Net, list[float]]:
-    """The network and, every step, the distance above."""
+    """The network and, every step, how far its one-step samples are from the data."""
     torch.manual_seed(seed)
     rng, watch = (torch.Generator().manual_seed(seed + i) for i in range(2))
     net = Net(times=1)
@@ -62,7 +54,7 @@ def train(steps: int, batch: int = 512, seed: int = 0) -> tuple[Net, list[float]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        curve.append(distance(net, watch))
+        curve.append(apart(sample(net, 1024, [1.56], watch), spiral(1024, watch)))
     return net, curve
 
 
