@@ -28,7 +28,7 @@ def at_level(level: str) -> Generator[None]:
 
 
 def normal(rng: torch.Generator, *shape: int, dtype=torch.float64, strided: bool = False) -> Tensor:
-    """Standard normal; strided: a view with gaps after its rows, and its first and last but one axis swapped."""
+    """Standard normal; strided: a view with gaps after its rows, its first and last but one axis swapped."""
     if not strided:
         return torch.randn(shape, generator=rng, dtype=torch.float64).to(dtype)
     *outer, width = shape
