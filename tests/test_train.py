@@ -88,7 +88,7 @@ def test_a_run_interrupted_between_checkpoints_ends_with_the_same_bits(inputs, m
 
     def interrupt(average):
         update(average)
-        if checkpoint.newest(run):
+        if len(read_log(run)) == 3:             # one more than the checkpoint counts
             raise KeyboardInterrupt
 
     update = Ema.update
