@@ -15,12 +15,13 @@ def spiral(n: int, rng: torch.Generator) -> Tensor:
 
 
 class Net(nn.Module):
-    """z (B, 2) and some times (B,) -> (B, 2).  Times enter through slow waves: the tangent along time stays tame."""
+    """z (B, 2) and some times (B,) -> (B, 2).  Times enter through slow waves: the tangent stays tame."""
 
     def __init__(self, times: int, width: int = 128):
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(2 + 4 * times, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
-                                  nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2))
+        self.body = nn.Sequential(
+            nn.Linear(2 + 4 * times, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
+            nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2))
 
     def forward(self, z: Tensor, *times: Tensor) -> Tensor:
         waves = [f(k * t)[:, None] for t in times for k in (1, 2) for f in (torch.sin, torch.cos)]
@@ -33,7 +34,8 @@ def picture(path: str, samples: dict[str, Tensor], losses: list[float]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, len(samples) + 1, figsize=(3 * len(samples) + 3, 3), layout="constrained")
+    n = len(samples) + 1
+    figure, panels = pyplot.subplots(1, n, figsize=(3 * n, 3), layout="constrained")
     for panel, (title, points) in zip(panels, samples.items(), strict=False):
         panel.scatter(*points.T, s=1, linewidths=0)
         panel.set(title=title, xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), xticks=[], yticks=[], aspect="equal")

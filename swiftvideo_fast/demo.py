@@ -8,7 +8,7 @@ from torch import Tensor
 
 from swiftvideo_fast import config
 from swiftvideo_fast.evaluate.benchmark import REFERENCE_STEPS, Benchmark, Sampling
-from swiftvideo_fast.evaluate.charts import Chart, Curves, Series
+from swiftvideo_fast.evaluate.charts import Chart, Curves, logged
 from swiftvideo_fast.evaluate.report import Headline, Text, write_report
 from swiftvideo_fast.evaluate.samples import Samples
 from swiftvideo_fast.evaluate.tables import Row, as_json, comparison, ratio
@@ -93,13 +93,13 @@ def headline(rows: list[Row]) -> list[tuple[str, str]]:
 
 
 def curves(result: Seed) -> Curves:
-    def chart(title: str, key: str, log_y: bool) -> Chart:
-        return Chart(title, [Series(name, [x["step"] for x in log], [x[key] for x in log], smooth=3)
-                             for name, log in result.logs.items()], x_label="step", log_y=log_y)
+    def chart(title: str, key: str) -> Chart:
+        lines = [logged(log, key, name=name, smooth=3) for name, log in result.logs.items()]
+        return Chart(title, lines, x_label="step", log_y=True)
 
     return Curves("Training", [
-        chart("loss", "loss", True), chart("tangent ‖g‖ before normalisation", "tangent", True),
-        chart("dF/dt, root mean square", "dF_dt", True)])
+        chart("loss", "loss"), chart("tangent ‖g‖ before normalisation", "tangent"),
+        chart("dF/dt, root mean square", "dF_dt")])
 
 
 def samples(result: Seed) -> Samples:
@@ -118,6 +118,6 @@ paper's continuous-time consistency objective, then sampled on {clips} crops of 
 same first frames, captions and noise for every sampler. {seeds} in all.
 
 `CCD` is the paper's regime: the literal L2 norm of the tangent, few iterations, Euler sampling. `CCD, full`
-runs the same objective to its fixed point (RMS norm) and samples it with fresh noise, which is what a
-converged consistency network wants.
+carries the same objective further (RMS norm) and samples it with fresh noise, which is what a
+nearly converged consistency network wants.
 """

@@ -124,5 +124,17 @@ def test_the_networks_cases_agree_with_torch(name):
     assert fault(CASES[f"{name}/cpu"](device="cpu", dtype=torch.float32), torch.float32) is None
 
 
+def test_what_torch_cannot_run_is_held_against_the_limit():
+    a = torch.ones(SIDE, SIDE)
+
+    def fill():
+        a.fill_(1)
+
+    cannot = Case(lambda: a @ a, lambda: None, flops=2 * SIDE**3)
+    in_place = Case(fill, fill, bytes_moved=4 * a.numel())
+    found = [measure("x", way, "cpu", torch.float32, 0.01).beside for way in (cannot, in_place)]
+    assert found == ["matmul", "torch"]
+
+
 def test_a_slope_is_the_power():
     assert slope([1, 2, 4, 8], [3, 12, 48, 192]) == pytest.approx(2)

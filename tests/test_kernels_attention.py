@@ -3,6 +3,7 @@
 float16 stands for bfloat16 in the interpreter, whose bf16 products are wrong.
 """
 
+import math
 from itertools import product
 
 import pytest
@@ -123,6 +124,18 @@ def test_a_mean_in_v_cancels(rng):
     _, exact = oracle(*wide(q, tq, k, tk, v, tv), 0.18, False)
     error = ((to - exact).norm() / exact.norm()).item()
     assert error < 4 * torch.finfo(SHORT).eps, error
+
+
+def test_a_tangent_common_to_all_scores_cancels():
+    """With tS the same for every key, to is P tv, though r and v are large; p rounds as far as it can."""
+    N, M, D = 3, 40, 16
+    scale = -4 * math.log(0.75 + 0.45 * torch.finfo(SHORT).eps / 2)      # p: 0.45 of an ulp above 3/4
+    q, tq, k, tk, v, tv = (torch.zeros(1, 1, n, D, dtype=SHORT, device=DEVICE) for n in (N, N, M, M, M, M))
+    q[..., 0], k[..., 1:, 0], tk[..., 0], v[:] = 1, -0.25, 20, 30
+    tv[:] = torch.linspace(-1, 1, M)[:, None]
+    _, to, _ = attention_jvp(q, tq, k, tk, v, tv, scale, False)
+    _, exact = oracle(*wide(q, tq, k, tk, v, tv), scale, False)
+    assert (to - exact).abs().max() < 4 * torch.finfo(SHORT).eps
 
 
 def test_peaked_and_shifted_scores_stay_finite(rng):

@@ -1,7 +1,6 @@
 """The report: one file, whole or absent, whose charts, pictures and words are what they were given."""
 
 import io
-import json
 import re
 from html.parser import HTMLParser
 
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from swiftvideo_fast.evaluate.charts import Chart, Curves, Series, logged, read_log
+from swiftvideo_fast.evaluate.charts import Chart, Curves, Series, logged
 from swiftvideo_fast.evaluate.report import Headline, Text, write_report
 from swiftvideo_fast.evaluate.samples import Samples, png, sprite_sheet
 from swiftvideo_fast.evaluate.tables import Row, comparison
@@ -118,16 +117,8 @@ def test_smoothing_keeps_a_straight_line_straight_in_its_middle_and_shows_the_ra
     assert raw[50] == smooth[50] and 'opacity=".28"' in svg
 
 
-def test_a_log_cut_short_is_read_and_a_resumed_step_counts_once(tmp_path):
-    log = tmp_path / "log.jsonl"
-    lines = [{"step": 0, "loss": 4}, {"step": 2, "loss": 9}, {"step": 1, "loss": 3}, {"step": 2, "loss": 2}]
-    log.write_text("\n".join(map(json.dumps, lines)) + '\n{"st')
-    assert logged(read_log(log), "loss") == Series("loss", [0, 1, 2], [4, 3, 2])
+def test_a_scalar_of_a_log_becomes_a_series_or_says_which_there_are():
+    log = [{"step": 0, "loss": 4}, {"step": 1, "loss": 3}, {"step": 2}]
+    assert logged(log, "loss") == Series("loss", [0, 1], [4, 3])
     with pytest.raises(ValueError, match=r"no scalar 'lsos'; it has \['loss'\]"):
-        logged(read_log(log), "lsos")
-
-
-def test_a_log_damaged_in_its_middle_names_the_line(tmp_path):
-    (tmp_path / "log.jsonl").write_text(json.dumps({"step": 0}) + "\nrust\n" + json.dumps({"step": 1}))
-    with pytest.raises(ValueError, match=r"log\.jsonl, line 2"):
-        read_log(tmp_path / "log.jsonl")
+        logged(log, "lsos")

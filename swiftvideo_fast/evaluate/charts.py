@@ -3,12 +3,10 @@
     Chart("loss", [Series("ccd", steps, losses, smooth=20)], x_label="step", log_y=True).svg()
 """
 
-import json
 import math
 from dataclasses import dataclass
 from html import escape
 from itertools import accumulate
-from pathlib import Path
 
 WIDTH, HEIGHT = 380, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 40, 40      # margins, with room for tick labels and the legend
@@ -106,22 +104,6 @@ class Curves:
         note = f'<p class="note">{escape(self.note)}</p>' if self.note else ""
         figures = "".join(f"<figure>{c.svg()}</figure>" for c in self.charts)
         return f'<div class="charts">{figures}</div>{note}'
-
-
-def read_log(path: Path | str) -> list[dict]:
-    """The lines of a run's log.jsonl by step; of a step written twice (a resumed run) the last counts.
-
-    A last line cut short by a kill is left out; any other damage is a ValueError with its line number.
-    """
-    by_step, lines = {}, Path(path).read_text().splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            entry = json.loads(line)
-            by_step[entry["step"]] = entry
-        except (json.JSONDecodeError, KeyError, TypeError) as why:
-            if number < len(lines):
-                raise ValueError(f"{path}, line {number}: not a JSON object with \"step\" ({why})") from why
-    return [by_step[step] for step in sorted(by_step)]
 
 
 def logged(log: list[dict], key: str, *, name: str = "", smooth: float = 0.0) -> Series:

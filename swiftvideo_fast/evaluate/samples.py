@@ -1,12 +1,12 @@
 """Clips side by side, playing in step: each clip a sprite sheet (PNG in base64) drawn on a canvas."""
 
 import base64
-import struct
-import zlib
+import io
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 
@@ -61,24 +61,7 @@ def sprite_sheet(clip_3THW: Tensor) -> np.ndarray:
 
 
 def png(pixels_HWC: np.ndarray) -> bytes:
-    """uint8 (H, W, 3) -> a PNG file (RFC 2083); each line is filtered the way that leaves least."""
-    H, W, _ = pixels_HWC.shape
-    x = pixels_HWC.astype(np.int16)
-    left, up, corner = np.zeros_like(x), np.zeros_like(x), np.zeros_like(x)
-    left[:, 1:], up[1:], corner[1:, 1:] = x[:, :-1], x[:-1], x[:-1, :-1]
-    guess = left + up - corner
-    a, b, c = (abs(guess - n) for n in (left, up, corner))
-    paeth = np.where((a <= b) & (a <= c), left, np.where(b <= c, up, corner))
-    predicted = np.stack([np.zeros_like(x), left, up, (left + up) // 2, paeth])
-    filtered = (x - predicted).astype(np.uint8)
-    cost = abs(filtered.view(np.int8).astype(np.int16)).sum((2, 3))
-    best = cost.argmin(0)
-    lines = filtered[best, np.arange(H)].reshape(H, W * 3)
-    data = np.concatenate([best[:, None].astype(np.uint8), lines], 1).tobytes()
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", W, H, 8, 2, 0, 0, 0)),
-              (b"IDAT", zlib.compress(data, 9)), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, content) for kind, content in chunks)
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    """uint8 (H, W, 3) -> a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels_HWC).save(file, "png", optimize=True)
+    return file.getvalue()
