@@ -80,6 +80,25 @@ def assert_same(files: dict, shown: dict, want_files: dict, want_shown: dict) ->
     assert shown == want_shown
 
 
+def test_a_run_interrupted_between_checkpoints_ends_with_the_same_bits(inputs, monkeypatch):
+    cfg = tiny.config(inputs, "flow", run="interrupted")
+    run = loop.train(cfg)
+    want = everything(run), scalars(run)
+    shutil.rmtree(run)
+
+    def interrupt(average):
+        update(average)
+        if len(read_log(run)) == 3:             # one more than the checkpoint counts
+            raise KeyboardInterrupt
+
+    update = Ema.update
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Ema, "update", interrupt)
+        loop.train(cfg)
+    loop.train(cfg)
+    assert_same(everything(run), scalars(run), *want)
+
+
 @pytest.mark.parametrize("objective", tiny.RUNS)
 def test_a_run_killed_at_any_moment_ends_with_the_same_bits(objective, inputs, processes):
     cfg = tiny.config(inputs, objective, run=objective)
