@@ -93,6 +93,24 @@ def figures(kernel) -> dict[str, int | str]:
     }
 
 
+def apart(launch: Callable, arch: int) -> dict[str, int | str] | None:
+    """The figures, found in a child process, since LLVM may abort.  None if the kernel does not compile."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.write(theirs, json.dumps(figures(compiled(launch, arch)[0])).encode())
+        except Exception as error:
+            print(f"{type(error).__name__}: {error}"[:300], flush=True)
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    return json.loads(said) if said else None
+
+
 def meta(*shape: int, dtype=torch.bfloat16) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
@@ -165,11 +183,10 @@ def main(argv: list[str]) -> int:
         for name, launched, launch in (*attention_cases(arch), *elementwise_cases()):
             if args.check and not launched or args.names and not name.startswith(tuple(args.names)):
                 continue
-            try:
-                f = figures(compiled(launch, arch)[0])
-            except Exception as error:                        # leaves the others running
-                bad.append(f"sm_{arch} {name}: does not compile ({type(error).__name__})")
-                print(f"sm_{arch} {name}: does not compile", flush=True)
+            f = apart(launch, arch)
+            if f is None:
+                bad.append(f"sm_{arch} {name}: does not compile")
+                print(bad[-1], flush=True)
                 continue
             mine.setdefault(f"sm_{arch}", {})[name] = f
             wrong = faults(name, arch, f)
