@@ -18,13 +18,15 @@ namespace SV_LEVEL {
 
 template <typename T> void gelu(const Gelu<T>& a, int64_t begin, int64_t end) {
   using A = Wide<T>;
-  constexpr A slope = A(1.5957691216057307), cubic = A(0.044715);
+  constexpr A slope = A(1.5957691216057307), cubic = A(1.5957691216057307 * 0.044715);
   sweep<A>(end - begin, [&](int64_t i, auto n) {
-    const V<A> x = load(a.x + begin + i, n), tx = load(a.tx + begin + i, n);
-    const V<A> z = slope * (x + cubic * x * x * x), dz = slope * (A(1) + 3 * cubic * x * x);
-    const V<A> sigma = A(1) / (A(1) + exp<A>(-z));
+    const V<A> x = load(a.x + begin + i, n), tx = load(a.tx + begin + i, n), square = x * x;
+    const V<A> z = x * (slope + cubic * square), dz = slope + 3 * cubic * square;
+    // Both halves of sigma from e^-|z|: 1 - sigma would cancel where sigma is near 1.
+    const V<A> e = exp<A>(z < 0 ? z : -z), near = A(1) / (A(1) + e), far = e * near;
+    const V<A> sigma = z < 0 ? far : near, rest = z < 0 ? near : far;
     store(a.y + begin + i, x * sigma, n);
-    store(a.ty + begin + i, sigma * (A(1) + x * (A(1) - sigma) * dz) * tx, n);
+    store(a.ty + begin + i, sigma * (A(1) + x * rest * dz) * tx, n);
   });
 }
 

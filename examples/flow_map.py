@@ -2,9 +2,10 @@
 
     python examples/flow_map.py --steps 4000 --png flow_map.png
 
-Path: x_t = (1 - t) x + t e.  The map f(x_t, t, s) = x_t + (s - t) F(x_t, t, s) jumps along the teacher's flow from t
-to s; at s = t its F is the velocity.  Along the teacher's velocity v the jump must not depend on where it starts
-(Sabour et al. 2025, arXiv 2506.14603): df/dt = 0, that is  F = v + (s - t) dF/dt,  the derivative along (v, 1, 0):
+Path: x_t = (1 - t) x + t e.  The map f(x_t, t, s) = x_t + (s - t) F(x_t, t, s) jumps along the teacher's flow
+from t to s; at s = t its F is the velocity.  Along the teacher's velocity v the jump must not depend on where
+it starts (Sabour et al. 2025, arXiv 2506.14603): df/dt = 0, that is  F = v + (s - t) dF/dt,  the derivative
+along (v, 1, 0):
 
     F, dF = jvp(net, (x_t, t, s), (v, one, None))
 """
@@ -80,7 +81,7 @@ def train(steps: int, batch: int = 512, seed: int = 0) -> tuple[Net, list[float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--png", default="flow_map.png")
     arguments = parser.parse_args()

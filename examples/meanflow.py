@@ -3,8 +3,9 @@
     python examples/meanflow.py --steps 4000 --png meanflow.png
 
 Path (Geng et al. 2025, arXiv 2505.13447): z_t = (1 - t) x + t e, velocity v = e - x.  The average velocity
-u(z_t, r, t) = (1 / (t - r)) integral of v over [r, t] satisfies  u = v - (t - r) du/dt,  with the derivative taken
-along (v, 0, 1).  One pass of jvp, with the tape on, gives u to train and du/dt to build its target from:
+u(z_t, r, t) = (1 / (t - r)) integral of v over [r, t] satisfies  u = v - (t - r) du/dt,  with the derivative
+taken along (v, 0, 1).  One pass of jvp, with the tape on, gives u to train and du/dt to build its target
+from:
 
     u, du = jvp(net, (z, r, t), (v, None, one))
 """
@@ -30,7 +31,7 @@ def loss_of(net: Net, x: torch.Tensor, rng: torch.Generator) -> tuple[torch.Tens
     r, t = times(len(x), rng)
     z, v = torch.lerp(x, e, t[:, None]), e - x
     u, du = jvp(net, (z, r, t), (v, None, torch.ones_like(t)))
-    error = (u - (v - (t - r)[:, None] * du)).square().sum(1)       # du carries no gradient: nothing to detach
+    error = (u - (v - (t - r)[:, None] * du)).square().sum(1)   # du carries no gradient: nothing to detach
     return (error / (error.detach() + 1e-2)).mean(), error.mean()   # the paper's adaptive weight, p = 1
 
 
@@ -56,7 +57,7 @@ def train(steps: int, batch: int = 512, seed: int = 0) -> tuple[Net, list[float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--png", default="meanflow.png")
     arguments = parser.parse_args()

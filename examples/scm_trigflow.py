@@ -1,10 +1,11 @@
-"""sCM in TrigFlow on a 2-D density: consistency training without a teacher, then sampling in one or two steps.
+"""sCM in TrigFlow on a 2-D density: consistency training without a teacher, then sampling in one or two
+steps.
 
     python examples/scm_trigflow.py --steps 4000 --png scm.png
 
-Path (Lu and Song 2024, arXiv 2410.11081): x_t = cos t x + sin t e, t in [0, pi/2], velocity v = cos t e - sin t x.
-The consistency function is f(x_t, t) = cos t x_t - sin t F(x_t, t); its derivative along the path is what the
-tangent of F gives, and training drives it to zero:
+Path (Lu and Song 2024, arXiv 2410.11081): x_t = cos t x + sin t e, t in [0, pi/2], velocity v = cos t e - sin
+t x. The consistency function is f(x_t, t) = cos t x_t - sin t F(x_t, t); its derivative along the path is
+what the tangent of F gives, and training drives it to zero:
 
     g = -cos^2 t (F - v) - r sin t cos t (x_t + dF/dt),    g <- g / (|g| + c),    loss = |F - sg(F) - g|^2
 """
@@ -13,7 +14,7 @@ import argparse
 import math
 
 import torch
-from toy import Net, picture, spiral
+from toy import Net, apart, picture, spiral
 
 from swiftvideo_fast import jvp
 
@@ -42,30 +43,23 @@ def sample(net: Net, n: int, ladder: list[float], rng: torch.Generator) -> torch
     return x
 
 
-def distance(net: Net, rng: torch.Generator, n: int = 1024) -> float:
-    """Mean squared error of f(x_t, t) against x: what the loss, normalised to a constant, does not show."""
-    x, t = spiral(n, rng), torch.full((n,), 0.7)
-    z = math.cos(0.7) * x + math.sin(0.7) * torch.randn(n, 2, generator=rng)
-    with torch.no_grad():
-        return (math.cos(0.7) * z - math.sin(0.7) * net(z, t) - x).square().sum(1).mean().item()
-
-
 def train(steps: int, batch: int = 512, seed: int = 0) -> tuple[Net, list[float]]:
-    """The network and, every step, the distance above."""
+    """The network and, every step, how far its one-step samples are from the data."""
     torch.manual_seed(seed)
-    rng, watch, net = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed + 1), Net(times=1)
+    rng, watch = (torch.Generator().manual_seed(seed + i) for i in range(2))
+    net = Net(times=1)
     optimizer, curve = torch.optim.Adam(net.parameters(), lr=1e-3), []
     for step in range(steps):
         loss = loss_of(net, spiral(batch, rng), rng, warm=min(1.0, 2 * step / max(1, steps)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        curve.append(distance(net, watch))
+        curve.append(apart(sample(net, 1024, [1.56], watch), spiral(1024, watch)))
     return net, curve
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--png", default="scm.png")
     arguments = parser.parse_args()

@@ -118,6 +118,6 @@ paper's continuous-time consistency objective, then sampled on {clips} crops of 
 same first frames, captions and noise for every sampler. {seeds} in all.
 
 `CCD` is the paper's regime: the literal L2 norm of the tangent, few iterations, Euler sampling. `CCD, full`
-runs the same objective to its fixed point (RMS norm) and samples it with fresh noise, which is what a
-converged consistency network wants.
+carries the same objective further (RMS norm) and samples it with fresh noise, which is what a
+nearly converged consistency network wants.
 """

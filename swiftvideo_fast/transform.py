@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.utils import _named_member_accessor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -13,13 +14,14 @@ from swiftvideo_fast.dual import Dual, call, carries, parts, spoken, writes_in_p
 def jvp(func: Callable, primals: tuple, tangents: tuple, *, strict: bool = False, has_aux: bool = False):
     """(func(*primals), its derivative along tangents): `torch.func.jvp`, for any network and any attention.
 
-    primals and tangents are tuples of pytrees of the same structure.  A tangent of None means exactly zero and
-    costs nothing; it may stand for a whole subtree, and the primal beside it may be anything at all.
-    With has_aux, func returns (output, aux) and so does jvp: (output, tangent, aux).
-    With strict, an output that does not depend on the primals is an error; else its tangent is zeros.
+    primals and tangents are tuples of pytrees of the same structure.  A tangent of None means exactly zero
+    and costs nothing; it may stand for a whole subtree, and the primal beside it may be anything at all. With
+    has_aux, func returns (output, aux) and so does jvp: (output, tangent, aux). With strict, an output that
+    does not depend on the primals is an error; else its tangent is zeros.
 
     The tangent is never on the tape.  The primal follows the ambient grad mode.
-    Raises RuntimeError for structures, shapes, dtypes that do not match, NoTangent where a tangent would be lost.
+    Raises RuntimeError for structures, shapes, dtypes that do not match, NoTangent where a tangent would be
+    lost.
     """
     if not isinstance(primals, tuple):
         raise RuntimeError(f"jvp: primals is a {type(primals).__name__}; want a tuple of arguments")
@@ -43,7 +45,7 @@ def jvp(func: Callable, primals: tuple, tangents: tuple, *, strict: bool = False
 
 
 def _seeded(p, t, where: int):
-    """The Dual of one primal and its tangent; the tangent is copied, for the network may write to it in place."""
+    """The Dual of one primal and its tangent, copied: the network may write to it in place."""
     if t is None:
         return p
     if not isinstance(p, Tensor) or not isinstance(t, Tensor):
@@ -61,7 +63,7 @@ def _seeded(p, t, where: int):
 def _output(x, strict: bool) -> tuple[Tensor, Tensor]:
     p, t = parts(x)
     if not isinstance(p, Tensor):
-        raise RuntimeError(f"jvp: func returned a {type(p).__name__}; want tensors only (has_aux is for the rest)")
+        raise RuntimeError(f"jvp: func returned a {type(p).__name__}; want tensors (has_aux is for the rest)")
     if t is None and strict:
         raise RuntimeError("jvp: strict, and an output does not depend on the primals that have tangents")
     return p, torch.zeros_like(p, requires_grad=False) if t is None else t
@@ -72,14 +74,24 @@ def is_tensor(x) -> bool:
     return isinstance(x, Tensor | Dual)
 
 
+def swap_tensor(module, name: str, tensor, allow_missing: bool = False):
+    """functional_call puts parameters in place by this; a Dual may be one: a derivative along parameters."""
+    home = module._parameters if name in module._parameters else module._buffers
+    if not isinstance(tensor, Dual) or name not in home:
+        return torch_swap_tensor(module, name, tensor, allow_missing)
+    original, home[name] = home[name], tensor
+    return original
+
+
 torch.is_tensor = is_tensor
+torch_swap_tensor, _named_member_accessor.swap_tensor = _named_member_accessor.swap_tensor, swap_tensor
 
 
 class Forward(TorchFunctionMode):
     """What `__torch_function__` of a Dual alone cannot see, while jvp runs.
 
-    A Dual written into a plain tensor (`buffer[:, k] = x`): from then on the storage of that tensor has a twin that
-    holds its tangent, and every view of it, older or newer, reads the same strides of the twin.
+    A Dual written into a plain tensor (`buffer[:, k] = x`): from then on the storage of that tensor has a
+    twin that holds its tangent, and every view of it, older or newer, reads the same strides of the twin.
     """
 
     def __init__(self):

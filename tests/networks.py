@@ -1,6 +1,7 @@
 """Other people's networks, small and randomly initialised, as functions of floating-point tensors.
 
-Each builder gives (function, arguments) in float64: the function is the unmodified module, its constant inputs bound.
+Each builder gives (function, arguments) in float64: the function is the unmodified module, its constant
+inputs bound.
 """
 
 from collections.abc import Callable
@@ -16,8 +17,8 @@ def wan() -> tuple[Callable, tuple[Tensor, ...]]:
     from diffusers import WanTransformer3DModel
 
     net = WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=24, in_channels=36, out_channels=16, text_dim=32, freq_dim=32,
-        ffn_dim=64, num_layers=2, image_dim=20, added_kv_proj_dim=48, rope_max_seq_len=32).to(D)
+        num_attention_heads=2, attention_head_dim=24, in_channels=36, out_channels=16, text_dim=32,
+        freq_dim=32, ffn_dim=64, num_layers=2, image_dim=20, added_kv_proj_dim=48, rope_max_seq_len=32).to(D)
     text, image = torch.randn(2, 5, 32, dtype=D), torch.randn(2, 257, 20, dtype=D)
     return (lambda x, t: net(x, t, text, image, return_dict=False)[0],
             (torch.randn(2, 36, 2, 4, 6, dtype=D), 1000 * torch.rand(2, dtype=D)))
@@ -39,8 +40,9 @@ def flux():
     from diffusers import FluxTransformer2DModel
 
     net = FluxTransformer2DModel(
-        patch_size=1, in_channels=8, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=12, pooled_projection_dim=10, guidance_embeds=True, axes_dims_rope=(4, 6, 6)).to(D)
+        patch_size=1, in_channels=8, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=12, pooled_projection_dim=10, guidance_embeds=True,
+        axes_dims_rope=(4, 6, 6)).to(D)
     text, pooled = torch.randn(2, 5, 12, dtype=D), torch.randn(2, 10, dtype=D)
     text_ids, image_ids = torch.zeros(5, 3, dtype=D), torch.randint(0, 4, (9, 3)).to(D)
     return (lambda x, t, g: net(x, text, pooled, t, image_ids, text_ids, g, return_dict=False)[0],
@@ -52,7 +54,8 @@ def pixart():
 
     net = PixArtTransformer2DModel(
         sample_size=8, patch_size=2, in_channels=4, out_channels=8, num_layers=2, attention_head_dim=8,
-        num_attention_heads=2, cross_attention_dim=16, caption_channels=12, use_additional_conditions=False).to(D)
+        num_attention_heads=2, cross_attention_dim=16, caption_channels=12,
+        use_additional_conditions=False).to(D)
     text, mask = torch.randn(2, 5, 12, dtype=D), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     return (lambda x, t: net(x, text, t, {"resolution": None, "aspect_ratio": None},
                              encoder_attention_mask=mask, return_dict=False)[0],
@@ -63,7 +66,8 @@ def cogview4():
     from diffusers import CogView4Transformer2DModel
 
     net = CogView4Transformer2DModel(
-        patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=12, num_attention_heads=2,
+        patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=12,
+        num_attention_heads=2,
         text_embed_dim=16, time_embed_dim=16, condition_dim=8, pos_embed_max_size=16, sample_size=8).to(D)
     text = torch.randn(2, 5, 16, dtype=D)
     size = torch.full((2, 2), 64.0, dtype=D)
@@ -95,7 +99,8 @@ def dinov2():
 def umt5():
     from transformers import UMT5Config, UMT5EncoderModel
 
-    net = UMT5EncoderModel(UMT5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)).to(D)
+    config = UMT5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    net = UMT5EncoderModel(config).to(D)
     mask = torch.tensor([[1, 1, 1, 1, 0, 0, 0], [1] * 7])
     net.eval()
     return (lambda x: net(inputs_embeds=x, attention_mask=mask).last_hidden_state,

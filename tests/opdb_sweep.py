@@ -1,6 +1,7 @@
 """PyTorch's own operator database through Dual, against torch's own forward mode.
 
-    python tests/opdb_sweep.py                    every operator, function and method and in-place form, 4 samples each,
+    python tests/opdb_sweep.py                    every operator, function and method and in-place form, 4
+    samples each,
                                                    with every tangent, the first alone, all but the first
     python tests/opdb_sweep.py --samples 100      more samples
     python tests/opdb_sweep.py softmax linalg     only operators whose name holds one of the words
@@ -32,13 +33,15 @@ RANDOM_VALUES = {"empty", "empty_like", "new_empty", "new_empty_strided", "empty
 
 
 def operators(words: list[str], dtype: torch.dtype = torch.float64) -> list:
-    return [op for op in op_db if op.supports_forward_ad and dtype in op.dtypes and op.name not in RANDOM_VALUES
+    return [op for op in op_db
+            if op.supports_forward_ad and dtype in op.dtypes and op.name not in RANDOM_VALUES
             and (not words or any(w in op.full_name for w in words))]
 
 
 def forms(op) -> Iterator[tuple[str, object]]:
     """The function, and where the database knows them the method and the in-place method."""
-    yield "", by_name(op.op.__name__) if isinstance(op.op, MethodDescriptorType | WrapperDescriptorType) else op.op
+    is_method = isinstance(op.op, MethodDescriptorType | WrapperDescriptorType)
+    yield "", by_name(op.op.__name__) if is_method else op.op
     for form, variant in ((".method", op.method_variant), (".inplace", op.inplace_variant)):
         if variant is not None and (form == ".method" or op.supports_inplace_autograd):
             yield form, by_name(getattr(variant, "__name__", op.name))
@@ -67,7 +70,7 @@ def outcome(function, sample, tangents) -> str:
 def by_torch(function, inputs, tangents):
     torch.manual_seed(0)
     with fwd.dual_level():
-        x, args, kwargs = tree_map(lambda x: paired(x, next(tangents), fwd.make_dual) if smooth(x) else x, inputs)
+        x, args, kwargs = tree_map(lambda x: paired(x, tangents, fwd.make_dual), inputs)
         pairs = [fwd.unpack_dual(y) if isinstance(y, Tensor) else (y, None)
                  for y in tree_leaves(function(x, *args, **kwargs))]
         return [(p.clone() if isinstance(p, Tensor) else p, t) for p, t in pairs]
@@ -75,7 +78,7 @@ def by_torch(function, inputs, tangents):
 
 def by_dual(function, inputs, tangents):
     torch.manual_seed(0)
-    given = tree_map(lambda x: paired(x, next(tangents), Dual) if smooth(x) else x, inputs)
+    given = tree_map(lambda x: paired(x, tangents, Dual), inputs)
     shared = {memory(parts(x)[0]): memory(parts(x)[1]) for x in tree_leaves(given) if isinstance(x, Dual)}
     with Forward() as forward:
         got = [parts(forward.dual(y)) for y in tree_leaves(function(given[0], *given[1], **given[2]))]
@@ -85,7 +88,10 @@ def by_dual(function, inputs, tangents):
     return got
 
 
-def paired(x: Tensor, t: Tensor | None, pair):
+def paired(x, tangents: Iterator[Tensor | None], pair):
+    t = next(tangents) if smooth(x) else None
+    if not isinstance(x, Tensor):
+        return x
     return x.clone() if t is None else pair(x.clone(), t.clone())
 
 
@@ -131,7 +137,7 @@ def missing(tangents: list[Tensor]) -> list[list[Tensor | None]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("words", nargs="*")
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--complex", action="store_true", help="complex128 in place of float64")
@@ -145,8 +151,9 @@ def main() -> int:
         if kind in ("wrong", "raised"):
             print(f"{name:50} {result}")
     tried = sum(counts[kind] for kind in ("equal", "raised", "wrong"))
-    print(f"{tried} samples: {counts['equal']} equal ({counts['equal'] / tried:.2%}), {counts['raised']} raised, "
-          f"{counts['wrong']} wrong; {counts['skipped']} that torch's own forward mode refuses")
+    print(f"{tried} samples: {counts['equal']} equal ({counts['equal'] / tried:.2%}), "
+          f"{counts['raised']} raised, {counts['wrong']} wrong; "
+          f"{counts['skipped']} that torch's own forward mode refuses")
     return int(counts["wrong"] > 0 or counts["equal"] < 0.99 * tried)
 
 

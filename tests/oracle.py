@@ -28,11 +28,12 @@ def at_level(level: str) -> Generator[None]:
 
 
 def normal(rng: torch.Generator, *shape: int, dtype=torch.float64, strided: bool = False) -> Tensor:
-    """Standard normal; strided: a view with gaps and its first two axes swapped in memory."""
+    """Standard normal; strided: a view with gaps after its rows, its first and last but one axis swapped."""
     if not strided:
         return torch.randn(shape, generator=rng, dtype=torch.float64).to(dtype)
-    memory = (shape[1], shape[0], *shape[2:-1], shape[-1] + 3)
-    return normal(rng, *memory, dtype=dtype).transpose(0, 1)[..., 1:-2]
+    *outer, width = shape
+    swapped = outer[-1:] + outer[1:-1] + outer[:1] if len(outer) > 1 else outer
+    return normal(rng, *swapped, width + 3, dtype=dtype).transpose(0, len(outer) - 1)[..., 1:-2]
 
 
 def wider(x):

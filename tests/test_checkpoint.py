@@ -31,7 +31,8 @@ def save(run, step: int, keep: int = 2, seed: int = 0):
 
 def bits(of: dict) -> list[torch.Tensor]:
     moments = of["optimizer"].state_dict()["state"].values()
-    return [*(entry[name] for entry in moments for name in sorted(entry)), *(p for net in of["nets"].values() for p in net.parameters())]
+    weights = [p for net in of["nets"].values() for p in net.parameters()]
+    return [entry[name] for entry in moments for name in sorted(entry)] + weights
 
 
 def test_nets_moments_and_state_come_back_to_the_bit(tmp_path):

@@ -82,10 +82,16 @@ def test_decoding_by_neighbours_beats_the_inverse_of_the_pca(codec, pixels):
     for kind in module.PIXELS:
         decode = torch.zeros(9, 16, module.PIXELS[kind])
         decode[4] = torch.linalg.pinv(codec.tensors[f"{kind}.encode"])         # the middle one of 3 x 3
-        inverse[f"{kind}.decode"] = decode.transpose(0, 1).flatten(0, 1)       # unfold's order: channel, place
+        inverse[f"{kind}.decode"] = decode.transpose(0, 1).flatten(0, 1)       # unfold: channel, place
     plain = PcaCodec(codec.tensors | inverse)
     z = codec.encode(pixels)
     assert psnr(codec.decode(z), pixels) > psnr(plain.decode(z), pixels) + 0.5
+
+
+def test_at_the_edge_a_block_sees_its_own_latents_again(small):
+    z = torch.randn(1, 16, 2, 1, 1, generator=torch.Generator().manual_seed(0)).expand(1, 16, 2, 3, 3)
+    blocks = small.decode(z).unflatten(4, (3, 8)).unflatten(3, (3, 8))
+    assert torch.allclose(blocks, blocks[:, :, :, 1:2, :, 1:2].expand_as(blocks), atol=1e-6)
 
 
 def test_decoding_is_differentiable_to_the_latents(small):

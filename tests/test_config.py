@@ -42,9 +42,9 @@ def test_defaults_fill_what_the_file_leaves_out(file):
 
 
 def test_overrides_win_over_the_file(file):
-    cfg = load(file, ["optim.lr=2", "optim.betas=[0.8, 0.9]", "sample.sampler=consistency", "ema=0", "run.dir=a=b"])
-    assert (cfg.optim.lr, cfg.optim.betas, cfg.sample.sampler, cfg.ema) == (2.0, (0.8, 0.9), "consistency", 0.0)
-    assert cfg.run.dir == "a=b"
+    cfg = load(file, ["optim.lr=2", "optim.betas=[0.8, 0.9]", "sample.sampler=consistency", "run.dir=a=b"])
+    assert (cfg.optim.lr, cfg.optim.betas) == (2.0, (0.8, 0.9))
+    assert (cfg.sample.sampler, cfg.run.dir) == ("consistency", "a=b")
 
 
 def test_an_empty_override_takes_a_value_away(file):
@@ -111,8 +111,9 @@ def test_a_wrong_type_says_what_was_found_and_wanted(override, wanted, file):
 
 
 @pytest.mark.parametrize("override, wanted", [
-    *((f"{key}={bad}", "a positive number") for bad in (0, -1) for key in """run.steps run.save_every run.log_every
-      run.keep data.batch data.pool optim.lr optim.clip times.std sample.shift objective.c""".split()),
+    *((f"{key}={bad}", "a positive number") for bad in (0, -1) for key in """run.steps run.save_every
+      run.log_every run.keep data.batch data.pool optim.lr optim.clip times.std sample.shift
+      objective.c""".split()),
     *((f"{key}=-1", "0 or more") for key in
       "run.seed data.speed optim.warmup optim.weight_decay objective.warmup".split()),
     *((f"objective.r_max={bad}", "a number in [0, 1]") for bad in (-0.1, 1.1)),
@@ -142,7 +143,8 @@ def test_each_objective_has_its_own_limits(objective, wanted, file):
 
 
 def test_a_distillation_needs_its_teacher(file):
-    assert "model.weights is None; want a file: ccd distils" in error(file, "model.weights=", "model.preset=tiny")
+    found = error(file, "model.weights=", "model.preset=tiny")
+    assert "model.weights is None; want a file: ccd distils the teacher in it" in found
 
 
 @pytest.mark.parametrize("key", "run.dir run.steps model.codec optim.lr run model objective optim".split())
@@ -168,7 +170,7 @@ def test_an_override_that_is_not_yaml_says_so(file):
 
 
 @pytest.mark.parametrize("raw, wanted", [
-    (b"", "want sections ['run', 'model', 'objective', 'optim', 'ema', 'data', 'times', 'sample'], found NoneType"),
+    (b"", "want sections ['run', 'model', 'objective', 'optim', 'ema', 'data', 'times', 'sample'], found"),
     (b"just words", "found str"),
     (b"- a\n- b", "found list"),
     (b"run: {", "not YAML"),
@@ -191,8 +193,8 @@ def test_differences_are_listed_by_key(file):
     assert config.differences(old, new) == ["objective.c: 0.1 -> 0.5", "optim.lr: 0.001 -> 0.002"]
 
 
-KEYS = """run run.dir run.steps model.preset objective objective.name objective.c data.size optim.lr optim.betas ema
-no.such .""".split()
+KEYS = """run run.dir run.steps model.preset objective objective.name objective.c data.size optim.lr
+optim.betas ema no.such .""".split()
 VALUES = (st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
           | st.lists(st.floats(), max_size=2))
 

@@ -1,4 +1,4 @@
-"""From files to crops: what does not fit is said, what is held out is never seen, what is drawn is drawn again."""
+"""From files to crops: what does not fit is said, what is held out stays unseen, a draw can be repeated."""
 
 import os
 from importlib.metadata import PackageNotFoundError
@@ -208,12 +208,14 @@ def test_no_window_crosses_a_cut():
 
 
 def test_a_clip_that_does_not_fit_is_listed_and_the_others_go_on():
-    short, low, narrow = map_clip(frames=WINDOW - 1), map_clip(height=SIZE - 1), map_clip(width=SIZE + WINDOW - 2)
+    short, low = map_clip(frames=WINDOW - 1), map_clip(height=SIZE - 1)
+    narrow = map_clip(width=SIZE + WINDOW - 2)
     fits = source(given=[short, map_clip(), low, narrow])
     assert len(fits.windows) == len(fits.captions) == 1
     reach = f"has no train window of {WINDOW} frames of {SIZE + WINDOW - 1}x{SIZE}"
-    sizes = f"{WINDOW - 1} frames of 60x24", f"40 frames of 60x{SIZE - 1}", f"40 frames of {SIZE + WINDOW - 2}x24"
-    assert fits.skipped == [f"map ({found}) {reach}" for found in sizes]
+    assert fits.skipped == [f"map ({WINDOW - 1} frames of 60x24) {reach}",
+                            f"map (40 frames of 60x{SIZE - 1}) {reach}",
+                            f"map (40 frames of {SIZE + WINDOW - 2}x24) {reach}"]
     fits.draw(4, seed=0)
 
 

@@ -53,7 +53,7 @@ def test_clips_of_any_size_have_features(T, H, W):
 def test_batches_do_not_change_the_features(rng):
     x = torch.rand(5, 3, 5, 16, 16, generator=rng)
     net = trained_net()
-    torch.testing.assert_close(net.extract(x, batch=2), net.extract(x, batch=5))
+    torch.testing.assert_close(net.extract(x, batch=2), net.extract(x, batch=5), rtol=1e-4, atol=1e-4)
 
 
 def test_the_shipped_weights_are_small():

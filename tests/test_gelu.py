@@ -27,7 +27,7 @@ def test_matches_forward_mode(level, dtype, B, N, C, strided, scale):
 
 
 def test_far_from_zero_it_is_the_identity_or_nothing():
-    x = torch.tensor([-1e30, -100.0, -15.0, 15.0, 100.0, 1e10])
+    x = torch.tensor([-1e10, -100.0, -15.0, 15.0, 100.0, 1e10])
     y, ty = gelu_jvp(x, torch.ones_like(x))
     assert torch.equal(y, torch.tensor([0, 0, 0, 15.0, 100.0, 1e10]))
     assert torch.equal(ty, torch.tensor([0, 0, 0, 1.0, 1.0, 1.0]))

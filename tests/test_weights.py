@@ -37,7 +37,8 @@ def test_the_header_says_what_the_file_is(file):
 def test_half_precision_on_disk_is_fp32_in_memory(tmp_path):
     weights.save(tiny.network(), tmp_path / "half.safetensors", dtype=torch.bfloat16)
     net, back = tiny.network(), weights.load(tmp_path / "half.safetensors")
-    assert all(torch.equal(a.bfloat16().float(), b) for a, b in zip(net.parameters(), back.parameters(), strict=True))
+    pairs = zip(net.parameters(), back.parameters(), strict=True)
+    assert all(torch.equal(a.bfloat16().float(), b) for a, b in pairs)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -61,7 +61,7 @@ def write_inputs(folder: Path) -> None:
 
 
 def config(folder: Path, objective: str, run: str = "run", **changes: dict) -> Config:
-    """Six steps with a checkpoint after every second, on the inputs in `folder`.  changes: section -> values."""
+    """Six steps, a checkpoint after every second, on the inputs in `folder`.  changes: section -> values."""
     tree = {
         "run": {"dir": str(folder / run), "steps": 6, "save_every": 2, "log_every": 1, "keep": 1},
         "model": {"weights": str(folder / "teacher.safetensors"), "codec": str(folder / "codec.safetensors")},
@@ -75,12 +75,12 @@ def config(folder: Path, objective: str, run: str = "run", **changes: dict) -> C
 
 
 def train(cfg: Config, kill_at: int | None = None) -> None:
-    """The run on tiny clips, alone in its process; killed before it touches the disk for the kill_at-th time."""
+    """The run on tiny clips, alone in its process; killed before its kill_at-th touch of the disk."""
     torch.set_num_threads(1)
     loop.demo_clips = lambda height: list(clips())
     touches = 0
 
-    def watch(event: str, args: tuple) -> None:         # an audit hook; rmtree names files without their folder
+    def watch(event: str, args: tuple) -> None:         # an audit hook; rmtree's names lack their folder
         nonlocal touches
         removes = event in {"os.remove", "os.rmdir"}
         names = event in {"open", "os.mkdir", "os.rename"} and str(args[0]).startswith(cfg.run.dir)

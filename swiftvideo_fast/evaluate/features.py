@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from swiftvideo_fast.atomic import whole
+
 WEIGHTS = Path(__file__).with_name("features.safetensors")
 FEATURES = 64
 WIDTHS = (12, 32, 64)   # channels of each stage in each stream
@@ -85,4 +87,6 @@ def trained_net(path: Path | str = WEIGHTS) -> FeatureNet:
 
 
 def save(net: FeatureNet, path: Path | str) -> None:
-    save_file({name: w.contiguous() for name, w in net.state_dict().items()}, str(path))
+    """Atomic."""
+    with whole(path) as aside:
+        save_file({name: w.contiguous() for name, w in net.state_dict().items()}, str(aside))

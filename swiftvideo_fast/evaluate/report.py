@@ -3,15 +3,15 @@
     write_report("runs/demo/report.html", "Four steps for 25", [Text("", "..."), table, curves, samples])
 """
 
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Protocol
+
+from swiftvideo_fast.atomic import whole
 
 
 class Section(Protocol):
@@ -55,16 +55,8 @@ def write_report(path: Path | str, title: str, sections: Sequence[Section]) -> P
     """Write the page whole or not at all; returns its path."""
     path = Path(path)
     page = render(title, sections)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(page)
-        os.chmod(draft, 0o644)
-        os.replace(draft, path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
+    with whole(path) as draft:
+        draft.write_text(page, encoding="utf-8")
     return path
 
 

@@ -14,7 +14,8 @@ from swiftvideo_fast.ops import check
 def ema_(average: list[Tensor], master: list[Tensor], decay: float,
          copy: list[Tensor] | None = None) -> None:
     """Move each average toward its master, in place; each copy (of any float dtype) receives the result."""
-    ema_op(average, master, decay, [] if copy is None else copy)
+    if average or master:                                # a rank may hold no shard
+        ema_op(average, master, decay, copy or [])
 
 
 @torch.library.custom_op("swiftvideo_fast::ema_", mutates_args=("average", "copy"), device_types="cpu")

@@ -2,8 +2,8 @@
 
     S = c q k' + mask    P = softmax S    o = P v
     S' = c (q' k + q k') + mask'          o' = (P S' - mu P) v + P v',   mu = rowsum(P S')
-What the fused op covers goes there.  With a mask or other layouts the value comes from torch's own kernel and the
-tangent goes over blocks of query rows, so no N x M matrix is held.  With dropout both are written out.
+What the fused op covers goes there.  With a mask or other layouts the value comes from torch's own kernel and
+the tangent goes over blocks of query rows, so no N x M matrix is held.  With dropout both are written out.
 """
 
 from types import FunctionType
@@ -19,7 +19,8 @@ BLOCK_ELEMENTS = 1 << 22                       # of one block's S over all heads
 
 
 @rule(F.scaled_dot_product_attention)
-def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
+              enable_gqa=False):
     if dropout_p > 0:
         return _written_out(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     if attn_mask is None and _fused(query, key, value, enable_gqa):
@@ -36,7 +37,9 @@ def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False,
 def _fused(query, key, value, enable_gqa: bool) -> bool:
     """Does ops.attention cover these?  q (B, H, N, D), k v (B, G, M, D), one dtype, none empty."""
     q, k, v = primals([query, key, value])
-    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape or q.dtype not in FLOATS or q.numel() * k.numel() == 0:
+    if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape:
+        return False
+    if not (q.dtype == k.dtype == v.dtype) or q.dtype not in FLOATS or q.numel() * k.numel() == 0:
         return False
     (B, H, _, D), G = q.shape, k.shape[1]
     return k.shape[0] == B and k.shape[3] == D and (H % G == 0 if enable_gqa else H == G)
@@ -64,8 +67,8 @@ def _tangent(query, key, value, attn_mask, is_causal, scale, enable_gqa):
         q_rows = q[..., block, :].to(wide) * scale
         s = q_rows @ k.mT
         if is_causal:
-            columns = torch.arange(M, device=q.device)
-            s = s.masked_fill(columns > torch.arange(block.start, block.stop, device=q.device)[:, None], -torch.inf)
+            later = torch.arange(M, device=q.device) > torch.arange(N, device=q.device)[block, None]
+            s = s.masked_fill(later, -torch.inf)
         if mask is not None:
             here = _rows(mask, block)
             s = s.masked_fill(~here, -torch.inf) if mask.dtype == torch.bool else s + here
@@ -98,10 +101,10 @@ def _written_out(query, key, value, attn_mask, dropout_p, is_causal, scale, enab
 
 
 def _entered(function: FunctionType) -> FunctionType:
-    """A function that torch writes in Python, without its overload check: the calls in its body are dispatched."""
+    """A function that torch writes in Python, without its overload check: its body is dispatched."""
     checks = [name for name in function.__globals__ if name.startswith("has_torch_function")]
     unchecked = function.__globals__ | dict.fromkeys(checks, lambda *_: False)
-    return FunctionType(function.__code__, unchecked, function.__name__, function.__defaults__, function.__closure__)
+    return FunctionType(function.__code__, unchecked, function.__name__, function.__defaults__)
 
 
 rule(F.multi_head_attention_forward)(_entered(F.multi_head_attention_forward))

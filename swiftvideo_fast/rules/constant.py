@@ -8,17 +8,15 @@ from functools import partial
 from swiftvideo_fast.dual import Dual, NoTangent, named, primals, rule, smooth
 
 ASKED = """
-    __eq__ __ne__ __lt__ __le__ __gt__ __ge__ eq ne lt le gt ge not_equal less less_equal greater greater_equal equal
-    __bool__ __len__ __contains__ __invert__ __and__ __or__ __xor__ logical_and logical_or logical_xor logical_not
-    isnan isinf isfinite isposinf isneginf isclose allclose isreal isin signbit any all is_nonzero count_nonzero
-    argmax argmin argsort searchsorted bucketize nonzero argwhere
-    size dim ndimension numel nelement stride storage_offset is_contiguous is_floating_point is_complex is_signed
+    __eq__ __ne__ __lt__ __le__ __gt__ __ge__ eq ne lt le gt ge not_equal less less_equal greater
+    greater_equal equal __bool__ __len__ __contains__ __invert__ __and__ __or__ __xor__ logical_and logical_or
+    logical_xor logical_not isnan isinf isfinite isposinf isneginf isclose allclose isreal isin signbit any
+    all is_nonzero count_nonzero argmax argmin argsort searchsorted bucketize nonzero argwhere size dim
+    ndimension numel nelement stride storage_offset is_contiguous is_floating_point is_complex is_signed
     is_pinned is_shared is_same_size is_set_to is_inference is_conj is_neg is_sparse get_device element_size
-    data_ptr untyped_storage storage dim_order can_cast result_type
-    detach floor ceil round trunc fix sign floor_divide __floordiv__ __rfloordiv__
-    rand_like randn_like randint_like new_tensor bernoulli multinomial one_hot
-    int long short char byte bool is_cuda
-    register_hook retain_grad backward
+    data_ptr untyped_storage storage dim_order can_cast result_type detach floor ceil round trunc fix sign
+    floor_divide __floordiv__ __rfloordiv__ rand_like randn_like randint_like new_tensor bernoulli multinomial
+    one_hot int long short char byte bool is_cuda register_hook retain_grad backward
 """
 
 READS = "item tolist numpy __float__ __int__ __index__ __complex__ __array__ __dlpack__"

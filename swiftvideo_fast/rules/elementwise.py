@@ -38,7 +38,7 @@ UNARY = {                                    # name: t -> tangent, given y = f(x
     "log_sigmoid": lambda y, x, t: aten.log_sigmoid_backward(t, x, aten.log_sigmoid_forward(x)[1]),
 }
 
-BY_BACKWARD = {                              # f acts on each element alone, so its backward of t is its tangent
+BY_BACKWARD = {           # f acts on each element alone, so its backward of t is its tangent
     "silu": aten.silu_backward,
     "gelu": aten.gelu_backward,
     "mish": aten.mish_backward,

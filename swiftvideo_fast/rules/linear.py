@@ -79,7 +79,8 @@ def _map(function, y, x, *args, **kwargs):
 
 
 def _join(function, y, tensors, *args, **kwargs):
-    return function([torch.zeros_like(p) if t is None else t for p, t in map(parts, tensors)], *args, **kwargs)
+    tangents = [torch.zeros_like(p) if t is None else t for p, t in map(parts, tensors)]
+    return function(tangents, *args, **kwargs)
 
 
 for _function in (*named(*VIEWS.split()), Tensor.unfold):

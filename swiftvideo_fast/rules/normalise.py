@@ -3,8 +3,8 @@
     softmax      y' = y (x' - sum(e x') / sum e),  e = exp(x - max x)
     layer norm   n = (x - mean x) r,  r = 1 / sqrt(var x + eps):    n' = (x' - mean x') r + (x - mean x) r'
     RMS norm     n = x r,             r = 1 / sqrt(mean x^2 + eps): n' = x' r + x r'
-Networks in float64 have islands in float32 (softmax, norms, time embeddings): there the same order gives the same
-bits, and the whole agrees with torch.func.jvp to float64.
+Networks in float64 have islands in float32 (softmax, norms, time embeddings): there the same order gives the
+same bits, and the whole agrees with torch.func.jvp to float64.
 """
 
 import math
@@ -67,4 +67,5 @@ def _last(shape) -> list[int]:
 
 def _affine(y, n, tn, w, tw, tb):
     """The tangent of n w + b."""
-    return total([tn if tn is None or w is None else tn * w, None if tw is None else n * tw, tb]).expand(y.shape)
+    terms = tn if tn is None or w is None else tn * w, None if tw is None else n * tw, tb
+    return total(terms).expand(y.shape)

@@ -1,8 +1,9 @@
-"""Products: the tangent is the sum, over the factors that have one, of the product with that factor replaced."""
+"""Products: the tangent is the sum, over the factors that have one, of the product with it in their place."""
 
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from swiftvideo_fast.dual import named, parts, primals, rule, tangent
@@ -14,7 +15,8 @@ CONVOLUTIONS = "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_tran
 
 def _bilinear(function, y, a, b, **kwargs):
     (a, ta), (b, tb) = parts(a), parts(b)
-    return total([None if ta is None else function(ta, b, **kwargs), None if tb is None else function(a, tb, **kwargs)])
+    return total([None if ta is None else function(ta, b, **kwargs),
+                  None if tb is None else function(a, tb, **kwargs)])
 
 
 for _function in named(*BILINEAR.split()):
@@ -29,7 +31,7 @@ def rmatmul(input, other):
 @tangent("linear")
 def linear(y, input, weight, bias=None):
     (x, tx), (w, tw), (_, tb) = parts(input), parts(weight), parts(bias)
-    terms = [None if tx is None else torch._C._nn.linear(tx, w), None if tw is None else torch._C._nn.linear(x, tw), tb]
+    terms = [None if tx is None else F.linear(tx, w), None if tw is None else F.linear(x, tw), tb]
     return total(terms).expand(y.shape)
 
 
@@ -50,7 +52,9 @@ for _name in CONVOLUTIONS.split():
 @tangent("einsum")
 def einsum(y, equation, *operands, **kwargs):
     """torch.einsum, whose operands come one by one or as one list."""
-    operands = list(operands[0] if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands)
+    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+        operands = operands[0]
+    operands = list(operands)
     plain = primals(operands)
     return total([torch.einsum(equation, *plain[:i], t, *plain[i + 1:])
                   for i, (_, t) in enumerate(map(parts, operands)) if t is not None])
@@ -58,12 +62,9 @@ def einsum(y, equation, *operands, **kwargs):
 
 def _with_addend(product, y, input, a, b, *, beta=1, alpha=1):
     t = parts(input)[1]
-    return total([None if t is None else beta * t, None if _none(a, b) else alpha * _bilinear(product, y, a, b)])
+    moved = _bilinear(product, y, a, b)
+    return total([None if t is None else beta * t, None if moved is None else alpha * moved])
 
 
-def _none(*args) -> bool:
-    return all(parts(a)[1] is None for a in args)
-
-
-for _name, _product in {"addmm": torch.mm, "baddbmm": torch.bmm, "addmv": torch.mv, "addr": torch.outer}.items():
+for _name, _product in dict(addmm=torch.mm, baddbmm=torch.bmm, addmv=torch.mv, addr=torch.outer).items():
     tangent(_name)(partial(_with_addend, _product))

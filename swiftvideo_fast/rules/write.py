@@ -33,8 +33,8 @@ RESHAPES = "squeeze_ unsqueeze_ transpose_ swapaxes_ swapdims_ t_ as_strided_"
 def _target(function, x) -> Dual:
     if isinstance(x, Dual):
         return x
-    raise NoTangent(f"{name_of(function)}: a Dual written into a plain tensor would lose its tangent; make the buffer "
-                    "from a Dual (empty_like, new_zeros), or write inside jvp, in eager")
+    raise NoTangent(f"{name_of(function)}: a Dual written into a plain tensor would lose its tangent; make "
+                    "the buffer from a Dual (empty_like, new_zeros), or write inside jvp, in eager")
 
 
 def _set_tangent(x: Dual, t: Tensor | None, index=...) -> None:
@@ -58,7 +58,7 @@ def _in_place(function, out_of_place, x, *args, **kwargs):
     with torch.no_grad():
         y = call(out_of_place, (x, *args), kwargs)
     if y.shape != x.shape:
-        raise NoTangent(f"{name_of(function)}: it would resize the Dual from {tuple(x.shape)} to {tuple(y.shape)}")
+        raise NoTangent(f"{name_of(function)}: would resize a Dual from {tuple(x.shape)} to {tuple(y.shape)}")
     if not torch.is_grad_enabled():
         return _overwrite(x, y)
     function(x.p, *primals(args), **primals(kwargs))
@@ -67,7 +67,7 @@ def _in_place(function, out_of_place, x, *args, **kwargs):
 
 
 def _flagged(out_of_place, position, x, *args, inplace=False, **kwargs):
-    """F.relu(x, inplace=True) and its like; `position` is where the flag stands among the arguments after x."""
+    """F.relu(x, inplace=True) and its like; `position` is the flag's among the arguments after x."""
     y = out_of_place(x, *args[:position], **kwargs)
     return _overwrite(x, y) if inplace or len(args) > position and args[position] else y
 
@@ -117,13 +117,16 @@ for _function in named(*FILLS.split()):
 for _function in named(*RESHAPES.split()):
     rule(_function)(partial(_reshape, _function))
 
-for _name in {name for home in NAMESPACES for name in dir(home) if name.endswith("_") and not name.startswith("_")}:
+for _name in {n for home in NAMESPACES for n in dir(home) if n.endswith("_") and not n.startswith("_")}:
     for _home, _function in [(h, getattr(h, _name)) for h in NAMESPACES if callable(getattr(h, _name, None))]:
-        for _out_of_place in [getattr(h, _name[:-1]) for h in (_home, *NAMESPACES) if hasattr(h, _name[:-1])][:1]:
-            RULES.setdefault(_function, partial(_in_place, _function, _out_of_place))
+        _twins = [getattr(h, _name[:-1]) for h in (_home, *NAMESPACES) if hasattr(h, _name[:-1])]
+        if _twins:
+            RULES.setdefault(_function, partial(_in_place, _function, _twins[0]))
 for _name in IN_PLACE_OPERATORS:
     _function = getattr(Tensor, _name)
     rule(_function)(partial(_in_place, _function, getattr(Tensor, _name.replace("__i", "__", 1))))
-for _function in [f for f in vars(F).values() if isinstance(f, FunctionType) and "inplace" in signature(f).parameters]:
+for _function in [f for f in vars(F).values() if isinstance(f, FunctionType)]:
+    if "inplace" not in signature(_function).parameters:
+        continue
     _position = list(signature(_function).parameters).index("inplace") - 1
     rule(_function)(partial(_flagged, RULES.get(_function) or partial(_by_torch, _function), _position))
