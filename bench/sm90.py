@@ -158,10 +158,10 @@ def elementwise_cases() -> Iterator[tuple[str, bool, Callable]]:
 
 def faults(name: str, arch: int, f: dict) -> list[str]:
     """What must not be so of a kernel that is launched."""
-    found = []
-    if f["stack"] or f["spills"]:
+    found, exempt = [], " fp32 " in name                      # float32 attention is for tests, not for speed
+    if (f["stack"] or f["spills"]) and not exempt:
         found.append(f"spills ({f['spills']} stores, {f['stack']} bytes of stack)")
-    if name.startswith("attention") and " fp32 " not in name and not f["matrix"]:
+    if name.startswith("attention") and not exempt and not f["matrix"]:
         found.append(f"has no {MATRIX[arch]}")
     if f["shared"] > SHARED[arch]:
         found.append(f"wants {f['shared']} bytes of shared memory of {SHARED[arch]}")

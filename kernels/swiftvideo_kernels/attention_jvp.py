@@ -107,12 +107,12 @@ def _attention_jvp_kernel(
         acc_to = acc_to * alpha[:, None]
 
         v = block_of(v_src, first, M, v_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
-        acc_o = tl.dot(p_rounded, v, acc_o, input_precision="ieee")
+        acc_o = tl.dot(p_rounded, v, acc_o, input_precision="tf32x3")
         if ts is not None:
-            acc_to = tl.dot(h_rounded, v, acc_to, input_precision="ieee")
+            acc_to = tl.dot(h_rounded, v, acc_to, input_precision="tf32x3")
         if tv_src is not None:
             tv = block_of(tv_src, first, M, v_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
-            acc_to = tl.dot(p_rounded, tv, acc_to, input_precision="ieee")
+            acc_to = tl.dot(p_rounded, tv, acc_to, input_precision="tf32x3")
 
     some = l > 0                                                # no keys at all: o = to = 0, lse = -inf
     inverse = 1 / tl.where(some, l_rounded, 1.0)

@@ -74,10 +74,10 @@ def _attention_tangent_kernel(
         if ts is not None:
             h_rounded = (p * (ts * scale)).to(q.dtype)
             mu += tl.sum(h_rounded.to(tl.float32), 1)
-            acc = tl.dot(h_rounded, v, acc, input_precision="ieee")
+            acc = tl.dot(h_rounded, v, acc, input_precision="tf32x3")
         if tv_src is not None:
             tv = block_of(tv_src, first, M, v_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
-            acc = tl.dot(p.to(q.dtype), tv, acc, input_precision="ieee")
+            acc = tl.dot(p.to(q.dtype), tv, acc, input_precision="tf32x3")
 
     col = tl.arange(0, BLOCK_D)
     at = ((clip * N + row) * H + head)[:, None] * WIDTH + col[None, :]

@@ -47,14 +47,14 @@ def block_of(x, first, rows, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, B
 @triton.jit
 def scores(q, tq, k, tk):
     """S / c and tS / c: [BLOCK_M, BLOCK_N].  tS is None where neither q nor k has a tangent."""
-    s = tl.dot(q, k.T, input_precision="ieee")
+    s = tl.dot(q, k.T, input_precision="tf32x3")
     ts = None
     if tq is not None:
-        ts = tl.dot(tq, k.T, input_precision="ieee")
+        ts = tl.dot(tq, k.T, input_precision="tf32x3")
         if tk is not None:
-            ts = tl.dot(q, tk.T, ts, input_precision="ieee")
+            ts = tl.dot(q, tk.T, ts, input_precision="tf32x3")
     elif tk is not None:
-        ts = tl.dot(q, tk.T, input_precision="ieee")
+        ts = tl.dot(q, tk.T, input_precision="tf32x3")
     return s, ts
 
 
