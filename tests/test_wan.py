@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from swiftvideo_fast import jvp
-from swiftvideo_fast.models import weights
+from swiftvideo_fast.models import wan, weights
 from swiftvideo_fast.models.wan import PRESETS, Wan, WanConfig, cast, rotary_tables
 
 SMALL = WanConfig(dim=48, heads=2, layers=2, ffn_dim=80, text_dim=24, image_dim=20)
@@ -101,6 +101,17 @@ def test_its_tangent_equals_torch_of_diffusers(config, moving):
         got, t_got = jvp(lambda x, t: ours(x, t, *constants), (x, t), (tx, tt))
     assert relative(got, F) < 1e-5
     assert relative(t_got, dF) < 1e-5
+
+
+@torch.no_grad()
+def test_an_mlp_in_rows_gives_what_it_gives_whole(monkeypatch):
+    net, _ = pair(SMALL)
+    x, t, constants = inputs(SMALL)                             # 30 tokens
+    tangents = torch.randn_like(x), torch.ones_like(t)
+    whole = jvp(lambda x, t: net(x, t, *constants), (x, t), tangents)
+    monkeypatch.setattr(wan, "MLP_ROWS", 7)
+    for rows, want in zip(jvp(lambda x, t: net(x, t, *constants), (x, t), tangents), whole, strict=True):
+        assert relative(rows, want) < 1e-5
 
 
 def test_its_gradient_equals_that_of_diffusers():
