@@ -13,6 +13,7 @@ from bench.harness import Case, case
 from bench.memory import Setting, plain_torch
 from swiftvideo_fast import jvp, path
 from swiftvideo_fast.config import Ccd
+from swiftvideo_fast.data.latents import Latents
 from swiftvideo_fast.models.conditioning import Condition, velocity
 from swiftvideo_fast.models.wan import Block, Wan, rotary_tables
 from swiftvideo_fast.objectives import ccd
@@ -92,7 +93,7 @@ def build_step(*shape, device: str, dtype: torch.dtype) -> Case:
 
     def ours() -> list[Tensor]:
         net.zero_grad()
-        loss, _ = objective(point, condition, 500, None)
+        loss, _ = objective(point, Latents(point.x0, condition, []), 500, None)
         loss.backward()
         return [loss.detach(), net.blocks[0].self_attn.q.weight.grad, net.head.head.weight.grad]
 

@@ -31,6 +31,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from bench.account import GRADIENT, Account, grouped
 from swiftvideo_fast import jvp, ops, path
 from swiftvideo_fast.config import Ccd
+from swiftvideo_fast.data.latents import Latents
 from swiftvideo_fast.models import wan
 from swiftvideo_fast.models.conditioning import Condition, velocity
 from swiftvideo_fast.models.wan import PRESETS, Wan, cast
@@ -124,7 +125,7 @@ def step_pass(setting: Setting) -> tuple[Account, Callable]:
                                    "exp_avg_sq": moments[2 * i + 1]}
 
     def run():
-        loss, _ = objective(point, condition, 0, None)
+        loss, _ = objective(point, Latents(point.x0, condition, []), 0, None)
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0, foreach=False)
         for p, master, optimizer in zip(weights, masters, optimizers, strict=True):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftvideo_fast import config, path, sampler
+from swiftvideo_fast.data.latents import Latents
 from swiftvideo_fast.models.conditioning import Condition
 from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
 from swiftvideo_fast.objectives.dcd import DiscreteDistillation
@@ -25,6 +26,7 @@ from swiftvideo_fast.train.ema import Ema
 
 D = torch.float64
 UNTOLD = Condition(*(torch.zeros(1, 1, 1, dtype=D) for _ in range(3)))
+UNTOLD_BATCH = Latents(UNTOLD.frames, UNTOLD, [""])
 
 
 class Linear(nn.Module):
@@ -138,7 +140,7 @@ def test_ccd_trained_on_draws_comes_to_rest_there(s, norm, m):
     rng = torch.Generator().manual_seed(0)
     for step in range(260):
         x0 = s * torch.randn(512, 4, generator=rng, dtype=D)
-        loss, _ = ccd(path.draw(x0, rng, mean=0, std=1, uniform=True), UNTOLD, step, rng)
+        loss, _ = ccd(path.draw(x0, rng, mean=0, std=1, uniform=True), UNTOLD_BATCH, step, rng)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -158,7 +160,7 @@ def discretely_distilled(grid: int, s: float) -> Table:
     ones = torch.ones(grid, 1, dtype=D)
     optimizer = torch.optim.SGD(student.parameters(), lr=grid / 2)
     for step in range(grid):
-        loss, _ = dcd(path.Point(ones, ones, every, ones), UNTOLD, step, None)
+        loss, _ = dcd(path.Point(ones, ones, every, ones), UNTOLD_BATCH, step, None)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from swiftvideo_fast import config, path
+from swiftvideo_fast.data.latents import Latents
 from swiftvideo_fast.models.conditioning import Condition, velocity
 from swiftvideo_fast.objectives.ccd import ConsistencyDistillation, warmup
 from swiftvideo_fast.objectives.dcd import DiscreteDistillation
@@ -51,6 +52,10 @@ def draw() -> tuple[path.Point, Condition]:
     t = torch.rand(B, generator=rng, dtype=D)
     image = torch.randn(B, 4, SIZE, generator=rng, dtype=D)
     return path.Point(x0, x1, t, path.interpolate(x0, x1, t)), Condition(frames, text, null_text, image)
+
+
+def batch_of(point: path.Point, condition: Condition) -> Latents:
+    return Latents(point.x0, condition, [""] * B)
 
 
 def column(t):
@@ -101,7 +106,7 @@ def test_target_loss_and_gradient_of_ccd_are_those_of_algorithm_1(nets, norm, it
     assert_equal(got_g, g)
     assert log["r"] == min(1, iters / 60)
 
-    got, _ = ccd(point, condition, iters, torch.Generator())
+    got, _ = ccd(point, batch_of(point, condition), iters, torch.Generator())
     assert_equal(got, loss)
     parameters = list(nets[0].parameters())
     wanted = torch.autograd.grad(loss, parameters)
@@ -126,7 +131,8 @@ def test_clipping_is_met_by_values_inside_and_outside(nets):
 def test_no_gradient_reaches_average_or_teacher(nets):
     student, average, teacher = (net.requires_grad_() for net in nets)
     ccd = ConsistencyDistillation(config.Ccd(warmup=1), student, average, teacher)
-    ccd(*draw(), 1, torch.Generator())[0].backward()
+    point, condition = draw()
+    ccd(point, batch_of(point, condition), 1, torch.Generator())[0].backward()
     assert all(p.grad is not None for p in student.parameters())
     assert all(p.grad is None for net in (average, teacher) for p in net.parameters())
 
@@ -176,7 +182,8 @@ def test_guidance_is_of_ho_and_salimans(w):
 @pytest.mark.parametrize("drop", [0.0, 0.5, 1.0])
 def test_flow_matching_is_eq_2_with_text_dropped_from_some_clips(drop):
     net, (point, condition) = Net(1), draw()
-    loss, _ = FlowMatching(config.Flow(drop_text=drop), net)(point, condition, 0, generator(0, "path"))
+    loss, _ = FlowMatching(config.Flow(drop_text=drop), net)(point, batch_of(point, condition), 0,
+                                                                generator(0, "path"))
 
     dropped = torch.rand(B, generator=generator(0, "path")) < drop
     assert {0.0: dropped.sum() == 0, 0.5: 0 < dropped.sum() < B, 1.0: dropped.sum() == B}[drop]
@@ -208,7 +215,7 @@ def test_dcd_is_eq_3_with_an_euler_step_of_the_teacher(nets, grid):
     assert_equal(got_target, target)
     assert_equal(got_x_t, x_t)
     assert_equal(got_t, t)
-    got, _ = dcd(point, condition, 0, torch.Generator())
+    got, _ = dcd(point, batch_of(point, condition), 0, torch.Generator())
     assert_equal(got, loss)
     parameters = list(student.parameters())
     for a, b in zip(torch.autograd.grad(got, parameters), torch.autograd.grad(loss, parameters), strict=True):

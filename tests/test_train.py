@@ -198,8 +198,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_spoils_a_checkpoint(in
     cfg = tiny.config(inputs, "flow", run="diverged")
     real = loop.FlowMatching.__call__
 
-    def diverge(self, point, condition, step, rng):
-        loss, log = real(self, point, condition, step, rng)
+    def diverge(self, point, batch, step, rng):
+        loss, log = real(self, point, batch, step, rng)
         return (loss * float("nan") if step == 3 else loss), log
 
     monkeypatch.setattr(loop.FlowMatching, "__call__", diverge)

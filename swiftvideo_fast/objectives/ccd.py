@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from swiftvideo_fast import jvp, ops, path
 from swiftvideo_fast.config import Ccd
+from swiftvideo_fast.data.latents import Latents
 from swiftvideo_fast.models.conditioning import Condition, velocity
 
 
@@ -14,11 +15,11 @@ class ConsistencyDistillation:
     def __init__(self, options: Ccd, student: nn.Module, average: nn.Module, teacher: nn.Module):
         self.options, self.student, self.average, self.teacher = options, student, average, teacher
 
-    def __call__(self, point: path.Point, condition: Condition, step: int,
+    def __call__(self, point: path.Point, batch: Latents, step: int,
                  rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Lines 5 to 9.  The loss is summed over a clip's elements, averaged over clips."""
-        F, g, log = self.target(point, condition, step)
-        loss = ops.ccd_loss(velocity(self.student, point.x_t, point.t, condition), F, g).mean()
+        F, g, log = self.target(point, batch.condition, step)
+        loss = ops.ccd_loss(velocity(self.student, point.x_t, point.t, batch.condition), F, g).mean()
         return loss, log
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from swiftvideo_fast import path
 from swiftvideo_fast.config import Dcd
+from swiftvideo_fast.data.latents import Latents
 from swiftvideo_fast.models.conditioning import Condition, velocity
 
 
@@ -14,11 +15,11 @@ class DiscreteDistillation:
     def __init__(self, options: Dcd, student: nn.Module, average: nn.Module, teacher: nn.Module):
         self.options, self.student, self.average, self.teacher = options, student, average, teacher
 
-    def __call__(self, point: path.Point, condition: Condition, step: int,
+    def __call__(self, point: path.Point, batch: Latents, step: int,
                  rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """|| f_theta(x_t, t) - f_theta-(x_s, s) ||^2 with t on the grid, s = t - 1 / grid."""
-        target, x_t, t = self.target(point, condition)
-        x0 = x_t - path.over(t, x_t) * velocity(self.student, x_t, t, condition)
+        target, x_t, t = self.target(point, batch.condition)
+        x0 = x_t - path.over(t, x_t) * velocity(self.student, x_t, t, batch.condition)
         return (x0 - target).square().mean(), {}
 
     @torch.no_grad()

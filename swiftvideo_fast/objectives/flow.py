@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from swiftvideo_fast import path
 from swiftvideo_fast.config import Flow
+from swiftvideo_fast.data.latents import Latents
 from swiftvideo_fast.models.conditioning import Condition, velocity
 
 
@@ -14,8 +15,9 @@ class FlowMatching:
     def __init__(self, options: Flow, student: nn.Module):
         self.options, self.student = options, student
 
-    def __call__(self, point: path.Point, condition: Condition, step: int,
+    def __call__(self, point: path.Point, batch: Latents, step: int,
                  rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        condition = batch.condition
         keep = (torch.rand(len(point.t), generator=rng) >= self.options.drop_text).to(point.t.device)
         text = torch.where(keep[:, None, None], condition.text, condition.null_text)
         dropped = Condition(condition.frames, text, condition.null_text, condition.image)

@@ -63,7 +63,7 @@ def train(cfg: Config) -> Path:
             rng = generator(cfg.run.seed, "path", clips_seen)
             point = path.draw(batch.x0, rng, **asdict(cfg.times))
 
-            loss, log = objective(point, batch.condition, step, rng)
+            loss, log = objective(point, batch, step, rng)
             optimizer.zero_grad()
             loss.backward()
             norm = nn.utils.clip_grad_norm_(student.parameters(), cfg.optim.clip)
