@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from bench.harness import Case, case
-from bench.memory import plain_torch
+from bench.passes import plain_torch
 from swiftvideo_fast import jvp
 from swiftvideo_fast.models.wan import Wan, WanConfig
 

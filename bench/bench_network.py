@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.harness import Case, case
-from bench.memory import Setting, plain_torch
+from bench.passes import Setting, plain_torch
 from swiftvideo_fast import jvp, path
 from swiftvideo_fast.config import Ccd
 from swiftvideo_fast.data.latents import Latents

@@ -5,192 +5,51 @@
     python -m bench memory --pass step --png step.png   the timeline of a whole CCD step
     python -m bench memory --table                      1.3B and 14B on 80 and 141 GB, as Markdown
 
-The passes:
-    jvp     the EMA network and its tangent, under no_grad
-    train   the student's loss, forward and backward, each block recomputed in the backward
-    step    Algorithm 1 whole: guided teacher, jvp of the EMA, student, clipped gradients, AdamW, average
-A step is taken on one device, one clip, nothing sharded.  It holds, beside gradients, the student, the EMA's
-copy and the teacher as stored (bf16), and in fp32 the masters, AdamW's two moments and the EMA: 22 bytes a
-parameter; AdamW goes parameter by parameter.  In the table n devices share what is held and the gradients, as
-under ZeRO-3: each has an n-th, two gathered blocks, and a clip of its own.
+The passes are told in bench/passes.py.  In the table n devices share what is held and the gradients, as under
+ZeRO-3: each has an n-th, two gathered blocks, and a clip of its own.
 On a machine with a GPU the pass is also run there, on weights of zero, and the allocator's own peak printed.
 """
 
 import argparse
 import math
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
-from unittest.mock import patch
+from dataclasses import replace
+from functools import partial
 
 import torch
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.account import GRADIENT, Account, grouped
-from swiftvideo_fast import jvp, ops, path
-from swiftvideo_fast.config import Ccd
-from swiftvideo_fast.data.latents import Latents
-from swiftvideo_fast.models import wan
-from swiftvideo_fast.models.conditioning import Condition, velocity
-from swiftvideo_fast.models.wan import PRESETS, Wan, cast
-from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
-from swiftvideo_fast.ops import reference
+from bench.passes import PASSES, Setting, jvp_pass, plain_torch
+from swiftvideo_fast.models.wan import PRESETS
 
-STRIDE_T, STRIDE = 4, 8                 # of the codec: pixel frames and pixels a latent
-TEXT, IMAGE = 512, 257                  # tokens of the two encoders
 DEVICES_GB = (80, 141)                  # H100, H200
 USABLE = 0.94                           # of a device: context, workspaces and fragments take the rest
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What is accounted for.  frames: 4n + 1, in pixel space; size: (width, height), multiples of 16."""
-
-    preset: str = "1.3b"
-    frames: int = 61
-    size: tuple[int, int] = (832, 480)
-    dtype: torch.dtype = torch.bfloat16
-
-    def __post_init__(self):
-        if self.frames % STRIDE_T != 1 or any(s % (2 * STRIDE) for s in self.size):
-            raise ValueError(f"memory: {self.frames} frames of {self.size[0]}x{self.size[1]}; "
-                             "want 4n + 1 frames, sides multiples of 16")
-
-    @property
-    def latent(self) -> tuple[int, int, int]:
-        return (self.frames - 1) // STRIDE_T + 1, self.size[1] // STRIDE, self.size[0] // STRIDE
-
-    @property
-    def tokens(self) -> int:
-        return math.prod(self.latent) // 4
-
-    def point(self) -> path.Point:
-        x0, x1 = (torch.randn(1, PRESETS[self.preset].latent, *self.latent) for _ in range(2))
-        t = torch.full((1,), 0.5)
-        return path.Point(x0, x1, t, path.interpolate(x0, x1, t))
-
-    def condition(self) -> Condition:
-        c = PRESETS[self.preset]
-        text, null_text = (torch.randn(1, TEXT, c.text_dim) for _ in range(2))
-        image = torch.randn(1, IMAGE, c.image_dim) if c.image_dim else None
-        return Condition(torch.randn(1, c.condition, *self.latent), text, null_text, image)
-
-    def network(self, *, trained: bool) -> Wan:
-        """Of the preset's sizes, its values left as they are found; made on the current default device."""
-        with unset_fake_temporarily(), torch.device("meta"):
-            net = cast(Wan(PRESETS[self.preset]), self.dtype).requires_grad_(trained)
-        for module in net.modules():    # Module.to_empty would swap tensors, which fakes refuse
-            for name, p in module._parameters.items():
-                module._parameters[name] = nn.Parameter(torch.zeros(p.shape, dtype=p.dtype), p.requires_grad)
-        net.recompute = trained
-        return net
-
-
-# --- the passes: each gives its account and the function to run under it ---------------------------------
-
-
-def jvp_pass(setting: Setting) -> tuple[Account, Callable]:
-    net, point, condition = setting.network(trained=False), setting.point(), setting.condition()
-
-    def run():
-        with torch.no_grad():
-            return jvp(lambda x, t: velocity(net, x, t, condition), (point.x_t, point.t),
-                       (point.velocity, torch.ones_like(point.t)))
-
-    return _account(net.parameters(), point, condition, net=net), run
-
-
-def train_pass(setting: Setting) -> tuple[Account, Callable]:
-    net, point, condition = setting.network(trained=True), setting.point(), setting.condition()
-
-    def run():
-        F = torch.zeros_like(point.x_t)
-        ops.ccd_loss(velocity(net, point.x_t, point.t, condition), F, F).mean().backward()
-
-    return _account(net.parameters(), point, condition, student=net), run
-
-
-def step_pass(setting: Setting) -> tuple[Account, Callable]:
-    student, average, teacher = (setting.network(trained=trained) for trained in (True, False, False))
-    point, condition = setting.point(), setting.condition()
-    objective = ConsistencyDistillation(Ccd(), student, average, teacher)
-    weights = list(student.parameters())
-    masters, averages = ([p.detach().float().clone() for p in weights] for _ in range(2))
-    moments = [torch.zeros_like(master) for master in masters for _ in range(2)]
-    optimizers = [torch.optim.AdamW([master], lr=1e-6, fused=True) for master in masters]
-    for i, (master, optimizer) in enumerate(zip(masters, optimizers, strict=True)):
-        optimizer.state[master] = {"step": torch.zeros(()), "exp_avg": moments[2 * i],
-                                   "exp_avg_sq": moments[2 * i + 1]}
-
-    def run():
-        loss, _ = objective(point, Latents(point.x0, condition, []), 0, None)
-        loss.backward()
-        nn.utils.clip_grad_norm_(weights, 1.0, foreach=False)
-        for p, master, optimizer in zip(weights, masters, optimizers, strict=True):
-            master.grad, p.grad = p.grad.float(), None
-            optimizer.step()
-            master.grad = None
-            p.data.copy_(master)
-        ops.ema_(averages, masters, 0.95, list(average.parameters()))
-
-    known = [*weights, *average.parameters(), *teacher.parameters(), *masters, *averages, *moments]
-    return _account(known, point, condition, student=student, average=average, teacher=teacher), run
-
-
-PASSES = {"jvp": jvp_pass, "train": train_pass, "step": step_pass}
-
-
-def _account(known, point: path.Point, condition: Condition, **networks: nn.Module) -> Account:
-    account = Account(known, **networks)
-    for x in (*vars(point).values(), *vars(condition).values()):
-        if x is not None:
-            account.follow(x)
-    return account
-
-
-def faked(name: str, setting: Setting) -> Account:
+def faked(build: Callable, setting: Setting) -> Account:
     """The account of a pass of which nothing is computed."""
     with FakeTensorMode():
-        account, run = PASSES[name](setting)
+        account, run = build(setting)
         with account:
             run()
     return account
 
 
-@contextmanager
-def plain_torch():
-    """The ops are their references in here: math attention, nothing fused, the MLP whole."""
-    with ExitStack() as swapped:
-        for name in ("attention", "modulate", "norm_rope", "gate", "gelu", "tangent", "ccd_loss"):
-            swapped.enter_context(patch.object(ops, name, getattr(reference, name)))
-        swapped.enter_context(patch.object(wan, "MLP_ROWS", sys.maxsize))
-        yield
-
-
 def by_torch(setting: Setting) -> Account:
     """The account of torch.func.jvp."""
-    with FakeTensorMode(), plain_torch():
-        net, point, condition = setting.network(trained=False), setting.point(), setting.condition()
-        account = _account(net.parameters(), point, condition, net=net)
-        with torch.no_grad(), account:
-            torch.func.jvp(lambda x, t: velocity(net, x, t, condition), (point.x_t, point.t),
-                           (point.velocity, torch.ones_like(point.t)))
-    return account
+    with plain_torch():
+        return faked(partial(jvp_pass, transform=torch.func.jvp), setting)
 
 
-def measured(name: str, setting: Setting) -> int:
+def measured(build: Callable, setting: Setting) -> int:
     """Bytes the GPU's allocator held at most beyond weights and states, in a real pass."""
     with torch.device("cuda"):
-        account, run = PASSES[name](setting)
+        account, run = build(setting)
         run()                           # the first pass also builds kernels and handles
         torch.cuda.reset_peak_memory_stats()
         run()
     return torch.cuda.max_memory_allocated() - account.known_bytes
-
-
-# --- what it says ----------------------------------------------------------------------------------------
 
 
 def report(name: str, setting: Setting, account: Account) -> str:
@@ -248,8 +107,8 @@ def table(settings: list[Setting]) -> Iterator[str]:
         with FakeTensorMode():
             block = setting.network(trained=False).blocks[0]
         gathered = 2 * sum(p.numel() * p.element_size() for p in block.parameters())
-        for name in PASSES:
-            account = faked(name, setting)
+        for name, build in PASSES.items():
+            account = faked(build, setting)
             needed = [devices_needed(account, gathered, gb) or "none" for gb in DEVICES_GB]
             sizes = account.known_bytes, account.peak_gradients, account.peak_activations, account.peak
             yield (f"| Wan {setting.preset} | {name} | {' | '.join(f'{b / 1e9:.2f}' for b in sizes)} | "
@@ -282,7 +141,7 @@ def main(argv: list[str]) -> int:
         for line in table([replace(setting, preset=name) for name in ("1.3b", "14b")]):
             print(line, flush=True)
         return 0
-    account = faked(args.name, setting)
+    account = faked(PASSES[args.name], setting)
     said = report(args.name, setting, account)
     print(said)
     if args.against:
@@ -290,7 +149,7 @@ def main(argv: list[str]) -> int:
         print(f"torch.func.jvp     {theirs.peak / 1e9:9.3f} GB   at {theirs.op} in {theirs.where}: "
               f"{theirs.peak / account.peak:.1f} times ours")
     if torch.cuda.is_available():
-        gb = measured(args.name, setting) / 1e9
+        gb = measured(PASSES[args.name], setting) / 1e9
         print(f"measured           {gb:9.3f} GB   on {torch.cuda.get_device_name()}")
     if args.png:
         draw(account, args.png, said.splitlines()[0])

@@ -7,7 +7,8 @@ import argparse
 import csv
 from itertools import product
 
-from bench.memory import DEVICES_GB, PASSES, USABLE, Setting, faked, setting_arguments, setting_of
+from bench.memory import DEVICES_GB, USABLE, faked, setting_arguments, setting_of
+from bench.passes import PASSES, Setting
 
 FRAMES = (17, 33, 61, 81, 121)
 SIZES = ("832x480", "1280x720")
@@ -16,7 +17,7 @@ SIZES = ("832x480", "1280x720")
 def rows(settings: list[Setting], passes: list[str]):
     """A dict a setting and pass: tokens, GB held, peak, their sum, and whether each device fits it."""
     for setting, name in product(settings, passes):
-        account = faked(name, setting)
+        account = faked(PASSES[name], setting)
         total = (account.known_bytes + account.peak) / 1e9
         yield {"preset": setting.preset, "pass": name, "frames": setting.frames,
                "size": "x".join(map(str, setting.size)), "tokens": setting.tokens,

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from bench import memory
 from bench.account import Account
 from bench.harness import allocated
-from bench.memory import Setting, devices_needed, faked
+from bench.memory import devices_needed, faked
+from bench.passes import Setting, jvp_pass, step_pass, train_pass
 from swiftvideo_fast.models import wan
+from swiftvideo_fast.models.conditioning import velocity
 from swiftvideo_fast.models.wan import Block
 
 JVP_PEAK_GB = 0.843         # 1.3B, bf16, 24,960 tokens; the bar is 1.25
@@ -19,7 +20,7 @@ SMALL = Setting("tiny", 17, (256, 256), torch.float32)
 
 @pytest.fixture(scope="module")
 def released():
-    return faked("jvp", Setting())
+    return faked(jvp_pass, Setting())
 
 
 def test_the_jvp_pass_of_the_released_network_keeps_its_peak(released):
@@ -33,19 +34,19 @@ def test_the_peak_is_attention_and_its_planes_are_ten(released):
     assert sum(p.bytes == plane for p in released.planes) == 10
 
 
-@pytest.mark.parametrize("name", ["jvp", "train"])
-def test_the_account_agrees_with_the_allocator(name):
-    account, run = memory.PASSES[name](SMALL)
+@pytest.mark.parametrize("build", [jvp_pass, train_pass])
+def test_the_account_agrees_with_the_allocator(build):
+    account, run = build(SMALL)
     given = account.alive
     del account
     peak = given + allocated(run, "cpu")
-    assert faked(name, SMALL).peak == pytest.approx(peak, rel=0.05)
+    assert faked(build, SMALL).peak == pytest.approx(peak, rel=0.05)
 
 
 def test_whole_mlp_planes_are_seen():
     with patch.object(wan, "MLP_ROWS", 128):
-        in_rows = faked("jvp", SMALL).peak
-    assert faked("jvp", SMALL).peak > 1.3 * in_rows
+        in_rows = faked(jvp_pass, SMALL).peak
+    assert faked(jvp_pass, SMALL).peak > 1.3 * in_rows
 
 
 def test_a_plane_kept_too_long_breaks_the_bar(released):
@@ -56,7 +57,7 @@ def test_a_plane_kept_too_long_breaks_the_bar(released):
         return forward(self, x, *args)
 
     with patch.object(Block, "forward", hoarding), patch.dict(wan.PRESETS, {"two": two_blocks()}):
-        planted = faked("jvp", Setting("two")).peak
+        planted = faked(jvp_pass, Setting("two")).peak
     assert planted > 1.02 * released.peak
 
 
@@ -66,7 +67,7 @@ def two_blocks():
 
 def test_the_peak_does_not_grow_with_the_number_of_blocks(released):
     with patch.dict(wan.PRESETS, {"two": two_blocks()}):
-        assert faked("jvp", Setting("two")).peak == released.peak
+        assert faked(jvp_pass, Setting("two")).peak == released.peak
 
 
 def test_recomputed_blocks_give_the_same_gradients_and_keep_less():
@@ -77,22 +78,22 @@ def test_recomputed_blocks_give_the_same_gradients_and_keep_less():
     found = []
     for net.recompute in (False, True):
         net.zero_grad()
-        F = memory.velocity(net, point.x_t, point.t, condition)
+        F = velocity(net, point.x_t, point.t, condition)
         F.square().sum().backward()
         found.append([p.grad for p in net.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
     def planes(recompute):
-        with patch.object(memory.Setting, "network", lambda self, trained, made=Setting.network:
+        with patch.object(Setting, "network", lambda self, trained, made=Setting.network:
                           setattr(net := made(self, trained=trained), "recompute", recompute) or net):
-            return faked("train", SMALL).peak
+            return faked(train_pass, SMALL).peak
     assert planes(True) < 0.6 * planes(False)
 
 
 def test_a_step_holds_teacher_average_student_masters_and_moments():
-    account = faked("step", Setting("tiny", 5, (64, 64)))
+    account = faked(step_pass, Setting("tiny", 5, (64, 64)))
     assert account.peak_gradients > 0
-    weights = faked("jvp", Setting("tiny", 5, (64, 64))).known_bytes
+    weights = faked(jvp_pass, Setting("tiny", 5, (64, 64))).known_bytes
     parameters = sum(p.numel() for p in Setting("tiny").network(trained=False).parameters())
     assert account.known_bytes == 3 * weights + 16 * parameters
 
