@@ -22,7 +22,7 @@ def parts(seed: int, steps: int = 2) -> dict:
         student(torch.randn(4, 3)).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-    return {"nets": {"student": student, "average": average}, "optimizer": optimizer}
+    return {"nets": {"student": student, "average": average}, "optimizers": {"optimizer": optimizer}}
 
 
 def save(run, step: int, keep: int = 2, seed: int = 0):
@@ -30,7 +30,7 @@ def save(run, step: int, keep: int = 2, seed: int = 0):
 
 
 def bits(of: dict) -> list[torch.Tensor]:
-    moments = of["optimizer"].state_dict()["state"].values()
+    moments = of["optimizers"]["optimizer"].state_dict()["state"].values()
     weights = [p for net in of["nets"].values() for p in net.parameters()]
     return [entry[name] for entry in moments for name in sorted(entry)] + weights
 
@@ -44,7 +44,7 @@ def test_nets_moments_and_state_come_back_to_the_bit(tmp_path):
 
     for of in (saved, blank):               # and the next step is the same
         of["nets"]["student"](torch.ones(1, 3)).sum().backward()
-        of["optimizer"].step()
+        of["optimizers"]["optimizer"].step()
     assert all(torch.equal(a, b) for a, b in zip(bits(saved), bits(blank), strict=True))
 
 

@@ -147,6 +147,11 @@ def test_a_distillation_needs_its_teacher(file):
     assert "model.weights is None; want a file: ccd distils the teacher in it" in found
 
 
+def test_a_network_from_scratch_starts_at_no_student(file):
+    found = error(file, "objective={name: flow}", "model={codec: c, preset: tiny, student: ccd.safetensors}")
+    assert found.startswith("model.student is 'ccd.safetensors'; want none without model.weights")
+
+
 @pytest.mark.parametrize("key", "run.dir run.steps model.codec optim.lr run model objective optim".split())
 def test_a_missing_key_is_named(key, file):
     tree = yaml.safe_load(LEAST)

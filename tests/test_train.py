@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 
+from swiftvideo_fast.models import weights
 from swiftvideo_fast.train import checkpoint, loop, report
 from swiftvideo_fast.train.ema import Ema
 from swiftvideo_fast.train.report import Report, read_log
@@ -270,3 +271,22 @@ def test_without_a_terminal_progress_is_a_plain_line_now_and_then(tmp_path, caps
     name = tmp_path.name
     assert [line.partition(" steps, ")[0] for line in lines] == [f"{name}: 2/4", f"{name}: 4/4", ""]
     assert all(line.endswith(" left, loss 0.5") and "\r" not in line for line in lines[:2])
+
+
+def test_a_tensor_in_the_log_is_a_histogram_on_tensorboard_alone(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    said = Report(tmp_path, start=0, steps=1)
+    said(1, {"loss": 0.5, "logits": torch.tensor([-1.0, 1.0, 1.0])})
+    said.close()
+    assert read_log(tmp_path) == [{"step": 1, "loss": 0.5}]
+    [shown] = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Histograms("logits")
+    assert shown.histogram_value.num == 3
+
+
+def test_a_student_may_start_where_the_teacher_is_not(inputs):
+    run = loop.train(tiny.config(inputs, "flow", run="first"))
+    cfg = tiny.config(inputs, "ccd", model={"student": str(run / loop.STUDENT)})
+    started = loop.starting_network(cfg)
+    assert torch.equal(started.head.head.weight, weights.load(run / loop.STUDENT).head.head.weight)
+    assert not torch.equal(started.head.head.weight, tiny.network().head.head.weight)

@@ -34,11 +34,13 @@ class Data:
 @dataclass(frozen=True)
 class Model:
     """preset: a name in models.wan.PRESETS, for a network from scratch; weights: the file to start from (and
-    the teacher, where the objective has one).  Exactly one of the two.  codec: a file by PcaCodec.save."""
+    the teacher, where the objective has one).  Exactly one of the two.  student: a file to start from in
+    place of the teacher's.  codec: a file by PcaCodec.save."""
 
     codec: str
     preset: str | None = None
     weights: str | None = None
+    student: str | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ class Config:
              "exactly one of the two")
         want(bool(m.weights) or isinstance(self.objective, Flow), "model.weights", m.weights,
              f"a file: {objective_name(self.objective)} distils the teacher in it")
+        want(bool(m.weights) or not m.student, "model.student", repr(m.student),
+             "none without model.weights: from scratch a network starts at model.preset")
         want(d.height >= d.size, "data.height", d.height, f"at least data.size = {d.size}")
         one_of("optim.schedule", self.optim.schedule, ("constant", "cosine"))
         one_of("sample.sampler", self.sample.sampler, ("euler", "consistency"))

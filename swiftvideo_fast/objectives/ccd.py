@@ -7,20 +7,20 @@ from swiftvideo_fast import jvp, ops, path
 from swiftvideo_fast.config import Ccd
 from swiftvideo_fast.data.latents import Latents
 from swiftvideo_fast.models.conditioning import Condition, velocity
+from swiftvideo_fast.objectives import Consistency, Log
 
 
-class ConsistencyDistillation:
+class ConsistencyDistillation(Consistency):
     """student: F_theta, trained.  average: F_theta-, its EMA.  teacher: F_pretrain, frozen."""
 
     def __init__(self, options: Ccd, student: nn.Module, average: nn.Module, teacher: nn.Module):
         self.options, self.student, self.average, self.teacher = options, student, average, teacher
 
-    def __call__(self, point: path.Point, batch: Latents, step: int,
-                 rng: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def distil(self, point: path.Point, batch: Latents, step: int) -> tuple[Tensor, Tensor, Log]:
         """Lines 5 to 9.  The loss is summed over a clip's elements, averaged over clips."""
         F, g, log = self.target(point, batch.condition, step)
-        loss = ops.ccd_loss(velocity(self.student, point.x_t, point.t, batch.condition), F, g).mean()
-        return loss, log
+        v = velocity(self.student, point.x_t, point.t, batch.condition)
+        return ops.ccd_loss(v, F, g).mean(), point.x_t - path.over(point.t, v) * v, log
 
     @torch.no_grad()
     def target(self, point: path.Point, condition: Condition, step: int) -> tuple[Tensor, Tensor, dict]:

@@ -16,14 +16,14 @@ from swiftvideo_fast.atomic import aside_of, sweep, whole
 from swiftvideo_fast.models import weights
 
 STATE = "state.json"
-OPTIMIZER = "optimizer.safetensors"
 
 
-def save(run: Path, step: int, *, nets: dict[str, nn.Module], optimizer: torch.optim.Optimizer, state: dict,
-         keep: int) -> Path:
+def save(run: Path, step: int, *, nets: dict[str, nn.Module],
+         optimizers: dict[str, torch.optim.Optimizer], state: dict, keep: int) -> Path:
     """Write run/step-XXXXXXXX and drop all but the newest `keep`.  Atomic; OSError when the disk refuses."""
     tensors = {_file(name): {k: v.detach().contiguous() for k, v in net.state_dict().items()}
-               for name, net in nets.items()} | {OPTIMIZER: _moments(optimizer)}
+               for name, net in nets.items()}
+    tensors |= {_file(name): _moments(optimizer) for name, optimizer in optimizers.items()}
     target = run / f"step-{step:08d}"
     with whole(target) as aside:
         aside.mkdir()
@@ -48,16 +48,18 @@ def newest(run: Path) -> Path | None:
     return folders[-1] if folders else None
 
 
-def restore(folder: Path, *, nets: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict:
-    """Fill nets and optimizer; returns the state saved with them, {"step": ...} and what the caller added.
+def restore(folder: Path, *, nets: dict[str, nn.Module],
+            optimizers: dict[str, torch.optim.Optimizer]) -> dict:
+    """Fill nets and optimizers; returns the state saved with them, {"step": ...} and what the caller added.
 
     ValueError names the file that is missing or whose bytes are not those that were written.
     """
-    state = _read_state(folder, [*map(_file, nets), OPTIMIZER])
+    state = _read_state(folder, [*map(_file, nets), *map(_file, optimizers)])
     for name, net in nets.items():
         file = folder / _file(name)
         weights.fill(net, load_file(file), file)
-    _fill_moments(optimizer, load_file(folder / OPTIMIZER))
+    for name, optimizer in optimizers.items():
+        _fill_moments(optimizer, load_file(folder / _file(name)))
     return state
 
 
@@ -78,8 +80,8 @@ def _read_state(folder: Path, wanted: list[str]) -> dict:
     return state
 
 
-def _file(net: str) -> str:
-    return f"{net}.safetensors"
+def _file(part: str) -> str:
+    return f"{part}.safetensors"
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

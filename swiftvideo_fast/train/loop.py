@@ -47,8 +47,9 @@ def train(cfg: Config) -> Path:
     objective = build_objective(cfg, student, ema.net)
     optimizer = torch.optim.AdamW(student.parameters(), cfg.optim.lr, cfg.optim.betas,
                                   weight_decay=cfg.optim.weight_decay, fused=True)
-    nets = {"student": student, "average": ema.net}
-    start = resume(cfg, run, nets, optimizer)
+    nets = {"student": student, "average": ema.net} | objective.nets
+    optimizers = {"optimizer": optimizer} | objective.optimizers
+    start = resume(cfg, run, nets, optimizers)
     if start == cfg.run.steps and all((run / name).exists() for name in (STUDENT, AVERAGE)):
         return run
 
@@ -75,6 +76,7 @@ def train(cfg: Config) -> Path:
                 group["lr"] = learning_rate(cfg, step)
             optimizer.step()
             ema.update()
+            log |= objective.after_step()
 
             done = step + 1
             if done % cfg.run.log_every == 0 or done == cfg.run.steps:
@@ -83,8 +85,8 @@ def train(cfg: Config) -> Path:
             report.tick()
             if done % cfg.run.save_every == 0 or done == cfg.run.steps:
                 report.sync()
-                checkpoint.save(run, done, nets=nets, optimizer=optimizer, state={"config": to_dict(cfg)},
-                                keep=cfg.run.keep)
+                checkpoint.save(run, done, nets=nets, optimizers=optimizers,
+                                state={"config": to_dict(cfg)}, keep=cfg.run.keep)
     for name, net in ((STUDENT, student), (AVERAGE, ema.net)):
         weights.save(net, run / name, sample=asdict(cfg.sample), trained=to_dict(cfg))
     return run
@@ -101,12 +103,13 @@ def agree(cfg: Config, run: Path) -> None:
                          "that file") from why
 
 
-def resume(cfg: Config, run: Path, nets: dict[str, nn.Module], optimizer: torch.optim.Optimizer) -> int:
-    """The steps done by the newest checkpoint, now in nets and optimizer; 0 without one."""
+def resume(cfg: Config, run: Path, nets: dict[str, nn.Module],
+           optimizers: dict[str, torch.optim.Optimizer]) -> int:
+    """The steps done by the newest checkpoint, now in nets and optimizers; 0 without one."""
     last = checkpoint.newest(run)
     if last is None:
         return 0
-    state = checkpoint.restore(last, nets=nets, optimizer=optimizer)
+    state = checkpoint.restore(last, nets=nets, optimizers=optimizers)
     _same(cfg, state.get("config", {}), last)
     checkpoint.tidy(run, cfg.run.keep)
     return state["step"]
@@ -120,7 +123,7 @@ def _same(cfg: Config, other: dict, where: Path) -> None:
 
 def starting_network(cfg: Config) -> Wan:
     if cfg.model.weights:
-        return weights.load(cfg.model.weights)
+        return weights.load(cfg.model.student or cfg.model.weights)
     one_of("model.preset", cfg.model.preset, PRESETS)
     net = Wan(PRESETS[cfg.model.preset])
     initialise(net, generator(cfg.run.seed, "weights"))

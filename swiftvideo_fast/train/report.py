@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -17,7 +18,10 @@ LINE = "{desc}: {n_fmt}/{total_fmt} steps, {rate_fmt}, {remaining} left{postfix}
 
 
 class Report:
-    """Scalars by step.  A resumed run drops what was said beyond the step it resumes from.  To be closed."""
+    """Scalars by step, tensors as TensorBoard's histograms.  To be closed.
+
+    A resumed run drops what was said beyond the step it resumes from.
+    """
 
     def __init__(self, run: Path, *, start: int, steps: int):
         kept = [line for line in read_log(run) if line["step"] <= start]
@@ -29,10 +33,13 @@ class Report:
         self.name, self.start, self.steps = run.name, start, steps
         self.began = self.spoke = time.monotonic()
 
-    def __call__(self, step: int, scalars: dict[str, float]) -> None:
+    def __call__(self, step: int, values: dict[str, float | Tensor]) -> None:
+        scalars = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
         self.log.write(_as_text({"step": step} | scalars))
         for name, value in scalars.items():
             self.board.add_scalar(name, value, step)
+        for name in values.keys() - scalars.keys():
+            self.board.add_histogram(name, values[name], step)
         shown = {name: f"{value:.3g}" for name, value in scalars.items()}
         self.bar.set_postfix(shown, refresh=False)
         if self.bar.disable:
