@@ -42,7 +42,7 @@ def clips() -> tuple[Clip, ...]:
 @functools.cache
 def demo() -> list[Clip]:
     """The demo's three clips, decoded once."""
-    return demo_clips(height=96)
+    return demo_clips()
 
 
 def network(seed: int = 0) -> Wan:

@@ -25,7 +25,7 @@ class Data:
 
     frames: int = 17
     size: int = 64
-    height: int = 96
+    height: int = 72
     speed: float = 0.5
     pool: int = 2048
     batch: int = 16

@@ -39,7 +39,7 @@ def decode(path: Path | str, *, height: int) -> tuple[np.ndarray, float]:
     return np.stack(pixels), file.fps
 
 
-def demo_clips(height: int = 96) -> list[Clip]:
+def demo_clips(height: int = 72) -> list[Clip]:
     """The three real clips of the demo, scaled to `height` rows."""
     paths = packaged_clips(list(DEMO_CAPTIONS))
     decoded = ((p.stem, *decode(p, height=height)) for p in paths)

@@ -78,14 +78,17 @@ def shots(frames_THWC: np.ndarray, cut: float = 40.0) -> list[range]:
     return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
 
-def split(shot: range, window: int) -> dict[str, range]:
-    """Training, validation and test frames of a shot, in this order of time, without overlap.
+def split(shot: range, window: int) -> dict[str, list[range]]:
+    """Training, validation and test frames of a shot, without overlap.
 
-    Each held-out part is a fifth of the shot or one window, whichever is longer; a shot too short to leave
-    a window in all three is training.
+    Each held-out part is one window.  In a long shot training lies before, between and behind the two, in a
+    shorter one between them; a shot too short to leave a window in all three is training.
     """
-    held = max(window, len(shot) // 5)
-    if len(shot) < 2 * held + window:
-        return {"train": shot, "valid": range(0), "test": range(0)}
-    a, b = len(shot) - 2 * held, len(shot) - held
-    return {"train": shot[:a], "valid": shot[a:b], "test": shot[b:]}
+    rest = len(shot) - 2 * window
+    if rest < window:
+        return {"train": [shot], "valid": [], "test": []}
+    before = rest // 3 if rest >= 3 * window else 0
+    a, c = before, before + window + (rest - 2 * before)
+    b, d = a + window, c + window
+    train = [shot[:a], shot[b:c], shot[d:]]
+    return {"train": [piece for piece in train if piece], "valid": [shot[a:b]], "test": [shot[c:d]]}

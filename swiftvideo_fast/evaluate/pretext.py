@@ -45,7 +45,7 @@ def teach(seed: int, steps: int) -> FeatureNet:
 
     for step in (bar := tqdm(range(steps), desc="feature net")):
         drawn = crops.draw(BATCH, seed + 1 + step)
-        source = torch.tensor([[c.startswith(s) for s in sources].index(True) for c in drawn.captions])
+        source = torch.tensor([sources.index(caption) for caption in drawn.captions])
         x, strength = _damage(drawn.pixels, codec, rng)
         strength_told, source_told = head(net(x)).split([told, len(sources)], 1)
         damage_loss, source_loss = F.mse_loss(strength_told, strength), F.cross_entropy(source_told, source)
