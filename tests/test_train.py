@@ -14,6 +14,7 @@ import tiny
 import torch
 
 from swiftvideo_fast.models import weights
+from swiftvideo_fast.models.wan import Block
 from swiftvideo_fast.train import checkpoint, loop, report
 from swiftvideo_fast.train.ema import Ema
 from swiftvideo_fast.train.report import Report, read_log
@@ -290,3 +291,17 @@ def test_a_student_may_start_where_the_teacher_is_not(inputs):
     started = loop.starting_network(cfg)
     assert torch.equal(started.head.head.weight, weights.load(run / loop.STUDENT).head.head.weight)
     assert not torch.equal(started.head.head.weight, tiny.network().head.head.weight)
+
+
+def test_a_student_that_recomputes_ends_with_the_same_bits(inputs, monkeypatch):
+    forward, entered = Block.forward, []
+    monkeypatch.setattr(Block, "forward", lambda block, *args: entered.append(block.training) or
+                        forward(block, *args))
+    found = []
+    for recompute in (False, True):
+        entered.clear()
+        run = loop.train(tiny.config(inputs, "ccd", run=f"recompute {recompute}",
+                                     model={"recompute": recompute}))
+        found.append((weights.load(run / loop.STUDENT).state_dict(), sum(entered)))
+    (kept, once), (recomputed, twice) = found
+    assert all(torch.equal(x, recomputed[name]) for name, x in kept.items()) and twice == 2 * once

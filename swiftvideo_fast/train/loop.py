@@ -123,10 +123,12 @@ def _same(cfg: Config, other: dict, where: Path) -> None:
 
 def starting_network(cfg: Config) -> Wan:
     if cfg.model.weights:
-        return weights.load(cfg.model.student or cfg.model.weights)
-    one_of("model.preset", cfg.model.preset, PRESETS)
-    net = Wan(PRESETS[cfg.model.preset])
-    initialise(net, generator(cfg.run.seed, "weights"))
+        net = weights.load(cfg.model.student or cfg.model.weights)
+    else:
+        one_of("model.preset", cfg.model.preset, PRESETS)
+        net = Wan(PRESETS[cfg.model.preset])
+        initialise(net, generator(cfg.run.seed, "weights"))
+    net.recompute = cfg.model.recompute
     return net
 
 
