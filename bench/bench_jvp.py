@@ -20,7 +20,7 @@ def ways(N: int, device: str, dtype: torch.dtype) -> tuple[Wan, Callable, Callab
     """The network, our way and torch's through it at N tokens."""
     frames = N // (SIDE // 2) ** 2
     net = Wan(CONFIG).to(device, dtype).requires_grad_(False)
-    x, v = torch.randn(2, 1, CONFIG.latent, frames, SIDE, SIDE, device=device, dtype=dtype)
+    x, v = (torch.randn(1, CONFIG.latent, frames, SIDE, SIDE, device=device, dtype=dtype) for _ in range(2))
     condition = torch.randn(1, CONFIG.condition, frames, SIDE, SIDE, device=device, dtype=dtype)
     text = torch.randn(1, 32, CONFIG.text_dim, device=device, dtype=dtype)
     t = torch.full((1,), 0.5, device=device)
