@@ -1,5 +1,6 @@
 """A checkpoint is whole or absent, and comes back to the same bits or not at all."""
 
+import hashlib
 import os
 import shutil
 
@@ -8,44 +9,56 @@ import torch
 from torch import nn
 
 from swiftvideo_fast.atomic import aside_of
+from swiftvideo_fast.config import Optim
 from swiftvideo_fast.train import checkpoint
+from swiftvideo_fast.train.ema import Ema
+from swiftvideo_fast.train.plain import Trained
 
-FILES = ["student.safetensors", "average.safetensors", "optimizer.safetensors", "state.json"]
+FILES = ["rank-00000.safetensors", "state.json", "complete"]
+OPTIM = Optim(lr=0.1)
 
 
 def parts(seed: int, steps: int = 2) -> dict:
-    """A student, its average and an optimizer that has taken some steps."""
+    """A student that has taken some steps, and its average."""
     torch.manual_seed(seed)
-    student, average = nn.Linear(3, 2), nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=0.1, fused=True)
+    student = Trained(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), OPTIM, passes=1)
+    average = Ema(student.net, 0.5)
     for _ in range(steps):
-        student(torch.randn(4, 3)).square().sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return {"nets": {"student": student, "average": average}, "optimizers": {"optimizer": optimizer}}
+        student.backward(student.net(torch.randn(4, 3)).square().sum())
+        student.step(0.1)
+        average.update()
+    return {"student": student, "average": average}
 
 
 def save(run, step: int, keep: int = 2, seed: int = 0):
-    return checkpoint.save(run, step, **parts(seed), state={"config": {"a": 1}}, keep=keep)
+    return checkpoint.save(run, step, parts=parts(seed), state={"config": {"a": 1}}, keep=keep)
 
 
 def bits(of: dict) -> list[torch.Tensor]:
-    moments = of["optimizers"]["optimizer"].state_dict()["state"].values()
-    weights = [p for net in of["nets"].values() for p in net.parameters()]
-    return [entry[name] for entry in moments for name in sorted(entry)] + weights
+    moments = of["student"].optimizer.state_dict()["state"].values()
+    nets = [part.net.state_dict().values() for part in of.values()]
+    return [entry[name] for entry in moments for name in sorted(entry)] + [x for net in nets for x in net]
 
 
-def test_nets_moments_and_state_come_back_to_the_bit(tmp_path):
+def test_weights_moments_and_state_come_back_to_the_bit(tmp_path):
     folder, saved, blank = save(tmp_path, 7), parts(0), parts(1, steps=0)
-    state = checkpoint.restore(folder, **blank)
+    state = checkpoint.restore(folder, blank)
     assert (state["step"], state["config"]) == (7, {"a": 1})
-    assert len(bits(blank)) == len(bits(saved)) == 10
-    assert all(torch.equal(a, b) for a, b in zip(bits(saved), bits(blank), strict=True))
+    assert len(bits(blank)) == len(bits(saved)) == 4 * 3 + 4 + 3 + 4 + 3
+    assert all(torch.equal(a, b) for a, b in zip(bits(saved)[:-3], bits(blank)[:-3], strict=True))
 
     for of in (saved, blank):               # and the next step is the same
-        of["nets"]["student"](torch.ones(1, 3)).sum().backward()
-        of["optimizers"]["optimizer"].step()
-    assert all(torch.equal(a, b) for a, b in zip(bits(saved), bits(blank), strict=True))
+        of["student"].backward(of["student"].net(torch.ones(2, 3)).sum())
+        of["student"].step(0.1)
+    assert all(torch.equal(a, b) for a, b in zip(bits(saved)[:-3], bits(blank)[:-3], strict=True))
+
+
+def test_a_tensor_is_read_whole_or_in_part_without_a_network(tmp_path):
+    saved, student = checkpoint.Saved(save(tmp_path, 7)), parts(0)["student"].net
+    tensors = saved.tensors("student/weight/")
+    assert all(torch.equal(tensors[name], p) for name, p in student.named_parameters())
+    assert tensors.keys() == dict(student.named_parameters()).keys()
+    assert torch.equal(saved.read("student/weight/0.weight", 2, 5), student[0].weight.flatten()[2:5])
 
 
 def test_the_newest_are_kept(tmp_path):
@@ -90,28 +103,31 @@ def test_damage_is_named_with_the_way_out(name, damage, tmp_path):
     blank = parts(1)
     before = [t.clone() for t in bits(blank)]
     with pytest.raises(ValueError) as error:
-        checkpoint.restore(folder, **blank)
+        checkpoint.restore(folder, blank)
     assert f"{folder}/" in str(error.value) and f"delete {folder} to go on" in str(error.value)
-    assert name in str(error.value) or name == "state.json"
+    assert name in str(error.value) or name != FILES[0]
     assert all(torch.equal(a, b) for a, b in zip(before, bits(blank), strict=True))
 
     shutil.rmtree(folder)
-    assert checkpoint.restore(checkpoint.newest(tmp_path), **blank)["step"] == 5
+    assert checkpoint.restore(checkpoint.newest(tmp_path), blank)["step"] == 5
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "{}", '{"step": 10}', '{"step": 11, "files": {}}'])
+@pytest.mark.parametrize("text", ["[]", "{}", '{"step": 11, "files": {}, "shapes": {}}'])
 def test_a_state_that_is_none_is_damage(text, tmp_path):
     folder = save(tmp_path, 10)
     (folder / "state.json").write_text(text)
+    (folder / "complete").write_text(hashlib.sha256(text.encode()).hexdigest())
     with pytest.raises(ValueError, match="damaged checkpoint"):
-        checkpoint.restore(folder, **parts(1))
+        checkpoint.restore(folder, parts(1))
 
 
 def test_another_network_does_not_fit(tmp_path):
     folder, other = save(tmp_path, 10), parts(1)
-    other["nets"]["average"] = nn.Linear(4, 2)
-    with pytest.raises(ValueError, match=r"average.safetensors: .*weight: found \(2, 3\), want \(2, 4\)"):
-        checkpoint.restore(folder, **other)
+    other["average"] = Ema(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)), 0.5)
+    before = [t.clone() for t in bits(other)]
+    with pytest.raises(ValueError, match=r"average/weight/0.weight: found \(2, 3\), want \(2, 4\)"):
+        checkpoint.restore(folder, other)
+    assert all(torch.equal(a, b) for a, b in zip(before, bits(other), strict=True))
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "open"])
@@ -130,4 +146,4 @@ def test_a_disk_that_refuses_leaves_the_checkpoints_that_were_there(call, tmp_pa
         with pytest.raises(OSError, match="step-00000010: could not be written .*No space left"):
             save(tmp_path, 10)
     assert os.listdir(tmp_path) == ["step-00000005"]
-    assert checkpoint.restore(checkpoint.newest(tmp_path), **parts(1))["step"] == 5
+    assert checkpoint.restore(checkpoint.newest(tmp_path), parts(1))["step"] == 5

@@ -12,6 +12,7 @@ from swiftvideo_fast.config.schema import (
     Config,
     Data,
     Dcd,
+    Engine,
     Flow,
     Model,
     Optim,
@@ -21,8 +22,8 @@ from swiftvideo_fast.config.schema import (
     objective_name,
 )
 
-__all__ = ["OBJECTIVES", "Ccd", "Config", "Data", "Dcd", "Flow", "Model", "Optim", "Run", "Sample", "Times",
-           "differences", "from_dict", "load", "objective_name", "to_dict"]
+__all__ = ["OBJECTIVES", "Ccd", "Config", "Data", "Dcd", "Engine", "Flow", "Model", "Optim", "Run", "Sample",
+           "Times", "differences", "from_dict", "load", "objective_name", "to_dict"]
 
 
 def load(path: Path | str, overrides: list[str] = ()) -> Config:

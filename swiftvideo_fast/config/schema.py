@@ -101,6 +101,14 @@ class Optim:
 
 
 @dataclass(frozen=True)
+class Engine:
+    """How a step is cut up.  micro: clips a backward pass, of which a step takes as many as data.batch wants;
+    None: all in one.  The draws depend on it, and on nothing else here."""
+
+    micro: int | None = None
+
+
+@dataclass(frozen=True)
 class Sample:
     """How the student is to be sampled; saved with its weights.  sampler: euler or consistency."""
 
@@ -121,6 +129,7 @@ class Config:
     data: Data = field(default_factory=Data)
     times: Times = field(default_factory=Times)
     sample: Sample = field(default_factory=Sample)
+    engine: Engine = field(default_factory=Engine)
 
     def __post_init__(self):
         for keys, holds, wanted in LIMITS:
@@ -146,7 +155,7 @@ class Config:
 
 LIMITS = [
     ("run.steps run.save_every run.log_every run.keep data.pool data.batch optim.lr optim.clip times.std "
-     "sample.shift objective.c objective.grid", lambda x: x > 0, "a positive number"),
+     "sample.shift objective.c objective.grid engine.micro", lambda x: x > 0, "a positive number"),
     ("run.seed data.speed optim.warmup optim.weight_decay objective.warmup", lambda x: x >= 0, "0 or more"),
     ("objective.drop_text objective.r_max", lambda x: 0 <= x <= 1, "a number in [0, 1]"),
     ("ema", lambda x: 0 <= x < 1, "a number in [0, 1)"),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from swiftvideo_fast import path
 from swiftvideo_fast.data.latents import Latents
@@ -12,14 +12,14 @@ Log = dict[str, float | Tensor]         # a tensor is shown as a histogram
 
 
 class Objective:
-    """What the loop asks for.  nets, optimizers: what it trains beside the student, by name."""
+    """What the loop asks for.  trained: what it trains beside the student, by name, as an engine hands it out
+    (`engine.trained(net, optim)`): the checkpoint keeps it, the objective calls its backward and step."""
 
-    nets: Mapping[str, nn.Module] = {}
-    optimizers: Mapping[str, torch.optim.Optimizer] = {}
+    trained: Mapping[str, object] = {}
 
     def __call__(self, point: path.Point, batch: Latents, step: int,
                  rng: torch.Generator) -> tuple[Tensor, Log]:
-        """(the student's loss, what to log); random draws beyond the point come from rng."""
+        """(the student's loss, what to log), once a pass; random draws beyond the point come from rng."""
         raise NotImplementedError
 
     def after_step(self) -> Log:

@@ -2,13 +2,14 @@
 
 import math
 import warnings
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from swiftvideo_fast import path
 from swiftvideo_fast.atomic import whole
@@ -21,12 +22,13 @@ from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.codec import PcaCodec
 from swiftvideo_fast.models.encoders import WordVectors
 from swiftvideo_fast.models.wan import PRESETS, Wan, initialise
+from swiftvideo_fast.objectives import Log
 from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
 from swiftvideo_fast.objectives.dcd import DiscreteDistillation
 from swiftvideo_fast.objectives.flow import FlowMatching
 from swiftvideo_fast.seeds import generator
 from swiftvideo_fast.train import checkpoint
-from swiftvideo_fast.train.ema import Ema
+from swiftvideo_fast.train.plain import Plain
 from swiftvideo_fast.train.report import Report
 
 OBJECTIVES = {Flow: FlowMatching, Ccd: ConsistencyDistillation, Dcd: DiscreteDistillation}
@@ -42,54 +44,70 @@ def train(cfg: Config) -> Path:
     """
     run = Path(cfg.run.dir)
     agree(cfg, run)
-    student = starting_network(cfg)
-    ema = Ema(student, cfg.ema)
-    objective = build_objective(cfg, student, ema.net)
-    optimizer = torch.optim.AdamW(student.parameters(), cfg.optim.lr, cfg.optim.betas,
-                                  weight_decay=cfg.optim.weight_decay, fused=True)
-    nets = {"student": student, "average": ema.net} | objective.nets
-    optimizers = {"optimizer": optimizer} | objective.optimizers
-    start = resume(cfg, run, nets, optimizers)
+    passes = Passes(cfg)
+    engine = Plain(len(passes))
+    student = engine.trained(starting_network(cfg), cfg.optim)
+    ema = engine.average(student, cfg.ema)
+    objective = build_objective(cfg, engine, student.net, ema.net)
+    parts = {"student": student, "average": ema, **objective.trained}
+    start = resume(cfg, run, parts)
     if start == cfg.run.steps and all((run / name).exists() for name in (STUDENT, AVERAGE)):
         return run
 
-    data = load_latents(cfg, "train", student.config.text_dim, cfg.data.pool, cfg.run.seed)
+    data = load_latents(cfg, "train", student.net.config.text_dim, cfg.data.pool, cfg.run.seed)
     with whole(run / CONFIG) as aside:
         aside.write_text(yaml.safe_dump(to_dict(cfg), sort_keys=False))
     with closing(Report(run, start=start, steps=cfg.run.steps)) as report:
         for step in range(start, cfg.run.steps):
-            # Drawn from where we are, so a resumed run draws what the first would have drawn.
-            clips_seen = step * cfg.data.batch
-            batch = data.draw(cfg.data.batch, cfg.run.seed, clips_seen)
-            rng = generator(cfg.run.seed, "path", clips_seen)
-            point = path.draw(batch.x0, rng, **asdict(cfg.times))
-
-            loss, log = objective(point, batch, step, rng)
-            optimizer.zero_grad()
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(student.parameters(), cfg.optim.clip)
-            if not (loss.isfinite() and norm.isfinite()):
+            logs = []
+            for batch, point, rng in passes.draw(data, step):
+                loss, log = objective(point, batch, step, rng)
+                student.backward(loss)
+                logs.append({"loss": loss.item()} | log)
+            lr = learning_rate(cfg, step)
+            norm = student.step(lr)
+            if not math.isfinite(norm):
                 raise FloatingPointError(
-                    f"{run}: at step {step} the loss is {loss.item()}, its gradient norm {norm.item()}; the "
+                    f"{run}: at step {step} the loss is {logs[-1]['loss']}, its gradient norm {norm}; the "
                     f"last good checkpoint is {checkpoint.newest(run)}; lower optim.lr, in another run.dir")
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(cfg, step)
-            optimizer.step()
             ema.update()
-            log |= objective.after_step()
+            after = objective.after_step()
 
             done = step + 1
             if done % cfg.run.log_every == 0 or done == cfg.run.steps:
-                lr = learning_rate(cfg, step)
-                report(done, {"loss": loss.item(), "grad_norm": norm.item(), "lr": lr} | log)
+                report(done, pooled(logs) | {"grad_norm": norm, "lr": lr} | after)
             report.tick()
             if done % cfg.run.save_every == 0 or done == cfg.run.steps:
                 report.sync()
-                checkpoint.save(run, done, nets=nets, optimizers=optimizers,
-                                state={"config": to_dict(cfg)}, keep=cfg.run.keep)
-    for name, net in ((STUDENT, student), (AVERAGE, ema.net)):
+                checkpoint.save(run, done, parts=parts, state={"config": to_dict(cfg)}, keep=cfg.run.keep)
+    for name, net in ((STUDENT, student.net), (AVERAGE, ema.net)):
         weights.save(net, run / name, sample=asdict(cfg.sample), trained=to_dict(cfg))
     return run
+
+
+class Passes:
+    """The backward passes of a step, each with what it draws."""
+
+    def __init__(self, cfg: Config):
+        self.cfg = cfg
+        self.micro = cfg.engine.micro or cfg.data.batch
+
+    def __len__(self) -> int:
+        return self.cfg.data.batch // self.micro
+
+    def draw(self, data: Latents, step: int) -> Iterator[tuple[Latents, path.Point, torch.Generator]]:
+        """(batch, point, rng) of each.  Drawn from where we are: a resumed run draws what the first would."""
+        seed, first = self.cfg.run.seed, step * self.cfg.data.batch
+        for clips_seen in range(first, first + self.cfg.data.batch, self.micro):
+            batch = data.draw(self.micro, seed, clips_seen)
+            rng = generator(seed, "path", clips_seen)
+            yield batch, path.draw(batch.x0, rng, **asdict(self.cfg.times)), rng
+
+
+def pooled(logs: list[Log]) -> Log:
+    """One log of several passes: means, and all that a histogram is to show."""
+    return {name: torch.cat([log[name].flatten() for log in logs]) if isinstance(first, Tensor)
+            else sum(log[name] for log in logs) / len(logs) for name, first in logs[0].items()}
 
 
 def agree(cfg: Config, run: Path) -> None:
@@ -103,14 +121,13 @@ def agree(cfg: Config, run: Path) -> None:
                          "that file") from why
 
 
-def resume(cfg: Config, run: Path, nets: dict[str, nn.Module],
-           optimizers: dict[str, torch.optim.Optimizer]) -> int:
-    """The steps done by the newest checkpoint, now in nets and optimizers; 0 without one."""
+def resume(cfg: Config, run: Path, parts: dict[str, checkpoint.Part]) -> int:
+    """The steps done by the newest checkpoint, now in the parts; 0 without one."""
     last = checkpoint.newest(run)
     if last is None:
         return 0
-    state = checkpoint.restore(last, nets=nets, optimizers=optimizers)
-    _same(cfg, state.get("config", {}), last)
+    _same(cfg, checkpoint.Saved(last).state.get("config", {}), last)
+    state = checkpoint.restore(last, parts)
     checkpoint.tidy(run, cfg.run.keep)
     return state["step"]
 
@@ -132,11 +149,11 @@ def starting_network(cfg: Config) -> Wan:
     return net
 
 
-def build_objective(cfg: Config, student: Wan, average: Wan):
+def build_objective(cfg: Config, engine: Plain, student: nn.Module, average: nn.Module):
     """The objective of the config, with the teacher it needs: the frozen weights the student starts from."""
     if isinstance(cfg.objective, Flow):
         return FlowMatching(cfg.objective, student)
-    teacher = weights.load(cfg.model.weights).requires_grad_(False).eval()
+    teacher = engine.frozen(weights.load(cfg.model.weights))
     return OBJECTIVES[type(cfg.objective)](cfg.objective, student, average, teacher)
 
 

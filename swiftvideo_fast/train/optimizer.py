@@ -1,0 +1,41 @@
+"""AdamW, and what the engines ask of it: states that are there from the start, a rate, a count of steps."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from swiftvideo_fast.config import Optim
+
+
+def adamw(parameters: Iterable[nn.Parameter], optim: Optim) -> torch.optim.Optimizer:
+    """AdamW (with bitsandbytes' 8-bit moments if so configured), its moments at zero, its rate 0."""
+    parameters = list(parameters)
+    options = {"lr": 0.0, "betas": optim.betas, "weight_decay": optim.weight_decay}
+    optimizer = torch.optim.AdamW(parameters, fused=True, **options)
+    prime(optimizer)
+    return optimizer
+
+
+def prime(optimizer: torch.optim.Optimizer) -> None:
+    """One step of gradient 0 at rate 0: it makes the moments and moves nothing."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.zeros_like(p)
+    optimizer.step()
+    optimizer.zero_grad()
+    set_steps(optimizer, 0)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def set_steps(optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Adam corrects its moments for the steps taken so far."""
+    for state in optimizer.state.values():
+        if isinstance(state["step"], int):
+            state["step"] = steps
+        else:
+            state["step"].fill_(steps)
