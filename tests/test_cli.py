@@ -140,9 +140,9 @@ def test_a_damaged_checkpoint_is_one_line_with_the_way_out(file, capsys, tmp_pat
     cli.main(["train", str(file), "run.steps=2"])
     capsys.readouterr()
     folder = tmp_path / "run/step-00000002"
-    (folder / "average.safetensors").write_bytes(b"")
+    (folder / "rank-00000.safetensors").write_bytes(b"")
     found = refusal(capsys, "train", file, "run.steps=2")
-    assert f"{folder}/average.safetensors: damaged checkpoint" in found
+    assert f"{folder}/rank-00000.safetensors: damaged checkpoint" in found
     assert f"delete {folder} to go on" in found
 
 

@@ -175,7 +175,7 @@ def test_an_override_that_is_not_yaml_says_so(file):
 
 
 @pytest.mark.parametrize("raw, wanted", [
-    (b"", "want sections ['run', 'model', 'objective', 'optim', 'ema', 'data', 'times', 'sample'], found"),
+    (b"", "'times', 'sample', 'engine'], found"),
     (b"just words", "found str"),
     (b"- a\n- b", "found list"),
     (b"run: {", "not YAML"),
