@@ -1,7 +1,8 @@
-"""The command line: swiftvideo train | sample | evaluate | export | codec | demo."""
+"""The command line: swiftvideo train | pairs | align | sample | evaluate | export | codec | demo."""
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,22 @@ from swiftvideo_fast.atomic import whole
 from swiftvideo_fast.config import Config
 from swiftvideo_fast.data.clips import write_video
 from swiftvideo_fast.data.latents import fit_codec
+from swiftvideo_fast.data.pairs import folder_of
 from swiftvideo_fast.demo import demo
 from swiftvideo_fast.evaluate.benchmark import Benchmark, Sampling, sample
 from swiftvideo_fast.evaluate.tables import Row, as_json, comparison
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.codec import PcaCodec
 from swiftvideo_fast.train import checkpoint
-from swiftvideo_fast.train.loop import agree, crop_source, load_latents, starting_network, train
+from swiftvideo_fast.train.loop import (
+    agree,
+    crop_source,
+    load_latents,
+    starting_network,
+    train,
+    training_data,
+)
+from swiftvideo_fast.train.rounds import align, make_pairs, rounds
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,6 +65,18 @@ def parser() -> argparse.ArgumentParser:
         return p
 
     configured(run_train, "train", "train or distil; a run cut short goes on from its last checkpoint")
+    p = configured(run_pairs, "pairs", "sample a student's preferences, for alignment; many ranks may share")
+    p.add_argument("--steps", type=positive, nargs=2, metavar=("WINNER", "LOSER"), help="as objective.steps")
+    p.add_argument("--count", type=positive, help="as objective.count")
+    p.add_argument("--winner", choices=("sampled", "real"), help="as objective.winner")
+    p.add_argument("--rank", type=natural, default=os.environ.get("RANK", "0"), help="default: $RANK or 0")
+    p.add_argument("--world", type=positive, default=os.environ.get("WORLD_SIZE", "1"),
+                   help="ranks in all; default: $WORLD_SIZE or 1")
+
+    p = configured(run_align, "align", "rounds of alignment: pairs, training, and again from what came of it")
+    p.add_argument("--steps", type=positive, nargs="+", default=[8, 4, 2],
+                   help="8 4 2: a round of 8 against 4 steps, then one of 4 against 2")
+
     configured(run_codec, "codec", "fit the demo's codec to the training clips and write it to model.codec")
 
     p = configured(run_sample, "sample", "generate clips for held-out first frames, as MP4")
@@ -112,13 +134,48 @@ def run_train(args: argparse.Namespace) -> None:
     print(f"weights in {train(cfg)}")
 
 
+def run_pairs(args: argparse.Namespace) -> None:
+    given = {key: getattr(args, key) for key in ("steps", "count", "winner")}
+    flags = [f"objective.{key}={value}" for key, value in given.items() if value is not None]
+    cfg = aligning(args, [*args.overrides, *flags])
+    if args.rank >= args.world:
+        raise ValueError(f"--rank {args.rank} of --world {args.world}; want a rank below it")
+    if args.dry_run:
+        print(f"would write {cfg.objective.count} pairs to {folder_of(cfg)}")
+        return
+    make_pairs(cfg, args.rank, args.world)
+    print(f"pairs in {folder_of(cfg)}")
+
+
+def run_align(args: argparse.Namespace) -> None:
+    cfg = aligning(args, args.overrides)
+    if len(args.steps) < 2:
+        raise ValueError(f"--steps {args.steps[0]}; want two or more, a winner's and a loser's a round")
+    if args.dry_run:
+        for one in rounds(cfg, args.steps):
+            print(f"would write {cfg.objective.count} pairs to {folder_of(one)} and train in {one.run.dir}")
+        return
+    print(f"weights in {align(cfg, args.steps)}")
+
+
+def aligning(args: argparse.Namespace, overrides: list[str]) -> Config:
+    """The config, which must be one of alignment."""
+    cfg = config.load(args.config, overrides)
+    if not isinstance(cfg.objective, config.Ta):
+        raise ValueError(f"{args.config}: objective.name is {config.objective_name(cfg.objective)}; want ta")
+    return cfg
+
+
 def describe(cfg: Config) -> None:
     """The resolved config and what it amounts to; reads all inputs, writes nothing."""
     agree(cfg, Path(cfg.run.dir))
     print(yaml.safe_dump(config.to_dict(cfg), sort_keys=False), end="")
     net, source, d = starting_network(cfg), crop_source(cfg, "train"), cfg.data
     PcaCodec.load(cfg.model.codec)
-    print(f"# network: {sum(p.numel() for p in net.parameters()):,} parameters")
+    if isinstance(cfg.objective, config.Ta):
+        training_data(cfg, net)
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    print(f"# network: {sum(p.numel() for p in net.parameters()):,} parameters, {trained:,} of them trained")
     print("; left out: ".join([f"# clips: {len(source.windows)} fit the window", *source.skipped]))
     tokens = (d.frames // 4 + 1) * (d.size // 16) ** 2
     print(f"# tokens a clip: {tokens}; {cfg.run.steps} steps of {d.batch} clips")

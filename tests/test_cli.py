@@ -14,7 +14,7 @@ from swiftvideo_fast import cli, config
 from swiftvideo_fast.data import index
 from swiftvideo_fast.train import loop
 
-COMMANDS = ["train", "codec", "sample", "evaluate", "demo"]
+COMMANDS = ["train", "pairs", "align", "codec", "sample", "evaluate", "demo"]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +64,8 @@ def test_every_command_explains_itself(command, capsys):
     (["sample", "x.yaml", "--weights", "w", "--steps", "-4"], "--steps"),
     (["sample", "x.yaml", "--weights", "w", "--seed", "-1"], "--seed: '-1'; want 0 or more"),
     (["evaluate", "x.yaml", "--weights", "w", "--steps", "4", "two"], "--steps: 'two'; want a positive"),
+    (["pairs", "x.yaml", "--steps", "8"], "--steps: expected 2 arguments"),
+    (["pairs", "x.yaml", "--winner", "reel"], "--winner: invalid choice: 'reel'"),
     (["demo", "--seeds", "1.5"], "--seeds: '1.5'; want a positive number"),
 ])
 def test_a_wrong_command_line_is_told_apart(arguments, why, capsys):
@@ -77,6 +79,46 @@ def test_a_run_is_trained_and_a_second_call_ends_at_once(file, capsys, tmp_path,
     assert capsys.readouterr().out == f"weights in {tmp_path}/run\n"
     monkeypatch.setattr(loop, "load_latents", None)
     assert cli.main(["train", str(file)]) == 0
+
+
+@pytest.fixture
+def aligning(inputs, tmp_path) -> Path:
+    """A tiny alignment's config; its run folder is tmp_path/run."""
+    tree = config.to_dict(tiny.config(inputs, "ta", run=str(tmp_path / "run")))
+    path = tmp_path / "ta.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def test_pairs_are_sampled_by_several_ranks_and_trained_on(aligning, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    asked = ["pairs", str(aligning), "--steps", "4", "1", "--count", "33"]
+    assert cli.main([*asked, "--rank", "1"]) == 0
+    monkeypatch.setenv("RANK", "0")
+    assert cli.main([*asked, "--dry-run"]) == 0
+    assert cli.main(asked) == 0
+    said = capsys.readouterr().out
+    assert said.endswith(f"would write 33 pairs to {tmp_path}/run/pairs\npairs in {tmp_path}/run/pairs\n")
+    assert cli.main(["train", str(aligning), "objective.steps=[4,1]", "objective.count=33"]) == 0
+
+
+def test_rounds_are_one_command(aligning, capsys, tmp_path):
+    assert cli.main(["align", str(aligning), "--steps", "4", "2", "1", "--dry-run"]) == 0
+    first, second = (f"{tmp_path}/run/{name}" for name in ("4-2", "2-1"))
+    assert capsys.readouterr().out == (f"would write 3 pairs to {first}/pairs and train in {first}\n"
+                                       f"would write 3 pairs to {second}/pairs and train in {second}\n")
+    assert cli.main(["align", str(aligning), "--steps", "2", "1"]) == 0
+    assert capsys.readouterr().out == f"weights in {tmp_path}/run/2-1\n"
+
+
+def test_alignment_without_its_inputs_is_one_line(aligning, file, capsys, tmp_path):
+    assert "pairs: no pairs here; make them with `swiftvideo pairs`" in refusal(capsys, "train", aligning)
+    assert "no pairs here" in refusal(capsys, "train", aligning, "--dry-run")
+    assert "ccd.yaml: objective.name is ccd; want ta" in refusal(capsys, "align", file)
+    assert "--rank 2 of --world 2; want a rank below it" in refusal(
+        capsys, "pairs", aligning, "--rank", 2, "--world", 2)
+    assert "--steps 8; want two or more" in refusal(capsys, "align", aligning, "--steps", 8)
+    assert not (tmp_path / "run").exists()
 
 
 def test_looking_changes_nothing(file, inputs, capsys, tmp_path):

@@ -74,10 +74,10 @@ def test_an_unknown_key_names_the_nearest_known_one(override, meant, file):
 
 
 @pytest.mark.parametrize("override, wanted", [
-    ("objective.name=cccd", "one of ['flow', 'ccd', 'dcd'], perhaps 'ccd'"),
+    ("objective.name=cccd", "one of ['flow', 'ccd', 'dcd', 'ta'], perhaps 'ccd'"),
     ("objective.name=7", "objective.name is 7; want one of"),
     ("objective.name=[ccd]", "objective.name is ['ccd']; want one of"),
-    ("objective=flwo", "objective.name is 'flwo'; want one of ['flow', 'ccd', 'dcd'], perhaps 'flow'"),
+    ("objective=flwo", "objective.name is 'flwo'; want one of ['flow', 'ccd', 'dcd', 'ta'], perhaps 'flow'"),
     ("objective=flow", "objective is 'flow'; want a section with name: flow"),
     ("objective=", "objective.name is None; want one of"),
     ("objective.norm=L2", "perhaps 'l2'"),

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 import torch._dynamo  # noqa: F401  (an optimizer's first step would, in every process)
 
-from swiftvideo_fast.config import Config, from_dict
+from swiftvideo_fast.config import Config, Ta, from_dict
 from swiftvideo_fast.data.clips import Clip, demo_clips
 from swiftvideo_fast.data.crops import CropSource
 from swiftvideo_fast.data.latents import fit_codec
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.wan import Wan, WanConfig, initialise
-from swiftvideo_fast.train import loop
+from swiftvideo_fast.train import loop, rounds
 
 FRAMES, SIZE, HEIGHT = 5, 16, 24
 SIZES = WanConfig(dim=16, heads=2, layers=1, ffn_dim=32, text_dim=8, freq_dim=8, time_scale=10.0)
@@ -24,6 +24,7 @@ RUNS = {
     "flow": {"name": "flow", "drop_text": 0.3},
     "ccd": {"name": "ccd", "guidance": 3.0, "warmup": 4},
     "dcd": {"name": "dcd", "guidance": 3.0},
+    "ta": {"name": "ta", "steps": [2, 1], "count": 3, "rank": 0},
 }
 
 
@@ -90,4 +91,6 @@ def train(cfg: Config, kill_at: int | None = None) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(watch)
+    if isinstance(cfg.objective, Ta):
+        rounds.make_pairs(cfg)
     loop.train(cfg)

@@ -18,12 +18,13 @@ from swiftvideo_fast.config.schema import (
     Optim,
     Run,
     Sample,
+    Ta,
     Times,
     objective_name,
 )
 
 __all__ = ["OBJECTIVES", "Ccd", "Config", "Data", "Dcd", "Engine", "Flow", "Model", "Optim", "Run", "Sample",
-           "Times", "differences", "from_dict", "load", "objective_name", "to_dict"]
+           "Ta", "Times", "differences", "from_dict", "load", "objective_name", "to_dict"]
 
 
 def load(path: Path | str, overrides: list[str] = ()) -> Config:
@@ -59,8 +60,7 @@ def to_dict(config: Config) -> dict:
     """Plain values, as YAML and JSON give them back; the objective carries its name."""
     tree = asdict(config)
     tree["objective"] = {"name": objective_name(config.objective)} | tree["objective"]
-    tree["optim"]["betas"] = list(tree["optim"]["betas"])
-    return tree
+    return strict.plain(tree)
 
 
 def differences(old: dict, new: dict) -> list[str]:

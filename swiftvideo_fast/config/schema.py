@@ -44,6 +44,11 @@ class Model:
     student: str | None = None
     recompute: bool = False
 
+    @property
+    def start(self) -> str | None:
+        """The file that training starts from."""
+        return self.student or self.weights
+
 
 @dataclass(frozen=True)
 class Times:
@@ -84,7 +89,27 @@ class Dcd:
     grid: int = 50
 
 
-Objective = Flow | Ccd | Dcd
+@dataclass(frozen=True)
+class Ta:
+    """Trajectory alignment: DPO on the student's own samples (eq. 11), and reflow on the winners.
+
+    steps: the winner's and the loser's.  count: pairs.  winner: sampled, or real (Figure 6).  pairs: their
+    folder by `swiftvideo pairs`, run.dir/pairs where none is named.  beta: of errors averaged over a clip's
+    elements; 0 leaves reflow alone.  reflow: lambda_RF.  noise: fresh (eq. 11 as printed), or paired: what
+    the pair was sampled from.  rank: of LoRA on every linear layer; 0 trains all weights.
+    """
+
+    steps: tuple[int, int] = (8, 4)
+    count: int = 5000
+    winner: str = "sampled"
+    pairs: str | None = None
+    beta: float = 2500.0
+    reflow: float = 2.0
+    noise: str = "fresh"
+    rank: int = 64
+
+
+Objective = Flow | Ccd | Dcd | Ta
 OBJECTIVES = {cls.__name__.lower(): cls for cls in typing.get_args(Objective)}
 
 
@@ -151,14 +176,20 @@ class Config:
         one_of("sample.sampler", self.sample.sampler, ("euler", "consistency"))
         if isinstance(self.objective, Ccd):
             one_of("objective.norm", self.objective.norm, ("l2", "rms", "clip"))
+        if isinstance(self.objective, Ta):
+            one_of("objective.winner", self.objective.winner, ("sampled", "real"))
+            one_of("objective.noise", self.objective.noise, ("fresh", "paired"))
 
 
 LIMITS = [
     ("run.steps run.save_every run.log_every run.keep data.pool data.batch optim.lr optim.clip times.std "
-     "sample.shift objective.c objective.grid engine.micro", lambda x: x > 0, "a positive number"),
-    ("run.seed data.speed optim.warmup optim.weight_decay objective.warmup", lambda x: x >= 0, "0 or more"),
+     "sample.shift objective.c objective.grid objective.count engine.micro", lambda x: x > 0,
+     "a positive number"),
+    ("run.seed data.speed optim.warmup optim.weight_decay objective.warmup objective.beta objective.reflow "
+     "objective.rank", lambda x: x >= 0, "0 or more"),
     ("objective.drop_text objective.r_max", lambda x: 0 <= x <= 1, "a number in [0, 1]"),
     ("ema", lambda x: 0 <= x < 1, "a number in [0, 1)"),
+    ("objective.steps", lambda pair: min(pair) > 0, "two positive numbers"),
     ("optim.betas", lambda pair: all(0 <= x < 1 for x in pair), "two numbers in [0, 1)"),
     ("data.frames", lambda x: x > 1 and x % 4 == 1, "4n + 1, n > 0"),
     ("data.size", lambda x: x > 0 and x % 16 == 0, "a positive multiple of 16 (codec stride 8, patch 2)"),

@@ -53,6 +53,12 @@ def flatten(tree: dict, where: str = "") -> dict[str, object]:
     return flat
 
 
+def plain(tree: dict) -> dict:
+    """The tree with its tuples as lists, as YAML and JSON give them back."""
+    lists = {dict: plain, tuple: list}
+    return {key: lists.get(type(value), lambda x: x)(value) for key, value in tree.items()}
+
+
 def want(holds: bool, where: str, found: object, wanted: str) -> None:
     """The check behind every bad value."""
     if not holds:

@@ -1,47 +1,27 @@
 """The benchmark: held-out clips, the same first frames and noise for every sampler, a row of figures each."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from swiftvideo_fast import path, sampler
+from swiftvideo_fast import sampler
 from swiftvideo_fast.data.latents import Latents
 from swiftvideo_fast.evaluate import fidelity, frechet
 from swiftvideo_fast.evaluate.features import random_net, trained_net
 from swiftvideo_fast.models.codec import PcaCodec
-from swiftvideo_fast.models.conditioning import velocity
 from swiftvideo_fast.models.wan import Wan
+from swiftvideo_fast.sampler import Sampling
 from swiftvideo_fast.seeds import generator
 
 REFERENCE_STEPS = 25        # of the teacher, for the trajectory error
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How a network is sampled.  sampler: euler or consistency."""
-
-    steps: int
-    sampler: str = "euler"
-    shift: float = 1.0
-    guidance: float = 1.0
-
-
 def sample(net: Wan, clips: Latents, how: Sampling, seed: int, batch: int = 32) -> Tensor:
     """Latents (B, 16, T, H, W) generated for the conditions of `clips`; x1 depends on the seed alone."""
-    times = path.ladder(how.steps, how.shift)
     out = []
     for start in range(0, len(clips), batch):
         part = clips[start:start + batch]
         x1 = torch.randn(part.x0.shape, generator=generator(seed, "noise", start))
-
-        def v(x_t: Tensor, t: Tensor, condition=part.condition) -> Tensor:
-            return velocity(net, x_t, t, condition, how.guidance)
-
-        if how.sampler == "euler":
-            out.append(sampler.euler(v, x1, times))
-        else:
-            out.append(sampler.consistency(v, x1, times, generator(seed, "fresh noise", start)))
+        out.append(sampler.generate(net, x1, part.condition, how, generator(seed, "fresh noise", start)))
     return torch.cat(out)
 
 

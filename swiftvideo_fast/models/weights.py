@@ -1,5 +1,6 @@
 """Weight files that say what they are: safetensors with the network's sizes and sampling in the header."""
 
+import hashlib
 import json
 import re
 from dataclasses import asdict
@@ -65,6 +66,15 @@ def read(path: Path | str, mend: str = "restore it from its source") -> tuple[di
         raise ValueError(f"{path}: no such file; {mend}") from why
     except (SafetensorError, OSError) as why:
         raise ValueError(f"{path}: damaged, or no safetensors file ({why}); {mend}") from why
+
+
+def digest(path: Path | str) -> str:
+    """sha256 of a file's bytes; ValueError names a file that is missing."""
+    try:
+        with open(path, "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError as why:
+        raise ValueError(f"{path}: no such file; restore it from its source") from why
 
 
 def load(path: Path | str) -> Wan:

@@ -10,12 +10,16 @@ from swiftvideo_fast.train.checkpoint import Piece
 
 
 class Ema:
-    """net: a frozen copy of the student; update() moves it (Algorithm 1, line 11)."""
+    """net: a frozen copy of the student; update() moves it (Algorithm 1, line 11).
+
+    What is frozen in the student (the base of its LoRA) is shared and not copied.
+    """
 
     def __init__(self, student: nn.Module, decay: float):
         self.decay = decay
         self.masters = {name: p for name, p in student.named_parameters() if p.requires_grad}
-        self.net = copy.deepcopy(student).requires_grad_(False).eval()
+        shared = {id(p): p for p in student.parameters() if not p.requires_grad}
+        self.net = copy.deepcopy(student, shared).requires_grad_(False).eval()
         self.averages = {name: self.net.get_parameter(name) for name in self.masters}
 
     @torch.no_grad()

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from swiftvideo_fast import path
 from swiftvideo_fast.atomic import whole
-from swiftvideo_fast.config import Ccd, Config, Dcd, Flow, differences, to_dict
+from swiftvideo_fast.config import Ccd, Config, Dcd, Flow, Ta, differences, to_dict
 from swiftvideo_fast.config.strict import one_of
 from swiftvideo_fast.data.clips import demo_clips
 from swiftvideo_fast.data.crops import CropSource
 from swiftvideo_fast.data.latents import Latents, encode_crops
-from swiftvideo_fast.models import weights
+from swiftvideo_fast.data.pairs import PairShards
+from swiftvideo_fast.models import lora, weights
 from swiftvideo_fast.models.codec import PcaCodec
 from swiftvideo_fast.models.encoders import WordVectors
 from swiftvideo_fast.models.wan import PRESETS, Wan, initialise
@@ -26,6 +27,7 @@ from swiftvideo_fast.objectives import Log
 from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
 from swiftvideo_fast.objectives.dcd import DiscreteDistillation
 from swiftvideo_fast.objectives.flow import FlowMatching
+from swiftvideo_fast.objectives.ta import TrajectoryAlignment
 from swiftvideo_fast.seeds import generator
 from swiftvideo_fast.train import checkpoint
 from swiftvideo_fast.train.plain import Plain
@@ -54,7 +56,7 @@ def train(cfg: Config) -> Path:
     if start == cfg.run.steps and all((run / name).exists() for name in (STUDENT, AVERAGE)):
         return run
 
-    data = load_latents(cfg, "train", student.net.config.text_dim, cfg.data.pool, cfg.run.seed)
+    data = training_data(cfg, student.net)
     with whole(run / CONFIG) as aside:
         aside.write_text(yaml.safe_dump(to_dict(cfg), sort_keys=False))
     with closing(Report(run, start=start, steps=cfg.run.steps)) as report:
@@ -80,8 +82,11 @@ def train(cfg: Config) -> Path:
             if done % cfg.run.save_every == 0 or done == cfg.run.steps:
                 report.sync()
                 checkpoint.save(run, done, parts=parts, state={"config": to_dict(cfg)}, keep=cfg.run.keep)
+    about = {"sample": asdict(cfg.sample), "trained": to_dict(cfg)}
     for name, net in ((STUDENT, student.net), (AVERAGE, ema.net)):
-        weights.save(net, run / name, sample=asdict(cfg.sample), trained=to_dict(cfg))
+        if adapted(cfg):
+            lora.save(net, run / f"lora-{name}", **about)
+        weights.save(lora.merged(net) if adapted(cfg) else net, run / name, **about)
     return run
 
 
@@ -95,7 +100,8 @@ class Passes:
     def __len__(self) -> int:
         return self.cfg.data.batch // self.micro
 
-    def draw(self, data: Latents, step: int) -> Iterator[tuple[Latents, path.Point, torch.Generator]]:
+    def draw(self, data: Latents | PairShards,
+             step: int) -> Iterator[tuple[Latents, path.Point, torch.Generator]]:
         """(batch, point, rng) of each.  Drawn from where we are: a resumed run draws what the first would."""
         seed, first = self.cfg.run.seed, step * self.cfg.data.batch
         for clips_seen in range(first, first + self.cfg.data.batch, self.micro):
@@ -139,12 +145,15 @@ def _same(cfg: Config, other: dict, where: Path) -> None:
 
 
 def starting_network(cfg: Config) -> Wan:
+    """What is trained: all of it, or the adapters put on it."""
     if cfg.model.weights:
-        net = weights.load(cfg.model.student or cfg.model.weights)
+        net = weights.load(cfg.model.start)
     else:
         one_of("model.preset", cfg.model.preset, PRESETS)
         net = Wan(PRESETS[cfg.model.preset])
         initialise(net, generator(cfg.run.seed, "weights"))
+    if adapted(cfg):
+        lora.attach(net, cfg.objective.rank, generator(cfg.run.seed, "adapters"))
     net.recompute = cfg.model.recompute
     return net
 
@@ -153,8 +162,22 @@ def build_objective(cfg: Config, engine: Plain, student: nn.Module, average: nn.
     """The objective of the config, with the teacher it needs: the frozen weights the student starts from."""
     if isinstance(cfg.objective, Flow):
         return FlowMatching(cfg.objective, student)
+    if isinstance(cfg.objective, Ta):
+        reference = lora.Base(student) if adapted(cfg) else engine.frozen(weights.load(cfg.model.start))
+        return TrajectoryAlignment(cfg.objective, student, reference)
     teacher = engine.frozen(weights.load(cfg.model.weights))
     return OBJECTIVES[type(cfg.objective)](cfg.objective, student, average, teacher)
+
+
+def adapted(cfg: Config) -> bool:
+    """Whether LoRA is trained, and not the weights themselves."""
+    return isinstance(cfg.objective, Ta) and cfg.objective.rank > 0
+
+
+def training_data(cfg: Config, net: Wan) -> Latents | PairShards:
+    if isinstance(cfg.objective, Ta):
+        return PairShards(cfg)
+    return load_latents(cfg, "train", net.config.text_dim, cfg.data.pool, cfg.run.seed)
 
 
 def crop_source(cfg: Config, part: str) -> CropSource:

@@ -1,0 +1,163 @@
+"""Preferences on disk: pairs of clips from one noise and one condition, the winner and the loser.
+
+    pairs.json                  what the pairs are of: student, steps, ladders, seed, count, ...
+    pairs-00000.safetensors     SHARD pairs, and in the header what they are of and their bytes' sha256
+
+A shard is whole or absent and depends on nothing but its number, so many ranks write one folder, and a folder
+cut short is finished to the same bytes.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from swiftvideo_fast import path
+from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.config import Config, differences
+from swiftvideo_fast.data.latents import Latents
+from swiftvideo_fast.models import weights
+from swiftvideo_fast.models.conditioning import Condition
+from swiftvideo_fast.seeds import generator
+
+MANIFEST = "pairs.json"
+SHARD = 32
+CLIPS, TOLD = ("x0", "loser", "noise"), ("frames", "text", "null_text", "image")
+
+
+@dataclass(frozen=True)
+class Pairs(Latents):
+    """x0: the winners.  loser, noise: as x0; noise is what both were sampled from."""
+
+    loser: Tensor
+    noise: Tensor
+
+    def __getitem__(self, rows) -> "Pairs":
+        won = super().__getitem__(rows)
+        return Pairs(won.x0, won.condition, won.captions, self.loser[rows], self.noise[rows])
+
+
+class PairShards:
+    """A finished folder; pairs are read as they are drawn.
+
+    ValueError names what is missing, damaged, or of another student or other options than the config's.
+    """
+
+    def __init__(self, cfg: Config):
+        folder, about = folder_of(cfg), describe(cfg)
+        agree(folder, about)
+        if not (folder / MANIFEST).exists():
+            raise ValueError(f"{folder}: no pairs here; make them with `swiftvideo pairs`")
+        self.count = about["count"]
+        self.files = [_file(folder, shard) for shard in range(shards(self.count))]
+        missing = [file.name for file in self.files if not is_whole(file, about)]
+        if missing:
+            raise ValueError(f"{folder} lacks {len(missing)} of {len(self.files)} shards, {missing[0]} the "
+                             "first; finish them with `swiftvideo pairs`")
+
+    def __len__(self) -> int:
+        return self.count
+
+    def draw(self, count: int, seed: int, clips_seen: int) -> Pairs:
+        """`count` pairs drawn with replacement; the same (seed, clips_seen) draws the same."""
+        rows = torch.randint(len(self), (count,), generator=generator(seed, "clips", clips_seen)).tolist()
+        picked = [self._row(row) for row in rows]
+        tensors = {name: torch.stack([tensors[name] for tensors, _ in picked]) for name in picked[0][0]}
+        condition = Condition(**{name: tensors[name] for name in TOLD if name in tensors})
+        clips = (tensors[name] for name in ("loser", "noise"))
+        return Pairs(tensors["x0"], condition, [caption for _, caption in picked], *clips)
+
+    def _row(self, row: int) -> tuple[dict[str, Tensor], str]:
+        with safe_open(self.files[row // SHARD], "pt") as file:
+            caption = json.loads(file.metadata()["pairs"])["captions"][row % SHARD]
+            return {name: file.get_slice(name)[row % SHARD] for name in file.keys()}, caption  # noqa: SIM118
+
+
+def describe(cfg: Config) -> dict:
+    """What decides the bytes of a config's pairs."""
+    o, s = cfg.objective, cfg.sample
+    data = {key: value for key, value in asdict(cfg.data).items() if key not in ("pool", "batch")}
+    return {"student": weights.digest(cfg.model.start), "codec": weights.digest(cfg.model.codec),
+            "winner": o.winner, "steps": list(o.steps), "ladders": [path.ladder(n, s.shift) for n in o.steps],
+            "sampler": s.sampler, "guidance": s.guidance, "seed": cfg.run.seed, "count": o.count} | data
+
+
+def folder_of(cfg: Config) -> Path:
+    return Path(cfg.objective.pairs or f"{cfg.run.dir}/pairs")
+
+
+def write(cfg: Config, numbers: Iterable[int], make: Callable[[int, int], Pairs]) -> None:
+    """Write the shards of these numbers that are not there yet; make(shard, size) gives one's pairs.
+
+    Who writes shard 0 writes the manifest.  ValueError when the folder holds other pairs.
+    """
+    folder, about = folder_of(cfg), describe(cfg)
+    agree(folder, about)
+    for shard in numbers:
+        if shard == 0:
+            with whole(folder / MANIFEST) as aside:
+                aside.write_text(json.dumps(about, indent=1) + "\n")
+        file = _file(folder, shard)
+        if not is_whole(file, about):
+            pairs = make(shard, min(SHARD, about["count"] - shard * SHARD))
+            with whole(file) as aside:
+                aside.write_bytes(_packed(pairs, about))
+
+
+def shards(count: int) -> int:
+    """How many hold `count` pairs."""
+    return -(-count // SHARD)
+
+
+def agree(folder: Path, about: dict) -> None:
+    """ValueError with the keys that differ when the folder holds other pairs."""
+    try:
+        changed = differences(json.loads((folder / MANIFEST).read_text()), about)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, AttributeError) as why:
+        raise ValueError(f"{folder / MANIFEST}: not the manifest of pairs ({why}); delete {folder}") from why
+    if changed:
+        raise ValueError(f"{folder} holds other pairs ({'; '.join(changed)}); take another objective.pairs "
+                         "or delete that folder")
+
+
+def is_whole(file: Path, about: dict) -> bool:
+    """Whether a shard is there; ValueError when it is damaged or holds other pairs."""
+    if not file.exists():
+        return False
+    try:
+        raw = file.read_bytes()
+        with safe_open(file, "pt") as opened:
+            header = json.loads(opened.metadata()["pairs"])
+        if _sha256(raw) != header["sha256"]:
+            raise ValueError("its bytes are not those that were written")
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as why:
+        raise ValueError(f"{file}: damaged ({why}); delete it and run `swiftvideo pairs` again") from why
+    if header["about"] != about:
+        changed = "; ".join(differences(header["about"], about))
+        raise ValueError(f"{file} holds other pairs ({changed}); delete {file.parent}")
+    return True
+
+
+def _packed(pairs: Pairs, about: dict) -> bytes:
+    """One key of metadata: safetensors does not keep the order of several."""
+    told = {name: x for name, x in vars(pairs.condition).items() if x is not None}
+    tensors = {name: getattr(pairs, name).contiguous() for name in CLIPS} | told
+    header = {"about": about, "captions": pairs.captions, "sha256": _sha256(save(tensors))}
+    return save(tensors, {"pairs": json.dumps(header)})
+
+
+def _sha256(raw: bytes) -> str:
+    """Of a safetensors file's tensors, its header left out."""
+    return hashlib.sha256(raw[8 + int.from_bytes(raw[:8], "little"):]).hexdigest()
+
+
+def _file(folder: Path, shard: int) -> Path:
+    return folder / f"pairs-{shard:05d}.safetensors"
