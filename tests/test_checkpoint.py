@@ -42,7 +42,7 @@ def bits(of: dict) -> list[torch.Tensor]:
 
 def test_weights_moments_and_state_come_back_to_the_bit(tmp_path):
     folder, saved, blank = save(tmp_path, 7), parts(0), parts(1, steps=0)
-    state = checkpoint.restore(folder, blank)
+    state = checkpoint.restore(checkpoint.Saved(folder), blank)
     assert (state["step"], state["config"]) == (7, {"a": 1})
     assert len(bits(blank)) == len(bits(saved)) == 4 * 3 + 4 + 3 + 4 + 3
     assert all(torch.equal(a, b) for a, b in zip(bits(saved)[:-3], bits(blank)[:-3], strict=True))
@@ -96,20 +96,25 @@ DAMAGES = {
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_named_with_the_way_out(name, damage, tmp_path):
-    save(tmp_path, 5)
+def test_damage_is_named_and_the_last_good_one_is_taken(name, damage, tmp_path):
+    good = save(tmp_path, 5)
     folder = save(tmp_path, 10)
     DAMAGES[damage](folder / name)
-    blank = parts(1)
-    before = [t.clone() for t in bits(blank)]
-    with pytest.raises(ValueError) as error:
-        checkpoint.restore(folder, blank)
-    assert f"{folder}/" in str(error.value) and f"delete {folder} to go on" in str(error.value)
-    assert name in str(error.value) or name != FILES[0]
-    assert all(torch.equal(a, b) for a, b in zip(before, bits(blank), strict=True))
+    with pytest.warns(UserWarning) as warned:
+        assert checkpoint.last_good(tmp_path).folder == good
+    said, = (str(w.message) for w in warned)
+    assert said.startswith(f"{folder}/") and said.endswith(f"damaged-1, and the run goes on from {good}")
+    assert name in said or name != FILES[0]
+    assert sorted(os.listdir(tmp_path)) == ["step-00000005", "step-00000010.damaged-1"]
 
-    shutil.rmtree(folder)
-    assert checkpoint.restore(checkpoint.newest(tmp_path), blank)["step"] == 5
+
+def test_without_a_good_one_the_run_stops_and_says_how_to_go_on(tmp_path):
+    assert checkpoint.last_good(tmp_path) is None
+    for step in (5, 10):
+        (save(tmp_path, step) / FILES[0]).write_bytes(b"")
+    with pytest.raises(checkpoint.Damaged, match=f"10/{FILES[0]}: damaged .* delete {tmp_path}/step-. to"):
+        checkpoint.last_good(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["step-00000005", "step-00000010"]
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"step": 11, "files": {}, "shapes": {}}'])
@@ -118,7 +123,7 @@ def test_a_state_that_is_none_is_damage(text, tmp_path):
     (folder / "state.json").write_text(text)
     (folder / "complete").write_text(hashlib.sha256(text.encode()).hexdigest())
     with pytest.raises(ValueError, match="damaged checkpoint"):
-        checkpoint.restore(folder, parts(1))
+        checkpoint.Saved(folder)
 
 
 def test_another_network_does_not_fit(tmp_path):
@@ -126,7 +131,7 @@ def test_another_network_does_not_fit(tmp_path):
     other["average"] = Ema(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)), 0.5)
     before = [t.clone() for t in bits(other)]
     with pytest.raises(ValueError, match=r"average/weight/0.weight: found \(2, 3\), want \(2, 4\)"):
-        checkpoint.restore(folder, other)
+        checkpoint.restore(checkpoint.Saved(folder), other)
     assert all(torch.equal(a, b) for a, b in zip(before, bits(other), strict=True))
 
 
@@ -146,4 +151,4 @@ def test_a_disk_that_refuses_leaves_the_checkpoints_that_were_there(call, tmp_pa
         with pytest.raises(OSError, match="step-00000010: could not be written .*No space left"):
             save(tmp_path, 10)
     assert os.listdir(tmp_path) == ["step-00000005"]
-    assert checkpoint.restore(checkpoint.newest(tmp_path), parts(1))["step"] == 5
+    assert checkpoint.restore(checkpoint.Saved(checkpoint.newest(tmp_path)), parts(1))["step"] == 5

@@ -185,7 +185,7 @@ def test_a_damaged_checkpoint_is_one_line_with_the_way_out(file, capsys, tmp_pat
     (folder / "rank-00000.safetensors").write_bytes(b"")
     found = refusal(capsys, "train", file, "run.steps=2")
     assert f"{folder}/rank-00000.safetensors: damaged checkpoint" in found
-    assert f"delete {folder} to go on" in found
+    assert f"delete {tmp_path}/run/step-* to start again" in found
 
 
 def test_a_folder_that_is_a_file_is_one_line(file, capsys, tmp_path):

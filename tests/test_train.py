@@ -196,18 +196,33 @@ def test_an_unknown_preset_lists_the_known_ones(inputs):
         loop.train(cfg)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_before_it_spoils_a_checkpoint(inputs, monkeypatch):
-    cfg = tiny.config(inputs, "flow", run="diverged")
+def diverging(monkeypatch, steps: set[int]) -> None:
+    """The loss is not a number in these steps."""
     real = loop.FlowMatching.__call__
 
     def diverge(self, point, batch, step, rng):
         loss, log = real(self, point, batch, step, rng)
-        return (loss * float("nan") if step == 3 else loss), log
+        return (loss * float("nan") if step in steps else loss), log
 
     monkeypatch.setattr(loop.FlowMatching, "__call__", diverge)
-    with pytest.raises(FloatingPointError, match="at step 3 the loss is nan.*step-00000002; lower optim.lr"):
+
+
+def test_a_loss_that_stays_no_number_ends_the_run_before_it_spoils_a_checkpoint(inputs, monkeypatch):
+    cfg = tiny.config(inputs, "flow", run="diverged", optim={"skips": 1})
+    diverging(monkeypatch, {2, 3, 4})
+    with pytest.raises(FloatingPointError, match="at step 3 the loss is nan.*1 steps .*step-00000002; lower"):
         loop.train(cfg)
     assert checkpoint.newest(Path(cfg.run.dir)).name == "step-00000002"
+
+
+def test_a_step_without_a_finite_gradient_is_skipped_and_counted(inputs, monkeypatch):
+    cfg = tiny.config(inputs, "flow", run="skipping", optim={"skips": 2})
+    diverging(monkeypatch, {0, 2, 3})
+    log = read_log(loop.train(cfg))
+    assert [line.get("skipped", 0) for line in log] == [1, 0, 1, 2, 0, 0]
+    saved = checkpoint.last_good(Path(cfg.run.dir))
+    assert int(saved.read("student/steps", 0, 1)) == 3
+    assert all(x.isfinite().all() for x in saved.tensors("average/weight/").values())
 
 
 def test_a_full_disk_leaves_a_run_to_go_on_with(inputs, monkeypatch):

@@ -64,6 +64,17 @@ def to_dict(config: Config) -> dict:
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """"optim.lr: 0.001 -> 0.002" for every key that differs between two configs of `to_dict`."""
-    a, b = strict.flatten(old), strict.flatten(new)
+    """"optim.lr: 0.001 -> 0.002" for every key that differs between two configs of `to_dict`.
+
+    Not those of the engine, of which no result depends; and a key that is younger than `old` had its default.
+    """
+    a, b = (strict.flatten({key: value for key, value in tree.items() if key != "engine"})
+            for tree in (_completed(old), new))
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in a | b if a.get(key) != b.get(key)]
+
+
+def _completed(tree: dict) -> dict:
+    try:
+        return to_dict(from_dict(tree))
+    except ValueError:
+        return tree

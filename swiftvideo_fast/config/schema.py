@@ -115,7 +115,9 @@ OBJECTIVES = {cls.__name__.lower(): cls for cls in typing.get_args(Objective)}
 
 @dataclass(frozen=True)
 class Optim:
-    """AdamW.  schedule: constant, or cosine to zero at run.steps; warmup: steps; clip: gradient norm."""
+    """AdamW; moments: of 32 bits, or of 8 (bitsandbytes).  schedule: constant, or cosine to zero at
+    run.steps; warmup: steps; clip: gradient norm.  skips: so many steps in a row are skipped, their
+    gradient not being finite, before the run gives up."""
 
     lr: float
     schedule: str = "cosine"
@@ -123,14 +125,23 @@ class Optim:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
     clip: float = 1.0
+    moments: int = 32
+    skips: int = 3
 
 
 @dataclass(frozen=True)
 class Engine:
-    """How a step is cut up.  micro: clips a backward pass, of which a step takes as many as data.batch wants;
-    None: all in one.  The draws depend on it, and on nothing else here."""
+    """How the work is spread; but for rounding, and for the draws, which depend on micro, it changes nothing.
 
+    name: plain (one process, everything whole) or zero3 (DeepSpeed, any number of processes).  micro: clips a
+    backward pass; None: a step's share of each replica in one.  dtype: of the stored weights, float32 or
+    bfloat16 (zero3; masters stay float32).  offload: masters and moments on the CPU (zero3).
+    """
+
+    name: str = "plain"
     micro: int | None = None
+    dtype: str = "float32"
+    offload: bool = False
 
 
 @dataclass(frozen=True)
@@ -173,6 +184,11 @@ class Config:
              "none without model.weights: from scratch a network starts at model.preset")
         want(d.height >= d.size, "data.height", d.height, f"at least data.size = {d.size}")
         one_of("optim.schedule", self.optim.schedule, ("constant", "cosine"))
+        want(self.optim.moments in (8, 32), "optim.moments", self.optim.moments, "8 or 32 (bits)")
+        one_of("engine.name", self.engine.name, ("plain", "zero3"))
+        one_of("engine.dtype", self.engine.dtype, ("float32", "bfloat16"))
+        want(self.engine == Engine(micro=self.engine.micro) or self.engine.name == "zero3", "engine.name",
+             self.engine.name, "zero3: plain keeps float32, nothing offloaded")
         one_of("sample.sampler", self.sample.sampler, ("euler", "consistency"))
         if isinstance(self.objective, Ccd):
             one_of("objective.norm", self.objective.norm, ("l2", "rms", "clip"))
@@ -185,8 +201,8 @@ LIMITS = [
     ("run.steps run.save_every run.log_every run.keep data.pool data.batch optim.lr optim.clip times.std "
      "sample.shift objective.c objective.grid objective.count engine.micro", lambda x: x > 0,
      "a positive number"),
-    ("run.seed data.speed optim.warmup optim.weight_decay objective.warmup objective.beta objective.reflow "
-     "objective.rank", lambda x: x >= 0, "0 or more"),
+    ("run.seed data.speed optim.warmup optim.weight_decay optim.skips objective.warmup objective.beta "
+     "objective.reflow objective.rank", lambda x: x >= 0, "0 or more"),
     ("objective.drop_text objective.r_max", lambda x: 0 <= x <= 1, "a number in [0, 1]"),
     ("ema", lambda x: 0 <= x < 1, "a number in [0, 1)"),
     ("objective.steps", lambda pair: min(pair) > 0, "two positive numbers"),

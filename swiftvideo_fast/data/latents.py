@@ -1,6 +1,6 @@
 """Latents with their conditions, held in memory, drawn by position."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,11 @@ class Latents:
     def __getitem__(self, rows) -> "Latents":
         picked = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
         return Latents(self.x0[rows], self.condition[rows], [self.captions[i] for i in picked])
+
+    def to(self, device: torch.device) -> "Latents":
+        """All that can be moved, there."""
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: x.to(device) for name, x in own.items() if hasattr(x, "to")})
 
     def draw(self, count: int, seed: int, clips_seen: int) -> "Latents":
         """`count` clips drawn with replacement; the same (seed, clips_seen) draws the same."""

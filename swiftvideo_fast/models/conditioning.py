@@ -23,6 +23,10 @@ class Condition:
         image = None if self.image is None else self.image[rows]
         return Condition(self.frames[rows], self.text[rows], self.null_text[rows], image)
 
+    def to(self, device: torch.device) -> "Condition":
+        image = None if self.image is None else self.image.to(device)
+        return Condition(self.frames.to(device), self.text.to(device), self.null_text.to(device), image)
+
     def without_text(self) -> "Condition":
         return replace(self, text=self.null_text)
 

@@ -10,9 +10,12 @@ digest of state.json.  Nothing in it is code.
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from swiftvideo_fast.atomic import aside_of, sweep, whole
+from swiftvideo_fast.train.ranks import ALONE, Ranks
 
 STATE, COMPLETE = "state.json", "complete"
 FOLDERS = "step-" + "[0-9]" * 8
@@ -49,30 +53,49 @@ class Part(Protocol):
         """Called once the pieces have been filled."""
 
 
-def save(run: Path, step: int, *, parts: dict[str, Part], state: dict, keep: int) -> Path:
-    """Write run/step-XXXXXXXX and drop all but the newest `keep`.  Atomic; OSError when the disk refuses."""
+def save(run: Path, step: int, *, parts: dict[str, Part], state: dict, keep: int,
+         ranks: Ranks = ALONE) -> Path:
+    """Write run/step-XXXXXXXX and drop all but the newest `keep`.  Atomic; OSError when the disk refuses.
+
+    To be called on every rank; the folder gets its name once all have written.
+    """
     pieces = named(parts)
     target = run / f"step-{step:08d}"
-    with whole(target) as aside:
-        aside.mkdir()
-        file = rank_file(0)
-        save_file({name: piece.data for name, piece in pieces.items()}, aside / file)
-        about = {"step": step, "files": {file: _digest(aside / file)},
-                 "shapes": {name: piece.shape for name, piece in pieces.items()}}
-        (aside / STATE).write_text(json.dumps(about | state, indent=1))
-        (aside / COMPLETE).write_text(_digest(aside / STATE))
-    tidy(run, keep)
+    about = {"step": step, "shapes": {name: piece.shape for name, piece in pieces.items()}} | state
+    with whole(target) if ranks.rank == 0 else nullcontext(aside_of(target) / target.name) as aside:
+        ranks.together(lambda: _begin(aside) if ranks.rank == 0 else "")
+        digests = ranks.together(lambda: _write(aside / rank_file(ranks.rank), pieces, ranks.rank))
+        ranks.together(lambda: _complete(aside, about, digests) if ranks.rank == 0 else "")
+    ranks.gather("renamed")
+    if ranks.rank == 0:
+        tidy(run, keep)
     return target
 
 
-def restore(folder: Path, parts: dict[str, Part]) -> dict:
+def _begin(aside: Path) -> str:
+    aside.mkdir()
+    return ""
+
+
+def _write(file: Path, pieces: dict[str, Piece], rank: int) -> str:
+    """The digest of the file; what every rank holds whole is written by the first."""
+    save_file({name: piece.data for name, piece in pieces.items()
+               if rank == 0 or piece.data.numel() < math.prod(piece.shape)}, file)
+    return _digest(file)
+
+
+def _complete(aside: Path, about: dict, digests: list[str]) -> str:
+    files = {rank_file(rank): digest for rank, digest in enumerate(digests)}
+    (aside / STATE).write_text(json.dumps(about | {"files": files}, indent=1))
+    (aside / COMPLETE).write_text(_digest(aside / STATE))
+    return ""
+
+
+def restore(saved: "Saved", parts: dict[str, Part]) -> dict:
     """Fill the parts; returns the state saved with them, {"step": ...} and what the caller added.
 
-    ValueError names the file that is missing, or whose bytes are not those that were written, or what in it
-    does not fit; then the parts are as they were.
+    ValueError names what does not fit; then the parts are as they were.
     """
-    saved = Saved(folder)
-    saved.check()
     pieces = named(parts)
     saved.fit(pieces)
     for name, piece in pieces.items():
@@ -80,6 +103,31 @@ def restore(folder: Path, parts: dict[str, Part]) -> dict:
     for part in parts.values():
         part.settle()
     return saved.state
+
+
+def last_good(run: Path, ranks: Ranks = ALONE) -> "Saved | None":
+    """The newest checkpoint whose bytes are those that were written; None where a run has no checkpoint.
+
+    Damaged ones that are newer are set aside, under another name, with a warning.  Damaged when none is good.
+    """
+    damaged = []
+    for folder in reversed(folders(run)):
+        try:
+            saved = Saved(folder)
+            saved.check(ranks)
+            break
+        except Damaged as why:
+            damaged.append((folder, why))
+    else:
+        if damaged:
+            raise Damaged(f"{damaged[0][1]}, and no older one is good; delete {run}/step-* to start again")
+        return None
+    ranks.gather("checked")
+    for folder, why in damaged if ranks.rank == 0 else ():
+        spare = next(name for n in count(1) if not (name := run / f"{folder.name}.damaged-{n}").exists())
+        folder.rename(spare)
+        warnings.warn(f"{why}; it is now {spare.name}, and the run goes on from {saved.folder}", stacklevel=2)
+    return saved
 
 
 class Damaged(ValueError):
@@ -101,14 +149,19 @@ class Saved:
         except (OSError, ValueError, KeyError, TypeError) as why:
             raise self._damaged(STATE, why) from why
 
-    def check(self) -> None:
-        """Damaged when a file has not the digest that state.json has of it."""
-        for name, digest in self.digests.items():
-            try:
-                if _digest(self.folder / name) != digest:
-                    raise ValueError("its bytes are not those that were written")
-            except (OSError, ValueError) as why:
-                raise self._damaged(name, why) from why
+    def check(self, ranks: Ranks = ALONE) -> None:
+        """Damaged when a file has not the digest that state.json has of it; the ranks share out the files."""
+        found = [self._look(name) for name in list(self.digests)[ranks.rank::ranks.world]]
+        if wrong := [why for why in ranks.gather(next(filter(None, found), "")) if why]:
+            raise Damaged(wrong[0])
+
+    def _look(self, name: str) -> str:
+        """What is wrong with a file, if anything."""
+        try:
+            same = _digest(self.folder / name) == self.digests[name]
+            return "" if same else str(self._damaged(name, "its bytes are not those that were written"))
+        except OSError as why:
+            return str(self._damaged(name, why))
 
     def fit(self, pieces: dict[str, Piece]) -> None:
         """One ValueError for all names and shapes that are not the wanted ones; it shows the first three."""
@@ -143,9 +196,8 @@ class Saved:
     def _files(self) -> list[safe_open]:
         return [safe_open(self.folder / name, "pt") for name in sorted(self.digests)]
 
-    def _damaged(self, name: str, why: Exception) -> Damaged:
-        return Damaged(f"{self.folder / name}: damaged checkpoint ({why}); delete {self.folder} to go on "
-                       "from the checkpoint before it, or from the start")
+    def _damaged(self, name: str, why: object) -> Damaged:
+        return Damaged(f"{self.folder / name}: damaged checkpoint ({why})")
 
 
 def tidy(run: Path, keep: int) -> None:

@@ -30,15 +30,17 @@ from swiftvideo_fast.objectives.flow import FlowMatching
 from swiftvideo_fast.objectives.ta import TrajectoryAlignment
 from swiftvideo_fast.seeds import generator
 from swiftvideo_fast.train import checkpoint
-from swiftvideo_fast.train.plain import Plain
-from swiftvideo_fast.train.report import Report
+from swiftvideo_fast.train.callbacks import Guard
+from swiftvideo_fast.train.plain import Engine, Plain
+from swiftvideo_fast.train.ranks import Ranks, launched, passes_of
+from swiftvideo_fast.train.report import Report, Silence
 
 OBJECTIVES = {Flow: FlowMatching, Ccd: ConsistencyDistillation, Dcd: DiscreteDistillation}
 CONFIG, STUDENT, AVERAGE = "config.yaml", "student.safetensors", "average.safetensors"
 
 
 def train(cfg: Config) -> Path:
-    """Run to cfg.run.steps, going on from the newest checkpoint of cfg.run.dir; returns that folder.
+    """Run to cfg.run.steps, going on from the newest good checkpoint of cfg.run.dir; returns that folder.
 
     It then holds config.yaml, log.jsonl, tensorboard/, checkpoints, and the weights student.safetensors and
     average.safetensors.  A run interrupted anywhere ends with the same bits as one that was not.
@@ -46,74 +48,99 @@ def train(cfg: Config) -> Path:
     """
     run = Path(cfg.run.dir)
     agree(cfg, run)
-    passes = Passes(cfg)
-    engine = Plain(len(passes))
-    student = engine.trained(starting_network(cfg), cfg.optim)
-    ema = engine.average(student, cfg.ema)
+    engine = start_engine(cfg)
+    ranks, passes = engine.ranks, Passes(cfg, engine.ranks)
+    student, ema = engine.student(starting_network(cfg), cfg.optim, cfg.ema)
     objective = build_objective(cfg, engine, student.net, ema.net)
     parts = {"student": student, "average": ema, **objective.trained}
-    start = resume(cfg, run, parts)
+    state = resume(cfg, run, parts, ranks)
+    start, guard = state["step"], Guard(cfg.optim.skips, state["skipped"])
     if start == cfg.run.steps and all((run / name).exists() for name in (STUDENT, AVERAGE)):
         return run
 
     data = training_data(cfg, student.net)
-    with whole(run / CONFIG) as aside:
-        aside.write_text(yaml.safe_dump(to_dict(cfg), sort_keys=False))
-    with closing(Report(run, start=start, steps=cfg.run.steps)) as report:
+    if ranks.rank == 0:
+        with whole(run / CONFIG) as aside:
+            aside.write_text(yaml.safe_dump(to_dict(cfg), sort_keys=False))
+    with closing(Report(run, start=start, steps=cfg.run.steps) if ranks.rank == 0 else Silence()) as report:
         for step in range(start, cfg.run.steps):
             logs = []
-            for batch, point, rng in passes.draw(data, step):
+            for batch, point, rng in passes.draw(data, step, engine.device):
                 loss, log = objective(point, batch, step, rng)
                 student.backward(loss)
                 logs.append({"loss": loss.item()} | log)
             lr = learning_rate(cfg, step)
             norm = student.step(lr)
-            if not math.isfinite(norm):
-                raise FloatingPointError(
-                    f"{run}: at step {step} the loss is {logs[-1]['loss']}, its gradient norm {norm}; the "
-                    f"last good checkpoint is {checkpoint.newest(run)}; lower optim.lr, in another run.dir")
-            ema.update()
-            after = objective.after_step()
+            done, log = step + 1, pooled(logs, ranks) | {"grad_norm": norm, "lr": lr}
+            if math.isfinite(norm):
+                ema.update()
+            if skipped := guard(run, done, log):
+                log |= {"skipped": skipped}
+            log |= objective.after_step()
 
-            done = step + 1
-            if done % cfg.run.log_every == 0 or done == cfg.run.steps:
-                report(done, pooled(logs) | {"grad_norm": norm, "lr": lr} | after)
+            if done % cfg.run.log_every == 0 or done == cfg.run.steps or skipped:
+                report(done, log)
             report.tick()
             if done % cfg.run.save_every == 0 or done == cfg.run.steps:
                 report.sync()
-                checkpoint.save(run, done, parts=parts, state={"config": to_dict(cfg)}, keep=cfg.run.keep)
-    about = {"sample": asdict(cfg.sample), "trained": to_dict(cfg)}
-    for name, net in ((STUDENT, student.net), (AVERAGE, ema.net)):
-        if adapted(cfg):
-            lora.save(net, run / f"lora-{name}", **about)
-        weights.save(lora.merged(net) if adapted(cfg) else net, run / name, **about)
+                state = {"config": to_dict(cfg), "skipped": skipped}
+                checkpoint.save(run, done, parts=parts, state=state, keep=cfg.run.keep, ranks=ranks)
+    if ranks.rank == 0:
+        export(cfg, run)
+    ranks.gather("exported")
     return run
 
 
+def export(cfg: Config, run: Path) -> None:
+    """The weights of the last checkpoint as files of their own; wants no GPU, and one process."""
+    saved = checkpoint.Saved(checkpoint.newest(run))
+    about = {"sample": asdict(cfg.sample), "trained": to_dict(cfg)}
+    for file, part in ((STUDENT, "student"), (AVERAGE, "average")):
+        net = starting_network(cfg)
+        net.load_state_dict(saved.tensors(f"{part}/weight/"), strict=False)
+        if adapted(cfg):
+            lora.save(net, run / f"lora-{file}", **about)
+        weights.save(lora.merged(net) if adapted(cfg) else net, run / file, **about)
+
+
+def start_engine(cfg: Config) -> Engine:
+    if cfg.engine.name == "zero3":
+        from swiftvideo_fast.train.engine import Sharded
+        return Sharded(cfg)
+    if launched()[1] > 1:
+        raise ValueError(f"engine.name is plain in {launched()[1]} processes; want one, or engine.name=zero3")
+    return Plain(cfg)
+
+
 class Passes:
-    """The backward passes of a step, each with what it draws."""
+    """The backward passes of a step that are this rank's, each with what it draws.
 
-    def __init__(self, cfg: Config):
-        self.cfg = cfg
-        self.micro = cfg.engine.micro or cfg.data.batch
+    Drawn from where we are: a resumed run draws what the first would have drawn, and however many replicas
+    share out the passes of a step, together they draw the same.
+    """
 
-    def __len__(self) -> int:
-        return self.cfg.data.batch // self.micro
+    def __init__(self, cfg: Config, ranks: Ranks):
+        self.cfg, self.replica, self.replicas = cfg, ranks.replica, ranks.replicas
+        self.micro = passes_of(cfg, ranks)[1]
 
-    def draw(self, data: Latents | PairShards,
-             step: int) -> Iterator[tuple[Latents, path.Point, torch.Generator]]:
-        """(batch, point, rng) of each.  Drawn from where we are: a resumed run draws what the first would."""
-        seed, first = self.cfg.run.seed, step * self.cfg.data.batch
-        for clips_seen in range(first, first + self.cfg.data.batch, self.micro):
-            batch = data.draw(self.micro, seed, clips_seen)
+    def draw(self, data: Latents | PairShards, step: int,
+             device: torch.device) -> Iterator[tuple[Latents, path.Point, torch.Generator]]:
+        """(batch, point, rng) of each."""
+        batch, seed = self.cfg.data.batch, self.cfg.run.seed
+        first = step * batch + self.replica * self.micro
+        for clips_seen in range(first, (step + 1) * batch, self.replicas * self.micro):
+            clips = data.draw(self.micro, seed, clips_seen).to(device)
             rng = generator(seed, "path", clips_seen)
-            yield batch, path.draw(batch.x0, rng, **asdict(self.cfg.times)), rng
+            yield clips, path.draw(clips.x0, rng, **asdict(self.cfg.times)), rng
 
 
-def pooled(logs: list[Log]) -> Log:
-    """One log of several passes: means, and all that a histogram is to show."""
-    return {name: torch.cat([log[name].flatten() for log in logs]) if isinstance(first, Tensor)
-            else sum(log[name] for log in logs) / len(logs) for name, first in logs[0].items()}
+def pooled(logs: list[Log], ranks: Ranks) -> Log:
+    """One log of a step's passes on all ranks: means; of a histogram, all that this rank has seen."""
+    tensors = {name: torch.cat([log[name].flatten() for log in logs])
+               for name, value in logs[0].items() if isinstance(value, Tensor)}
+    scalars = [name for name in logs[0] if name not in tensors]
+    means = ranks.mean([sum(log[name] for log in logs) / len(logs) for name in scalars])
+    return dict(zip(scalars, means)) | tensors
 
 
 def agree(cfg: Config, run: Path) -> None:
@@ -127,15 +154,16 @@ def agree(cfg: Config, run: Path) -> None:
                          "that file") from why
 
 
-def resume(cfg: Config, run: Path, parts: dict[str, checkpoint.Part]) -> int:
-    """The steps done by the newest checkpoint, now in the parts; 0 without one."""
-    last = checkpoint.newest(run)
-    if last is None:
-        return 0
-    _same(cfg, checkpoint.Saved(last).state.get("config", {}), last)
-    state = checkpoint.restore(last, parts)
-    checkpoint.tidy(run, cfg.run.keep)
-    return state["step"]
+def resume(cfg: Config, run: Path, parts: dict[str, checkpoint.Part], ranks: Ranks) -> dict:
+    """The state of the newest good checkpoint, now in the parts: "step", those done, and "skipped"."""
+    saved = checkpoint.last_good(run, ranks)
+    if saved is None:
+        return {"step": 0, "skipped": 0}
+    _same(cfg, saved.state.get("config", {}), saved.folder)
+    state = checkpoint.restore(saved, parts)
+    if ranks.rank == 0:
+        checkpoint.tidy(run, cfg.run.keep)
+    return state
 
 
 def _same(cfg: Config, other: dict, where: Path) -> None:
@@ -158,7 +186,7 @@ def starting_network(cfg: Config) -> Wan:
     return net
 
 
-def build_objective(cfg: Config, engine: Plain, student: nn.Module, average: nn.Module):
+def build_objective(cfg: Config, engine: Engine, student: nn.Module, average: nn.Module):
     """The objective of the config, with the teacher it needs: the frozen weights the student starts from."""
     if isinstance(cfg.objective, Flow):
         return FlowMatching(cfg.objective, student)

@@ -9,12 +9,15 @@ from swiftvideo_fast.config import Optim
 
 
 def adamw(parameters: Iterable[nn.Parameter], optim: Optim) -> torch.optim.Optimizer:
-    """AdamW (with bitsandbytes' 8-bit moments if so configured), its moments at zero, its rate 0."""
-    parameters = list(parameters)
+    """AdamW at rate 0."""
     options = {"lr": 0.0, "betas": optim.betas, "weight_decay": optim.weight_decay}
-    optimizer = torch.optim.AdamW(parameters, fused=True, **options)
-    prime(optimizer)
-    return optimizer
+    if optim.moments == 32:
+        return torch.optim.AdamW(parameters, fused=True, **options)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as why:
+        raise ValueError("optim.moments 8 wants bitsandbytes: pip install swiftvideo_fast[adam8bit]") from why
+    return AdamW8bit(parameters, **options)
 
 
 def prime(optimizer: torch.optim.Optimizer) -> None:

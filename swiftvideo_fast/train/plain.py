@@ -1,34 +1,50 @@
-"""The engine of one process: every tensor whole.  engine.py is the same face over many processes."""
+"""What the loop asks of an engine, and the engine of one process; engine.py has that of many."""
+
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from swiftvideo_fast.config import Optim
+from swiftvideo_fast.config import Config, Optim
 from swiftvideo_fast.train.checkpoint import Piece
 from swiftvideo_fast.train.ema import Ema
-from swiftvideo_fast.train.optimizer import adamw, set_rate, set_steps
+from swiftvideo_fast.train.optimizer import adamw, prime, set_rate, set_steps
+from swiftvideo_fast.train.ranks import ALONE, Ranks, passes_of
+
+
+class Engine(Protocol):
+    """Where networks live and how they move.  device: where their inputs must lie."""
+
+    device: torch.device
+    ranks: Ranks
+
+    def student(self, net: nn.Module, optim: Optim, decay: float) -> tuple["Trained", Ema]:
+        """A network that trains, and the average that follows it."""
+
+    def trained(self, net: nn.Module, optim: Optim) -> "Trained":
+        """A network that trains."""
+
+    def frozen(self, net: nn.Module) -> nn.Module:
+        """A network that stays."""
 
 
 class Plain:
-    """Hands out networks that train, that stay, that follow.  passes: backward passes a step."""
+    """One process, every tensor whole."""
 
-    rank, world = 0, 1
+    def __init__(self, cfg: Config):
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.ranks = ALONE
+        self.passes, _ = passes_of(cfg, ALONE)
 
-    def __init__(self, passes: int = 1):
-        self.passes = passes
+    def student(self, net: nn.Module, optim: Optim, decay: float) -> tuple["Trained", Ema]:
+        trained = self.trained(net, optim)
+        return trained, Ema(trained.net, decay)
 
     def trained(self, net: nn.Module, optim: Optim) -> "Trained":
-        return Trained(net, optim, self.passes)
+        return Trained(net.to(self.device), optim, self.passes)
 
     def frozen(self, net: nn.Module) -> nn.Module:
-        return net.requires_grad_(False).eval()
-
-    def average(self, trained: "Trained", decay: float) -> Ema:
-        return Ema(trained.net, decay)
-
-    def mean(self, values: list[float]) -> list[float]:
-        """Over all processes, of what each gives."""
-        return values
+        return net.to(self.device).requires_grad_(False).eval()
 
 
 class Trained:
@@ -38,6 +54,7 @@ class Trained:
         self.net, self.optim, self.passes = net, optim, passes
         self.named = {name: p for name, p in net.named_parameters() if p.requires_grad}
         self.optimizer = adamw(self.named.values(), optim)
+        prime(self.optimizer)
         self.steps = torch.zeros(1)
 
     def backward(self, loss: Tensor) -> None:

@@ -67,6 +67,18 @@ class Report:
                   file=sys.stderr, flush=True)
 
 
+class Silence:
+    """What the other ranks say."""
+
+    def __call__(self, step: int, values: dict) -> None: ...
+
+    def tick(self) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def read_log(run: Path) -> list[dict]:
     """The whole lines of a run's log; a line cut by a kill ends it."""
     log, lines = run / LOG, []

@@ -1,0 +1,198 @@
+"""The engine of many processes: DeepSpeed ZeRO-3, which nothing outside this file knows.
+
+Every network is sharded: of each parameter a rank holds the flat stretch [rank c, rank c + c), c the n-th
+part of it rounded up, and gathers the rest block by block while it computes.  A student's stretch lies there
+twice, as stored (bf16 or fp32) and as an fp32 master with AdamW's moments.  Its average is a frozen network
+of its own, whose fp32 stretches follow the masters: a step of 1e-6, which bf16 would swallow, is not lost,
+and no rank asks another.
+"""
+
+import copy
+import os
+import socket
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from swiftvideo_fast import ops
+from swiftvideo_fast.config import Config, Optim
+from swiftvideo_fast.train.checkpoint import Piece
+from swiftvideo_fast.train.optimizer import adamw, set_rate, set_steps
+from swiftvideo_fast.train.ranks import Ranks, launched, passes_of
+
+
+class Sharded:
+    """As plain.Plain, over all the processes that the launcher has started."""
+
+    def __init__(self, cfg: Config):
+        self.options, self.ranks = cfg.engine, Ranks(*launched())
+        self.passes, _ = passes_of(cfg, self.ranks)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.deepspeed = _start(self.device)
+
+    def student(self, net: nn.Module, optim: Optim, decay: float) -> tuple["ShardedTrained", "ShardedEma"]:
+        follower = copy.deepcopy(net)
+        trained = self.trained(net, optim)
+        return trained, ShardedEma(self.frozen(follower), trained, decay)
+
+    def trained(self, net: nn.Module, optim: Optim) -> "ShardedTrained":
+        optimizer = adamw([p for p in net.parameters() if p.requires_grad], optim)
+        engine, *_ = self.deepspeed.initialize(model=self._leaves(net), optimizer=optimizer,
+                                               config=self._config(optim.clip))
+        return ShardedTrained(engine, self.ranks, self.passes)
+
+    def frozen(self, net: nn.Module) -> nn.Module:
+        net = self._leaves(net.requires_grad_(False).eval())
+        engine, *_ = self.deepspeed.initialize(model=net, config=self._config(clip=0.0))
+        return engine.module
+
+    def _leaves(self, net: nn.Module) -> nn.Module:
+        """One gather a block: it serves value and tangent of all that is in it."""
+        if blocks := {type(block) for block in getattr(net, "blocks", ())}:
+            self.deepspeed.utils.set_z3_leaf_modules(net, list(blocks))
+        return net
+
+    def _config(self, clip: float) -> dict:
+        o = self.options
+        zero = {
+            "stage": 3,
+            "memory_efficient_linear": False,           # else F.linear is one that loses tangents
+            "stage3_param_persistence_threshold": 0,    # what stays gathered would miss the average's steps
+            "contiguous_gradients": True,
+        }
+        if o.offload:
+            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": self.device.type == "cuda"}
+        return {
+            "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,     # the loop counts both
+            "gradient_clipping": clip,
+            "bf16": {"enabled": o.dtype == "bfloat16"},
+            "zero_optimization": zero,
+            "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
+        }
+
+
+class ShardedTrained:
+    """As plain.Trained.  net: to be called; its parameters are empty between calls."""
+
+    def __init__(self, engine, ranks: Ranks, passes: int):
+        self.engine, self.net = engine, Called(engine)
+        self.ranks, self.passes = ranks, passes
+        self.named = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
+        self.optimizer = engine.optimizer.optimizer
+        self.steps, self.done = torch.zeros(1), 0
+        set_steps(self.optimizer, 0)            # DeepSpeed, too, takes a first step to make the moments
+
+    def backward(self, loss: Tensor) -> None:
+        self.done += 1
+        self.engine.set_gradient_accumulation_boundary(self.done == self.passes)
+        self.engine.backward(loss / self.passes)
+
+    def step(self, lr: float) -> float:
+        self.done = 0
+        set_rate(self.optimizer, lr)
+        self.engine.step()
+        if self.engine.optimizer.overflow:
+            return float("nan")
+        self.steps += 1
+        return float(self.engine.get_global_grad_norm())
+
+    def master(self, name: str, kind: str | None = None) -> Tensor:
+        """This rank's stretch of the fp32 weight or of one of its moments: a live view, padded."""
+        p = self.named[name]
+        return p._z3_optimizer._get_fp32_opt_state_partition(p, True, kind)[0]
+
+    def pieces(self) -> dict[str, Piece]:
+        found = {f"weight/{name}": self._piece(name) for name in self.named}
+        for name, p in self.named.items():
+            for kind in self.optimizer.state[self._flat(p)]:
+                if kind != "step":
+                    found[f"{kind}/{name}"] = self._piece(name, kind)
+        found |= {f"buffer/{name}": Piece.whole(b) for name, b in self.net.named_buffers()}
+        return found | {"steps": Piece.whole(self.steps)}
+
+    def settle(self) -> None:
+        set_steps(self.optimizer, int(self.steps))
+        for name, p in self.named.items():
+            p.ds_tensor.data.copy_(self.master(name))
+
+    def _flat(self, p: nn.Parameter) -> Tensor:
+        zero = p._z3_optimizer
+        return zero.fp32_partitioned_groups_flat[zero.grad_position[zero.get_param_id(p)][0]]
+
+    def _piece(self, name: str, kind: str | None = None) -> Piece:
+        return stretch(self.master(name, kind), self.named[name], self.ranks.rank)
+
+
+class Called:
+    """The module, called as DeepSpeed wants it when a backward is to follow."""
+
+    def __init__(self, engine):
+        self.engine = engine
+
+    def __call__(self, *args, **kwargs) -> Tensor:
+        return self.engine(*args, **kwargs)
+
+    def __getattr__(self, name: str):
+        return getattr(self.engine.module, name)
+
+
+class ShardedEma:
+    """As ema.Ema: net is a frozen sharded network, whose stretches follow the student's masters."""
+
+    def __init__(self, net: nn.Module, student: ShardedTrained, decay: float):
+        self.net, self.student, self.decay = net, student, decay
+        self.copies = {name: net.get_parameter(name) for name in student.named}
+        self.averages = {name: self._start(name) for name in self.copies}
+
+    def _start(self, name: str) -> Tensor:
+        stored, master = self.copies[name].ds_tensor.data, self.student.master(name)
+        return stored if stored.dtype == master.dtype else master.clone()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        masters = [self.student.master(name) for name in self.averages]
+        ops.ema_(list(self.averages.values()), masters, self.decay)
+        self.settle()
+
+    def pieces(self) -> dict[str, Piece]:
+        return {f"weight/{name}": stretch(average, self.copies[name], self.student.ranks.rank)
+                for name, average in self.averages.items()}
+
+    def settle(self) -> None:
+        """The stored stretches from the fp32 ones."""
+        for name, average in self.averages.items():
+            self.copies[name].ds_tensor.data.copy_(average)
+
+
+def stretch(padded: Tensor, p: nn.Parameter, rank: int) -> Piece:
+    """What of a rank's padded stretch is the parameter's."""
+    begin = min(rank * padded.numel(), p.ds_numel)
+    return Piece(padded.detach()[:p.ds_numel - begin], tuple(p.ds_shape), begin)
+
+
+def _start(device: torch.device):
+    """DeepSpeed, its processes met."""
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    else:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    try:
+        import deepspeed
+    except ImportError as why:
+        raise ValueError("engine.name zero3 wants DeepSpeed: pip install swiftvideo_fast[deepspeed]") from why
+    # Else DeepSpeed compiles a C++ all-reduce on first use, and hangs on the lock that a killed compile left.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not dist.is_initialized():
+        rank, world = launched()
+        for key, value in {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1",
+                           "MASTER_PORT": _free_port()}.items():
+            os.environ.setdefault(key, str(value))
+        deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo")
+    return deepspeed
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

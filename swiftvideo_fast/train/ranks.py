@@ -1,0 +1,76 @@
+"""The processes of a run, and the little they say to each other besides tensors."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError
+from torch import distributed as dist
+
+from swiftvideo_fast.config import Config
+from swiftvideo_fast.config.strict import want
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world`.  sequence: so many neighbours share the tokens of one clip
+    (models/ulysses.py); each such group is one of the `replicas`."""
+
+    rank: int = 0
+    world: int = 1
+    sequence: int = 1
+
+    @property
+    def replicas(self) -> int:
+        return self.world // self.sequence
+
+    @property
+    def replica(self) -> int:
+        return self.rank // self.sequence
+
+    def gather(self, text: str) -> list[str]:
+        """Each rank's, in the order of ranks."""
+        if self.world == 1:
+            return [text]
+        texts = [""] * self.world
+        dist.all_gather_object(texts, text)
+        return texts
+
+    def mean(self, values: list[float]) -> list[float]:
+        """Element by element, over all ranks."""
+        if self.world == 1:
+            return values
+        device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+        summed = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(summed)
+        return (summed / self.world).tolist()
+
+    def together(self, work: Callable[[], str]) -> list[str]:
+        """What each rank's work returns.  When one's fails, it fails on all, and none is left waiting."""
+        said, error = "", None
+        try:
+            said = work()
+        except (OSError, SafetensorError) as why:
+            error = why
+        failures = [f"rank {rank}: {f}" for rank, f in enumerate(self.gather(repr(error))) if f != "None"]
+        if failures:
+            raise error or OSError(failures[0])
+        return self.gather(said)
+
+
+ALONE = Ranks()
+
+
+def launched() -> tuple[int, int]:
+    """(rank, world) that torchrun or deepspeed has set; (0, 1) under plain python."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def passes_of(cfg: Config, ranks: Ranks) -> tuple[int, int]:
+    """(backward passes a step on each rank, clips a pass)."""
+    batch, replicas = cfg.data.batch, ranks.replicas
+    micro = cfg.engine.micro or max(1, batch // replicas)
+    want(batch % (micro * replicas) == 0, "data.batch", batch,
+         f"a multiple of {micro * replicas}: {micro} clips a pass (engine.micro) on {replicas} replicas")
+    return batch // (micro * replicas), micro

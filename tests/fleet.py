@@ -1,0 +1,63 @@
+"""Several processes as one run: forked warm from a server that has imported everything, met over gloo."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+KILLED = -signal.SIGKILL
+PRELOAD = ["tiny", "swiftvideo_fast.train.engine", "deepspeed"]
+
+
+def server() -> multiprocessing.context.BaseContext:
+    """The forkserver.  Its children find the tests' modules and a CPU."""
+    path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ |= {"PYTHONPATH": os.pathsep.join(path), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
+
+
+class Fleet:
+    """`world` processes that run work(*args), each told its rank as torchrun would."""
+
+    def __init__(self, context, world: int, work: Callable, *args):
+        port = free_port()
+        self.processes = [context.Process(target=member, args=(rank, world, port, work, args))
+                          for rank in range(world)]
+        for process in self.processes:
+            process.start()
+
+    def join(self, seconds: float | None = None) -> list[int]:
+        """Exit codes.  When one fails, or the time is over, the others are killed, as launchers do."""
+        pending = list(self.processes)
+        while pending:
+            ready = multiprocessing.connection.wait([p.sentinel for p in pending], seconds)
+            ended = [p for p in pending if p.sentinel in ready]
+            for p in ended:
+                p.join()
+            pending = [p for p in pending if p not in ended]
+            if not ended or any(p.exitcode for p in ended):
+                for p in pending:
+                    p.kill()
+        return [p.exitcode for p in self.processes]
+
+
+def member(rank: int, world: int, port: int, work: Callable, args: tuple) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank),
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    try:
+        work(*args)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)             # gloo's threads would have DeepSpeed's destructors wait for them
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
