@@ -99,6 +99,7 @@ def test_pairs_are_sampled_by_several_ranks_and_trained_on(aligning, capsys, tmp
     assert cli.main(asked) == 0
     said = capsys.readouterr().out
     assert said.endswith(f"would write 33 pairs to {tmp_path}/run/pairs\npairs in {tmp_path}/run/pairs\n")
+    monkeypatch.delenv("WORLD_SIZE")
     assert cli.main(["train", str(aligning), "objective.steps=[4,1]", "objective.count=33"]) == 0
 
 
