@@ -1,11 +1,13 @@
 """python -m bench ...: the table of cases.   python -m bench COMMAND ...: another face, each with --help."""
 
 import importlib
+import os
 import pkgutil
 import sys
 
 import bench
 
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")   # torch's profiler tells of each start and stop on stderr
 COMMANDS = ("gpu", "growth", "memory", "sm90", "sweep", "tune", "versus")
 
 if sys.argv[1:2] and sys.argv[1] in COMMANDS:

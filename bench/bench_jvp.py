@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 
+from bench.bench_network import JVP, block_flops
 from bench.harness import Case, case
 from bench.passes import plain_torch
 from swiftvideo_fast import jvp
@@ -39,5 +40,6 @@ def ways(N: int, device: str, dtype: torch.dtype) -> tuple[Wan, Callable, Callab
 @case("jvp", cpu_1k=(1024,), cpu_4k=(4096,), gpu_4k=(4096,))
 def build(N: int, device: str, dtype: torch.dtype) -> Case:
     torch.manual_seed(0)
-    _, ours, by_torch = ways(N, device, dtype)
-    return Case(ours=ours, torch=by_torch, peers={"compiled": torch.compile(by_torch)})
+    net, ours, by_torch = ways(N, device, dtype)
+    return Case(ours=ours, torch=by_torch, peers={"compiled": torch.compile(by_torch)},
+                flops=CONFIG.layers * block_flops(net.blocks[0], N, *JVP))

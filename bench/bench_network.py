@@ -19,6 +19,8 @@ from swiftvideo_fast.models.wan import Block, Wan, rotary_tables
 from swiftvideo_fast.objectives import ccd
 from swiftvideo_fast.ops import reference
 
+JVP = 2, 3                  # of the primal's cost: linear maps of tokens, attention
+STEP = 8, 9.5               # teacher 2, 2; jvp 2, 3; student 1, 1, recomputed 1, 1, backward 2, 2.5
 SHAPES = dict(cpu=("tiny", 17, 128, 128), wan_1_3b=("1.3b", 61, 832, 480))
 
 
@@ -37,13 +39,13 @@ def fits(setting: Setting) -> bool:
     return setting.tokens < 8192
 
 
-def token_flops(setting: Setting, block: Block) -> int:
-    """Of one block's primal: its linear maps of tokens, and self-attention's two products."""
-    maps = [m.weight for m in block.modules() if isinstance(m, torch.nn.Linear)]
-    of_context = [block.cross_attn.k, block.cross_attn.v]
+def block_flops(block: Block, tokens: int, maps: float, attentions: float) -> int:
+    """Of so many times a block's linear maps of tokens, and so many times self-attention's two products."""
+    of_context = {block.cross_attn.k, block.cross_attn.v}
+    weights = sum(m.weight.numel() for m in block.modules()
+                  if isinstance(m, torch.nn.Linear) and m not in of_context)
     width = block.self_attn.o.weight.shape[0]
-    weights = sum(w.numel() for w in maps) - sum(m.weight.numel() for m in of_context)
-    return 2 * setting.tokens * weights + 4 * setting.tokens**2 * width
+    return int(maps * 2 * tokens * weights + attentions * 4 * tokens**2 * width)
 
 
 @case("block_jvp", **SHAPES)
@@ -66,7 +68,8 @@ def build_block(*shape, device: str, dtype: torch.dtype) -> Case:
     def ours() -> tuple[Tensor, Tensor]:
         return jvp(lambda x, e: block(x, e, context, rotary), (x, e), (tx, te))
 
-    return Case(ours, by_torch if fits(setting) else lambda: None, flops=2 * token_flops(setting, block))
+    return Case(ours, by_torch if fits(setting) else lambda: None,
+                flops=block_flops(block, setting.tokens, *JVP))
 
 
 @case("network_jvp", **SHAPES)
@@ -82,7 +85,7 @@ def build_network(*shape, device: str, dtype: torch.dtype) -> Case:
     def ours() -> tuple[Tensor, Tensor]:
         return jvp(lambda x, t: velocity(net, x, t, condition), *seeds)
 
-    flops = 2 * len(net.blocks) * token_flops(setting, net.blocks[0])
+    flops = len(net.blocks) * block_flops(net.blocks[0], setting.tokens, *JVP)
     return Case(ours, by_torch if fits(setting) else lambda: None, flops=flops)
 
 
@@ -92,15 +95,15 @@ def build_step(*shape, device: str, dtype: torch.dtype) -> Case:
     objective = ccd.ConsistencyDistillation(Ccd(), net, net, net)
 
     def ours() -> list[Tensor]:
-        net.zero_grad()
         loss, _ = objective(point, Latents(point.x0, condition, []), 500, None)
         loss.backward()
-        return [loss.detach(), net.blocks[0].self_attn.q.weight.grad, net.head.head.weight.grad]
+        found = [loss.detach(), net.blocks[0].self_attn.q.weight.grad, net.head.head.weight.grad]
+        net.zero_grad()                 # here, not first: a call is to free its own gradients, not another's
+        return found
 
     def by_torch() -> list[Tensor]:
         with plain_torch(), patch.object(ccd, "jvp", torch.func.jvp):
             return ours()
 
-    # guided teacher: two forwards; jvp: two; student: forward, recompute, and a backward of two
-    flops = 8 * len(net.blocks) * token_flops(setting, net.blocks[0])
+    flops = len(net.blocks) * block_flops(net.blocks[0], setting.tokens, *STEP)
     return Case(ours, by_torch if fits(setting) else lambda: None, flops=flops)

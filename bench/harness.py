@@ -3,12 +3,15 @@
 Everything of a row is timed turn about in one process, so that clocks and neighbours move all sides together;
 the figure to keep is the median over rounds of ours / torch.  With one thread on a CPU the clock is the
 process's own CPU time, which neighbours' turns do not lengthen; else it is the wall's.  The limit, a plain
-copy of the bytes a case must move or a plain matmul, is timed in the same rounds.
+copy of the bytes a case must move or a plain matmul, is timed in the same rounds.  A share is no bound: an op
+in place spares the read of a line before its first write, which a copy pays, and can pass 100 %; an op that
+returns large tensors pays for their pages on a CPU, which a copy onto the same target does not.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -70,9 +73,24 @@ def fault(case: Case, dtype: torch.dtype) -> str | None:
     try:
         ours, theirs = case.ours(), case.torch()
     except Exception as error:                                # whatever it is, the other cases go on
-        return f"{type(error).__name__}: {error}"
+        return told(error)
     apart = 0.0 if theirs is None else disagreement(ours, theirs)
     return None if apart <= AGREEMENT[dtype] else f"{apart:.1e} away from torch's result"
+
+
+def absent(case: Case) -> dict[str, str]:
+    """The peers that raise here, and what."""
+    found = {}
+    for name, run in case.peers.items():
+        try:
+            run()
+        except Exception as error:
+            found[name] = told(error)
+    return found
+
+
+def told(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def disagreement(ours, theirs) -> float:
@@ -80,6 +98,15 @@ def disagreement(ours, theirs) -> float:
     ours, theirs = ([x.double() for x in tree_leaves(r) if isinstance(x, Tensor)] for r in (ours, theirs))
     apart = [(a - b).norm() / b.norm().clamp_min(1e-30) for a, b in zip(ours, theirs, strict=True)]
     return torch.stack(apart).max().item() if apart else 0.0
+
+
+def device_name(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "cpu")
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} of its threads"
 
 
 def clock(device: str) -> Callable[[], float]:

@@ -7,7 +7,8 @@
 
 The passes are told in bench/passes.py.  In the table n devices share what is held and the gradients, as under
 ZeRO-3: each has an n-th, two gathered blocks, and a clip of its own.
-On a machine with a GPU the pass is also run there, on weights of zero, and the allocator's own peak printed.
+On a GPU, and with --measure on a CPU, the pass is also run, on weights of zero, and the allocator's own peak
+printed beside the account's.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.account import GRADIENT, Account, grouped
+from bench.harness import allocated, device_name
 from bench.passes import PASSES, Setting, jvp_pass, plain_torch
 from swiftvideo_fast.models.wan import PRESETS
 
@@ -42,14 +44,14 @@ def by_torch(setting: Setting) -> Account:
         return faked(partial(jvp_pass, transform=torch.func.jvp), setting)
 
 
-def measured(build: Callable, setting: Setting) -> int:
-    """Bytes the GPU's allocator held at most beyond weights and states, in a real pass."""
-    with torch.device("cuda"):
+def measured(build: Callable, setting: Setting, device: str) -> int:
+    """Bytes the device's allocator held at most beyond weights and states, in a real pass."""
+    with torch.device(device):
         account, run = build(setting)
-        run()                           # the first pass also builds kernels and handles
-        torch.cuda.reset_peak_memory_stats()
-        run()
-    return torch.cuda.max_memory_allocated() - account.known_bytes
+        given = account.alive
+        if device == "cuda":
+            run()                       # the first pass also builds kernels and handles
+        return given + allocated(run, device)
 
 
 def report(name: str, setting: Setting, account: Account) -> str:
@@ -133,9 +135,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--size", default="832x480", help="width x height in pixels")
     parser.add_argument("--pass", dest="name", choices=PASSES, default="jvp")
     parser.add_argument("--against", choices=["torch"], help="beside torch.func.jvp with math attention")
+    parser.add_argument("--measure", action="store_true", help="run the pass too; on a GPU it always is")
     parser.add_argument("--png", help="draw the timeline into this file")
     parser.add_argument("--table", action="store_true", help="every pass of 1.3B and 14B, as Markdown")
     args = parser.parse_args(argv)
+    if args.against and args.name != "jvp":
+        parser.error(f"--against {args.against} is of the JVP pass: want --pass jvp, found {args.name}")
     setting = setting_of(args, args.frames, args.size)
     if args.table:
         for line in table([replace(setting, preset=name) for name in ("1.3b", "14b")]):
@@ -148,9 +153,10 @@ def main(argv: list[str]) -> int:
         theirs = by_torch(setting)
         print(f"torch.func.jvp     {theirs.peak / 1e9:9.3f} GB   at {theirs.op} in {theirs.where}: "
               f"{theirs.peak / account.peak:.1f} times ours")
-    if torch.cuda.is_available():
-        gb = measured(PASSES[args.name], setting) / 1e9
-        print(f"measured           {gb:9.3f} GB   on {torch.cuda.get_device_name()}")
+    if args.measure or torch.cuda.is_available():
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        gb = measured(PASSES[args.name], setting, device) / 1e9
+        print(f"measured           {gb:9.3f} GB   by the allocator, {device_name(device)}")
     if args.png:
         draw(account, args.png, said.splitlines()[0])
     return 0

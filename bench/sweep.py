@@ -12,6 +12,7 @@ from bench.passes import PASSES, Setting
 
 FRAMES = (17, 33, 61, 81, 121)
 SIZES = ("832x480", "1280x720")
+MARKERS = 2 * "os^Dvp*X"
 
 
 def rows(settings: list[Setting], passes: list[str]):
@@ -26,21 +27,34 @@ def rows(settings: list[Setting], passes: list[str]):
 
 
 def draw(table: list[dict], png: str) -> None:
-    """Total GB over tokens, a line a pass and size, a level a device."""
+    """Total GB over tokens: a line a pass, a marker a size, frames beside the last line, a level a device."""
     import matplotlib
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for name, size in dict.fromkeys((row["pass"], row["size"]) for row in table):
-        line = [row for row in table if (row["pass"], row["size"]) == (name, size)]
-        axes.plot(*zip(*((row["tokens"], row["total_gb"]) for row in line)), "o-", label=f"{name}, {size}")
+    figure, axes = pyplot.subplots(figsize=(9, 5.5), layout="constrained")
+    sizes = list(dict.fromkeys(row["size"] for row in table))
+    passes = list(dict.fromkeys(row["pass"] for row in table))
+    for colour, name in enumerate(passes):
+        points = sorted((row["tokens"], row["total_gb"], row["size"], row["frames"])
+                        for row in table if row["pass"] == name)
+        axes.plot(*zip(*(point[:2] for point in points)), color=f"C{colour}", label=name)
+        for tokens, gb, size, frames in points:
+            place = sizes.index(size)
+            axes.plot(tokens, gb, MARKERS[place], color=f"C{colour}")
+            if name == passes[-1]:
+                axes.annotate(frames, (tokens, gb), (0, -14 if place % 2 else 7), textcoords="offset points",
+                              ha="center", fontsize=8)
+    for place, size in enumerate(sizes):
+        where = "below" if place % 2 else "above"
+        axes.plot([], [], MARKERS[place], color="grey", label=f"{size}, frames {where}")
     for gb in DEVICES_GB:
         axes.axhline(USABLE * gb, color="grey", linestyle=":")
-        axes.annotate(f"{USABLE:.0%} of {gb} GB", (0, USABLE * gb), (4, 2), textcoords="offset points")
-    axes.set(title=f"wan-{table[0]['preset']}", xlabel="tokens", ylabel="GB on one device")
+        axes.annotate(f"{USABLE:.0%} of {gb} GB", (0, USABLE * gb), (4, 3), textcoords="offset points")
+    axes.set(title=f"wan-{table[0]['preset']}, one clip", xlabel="tokens", ylabel="GB on one device")
     axes.set(xlim=(0, None), ylim=(0, None))
-    axes.legend()
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    figure.legend(loc="outside right upper")
     figure.savefig(png, dpi=110)
     pyplot.close(figure)
 
@@ -62,10 +76,11 @@ def main(argv: list[str]) -> int:
             if not table:
                 writer = csv.DictWriter(file, row)
                 writer.writeheader()
+                print(" ".join(f"{name:>9}" for name in row))
             writer.writerow(row)
             file.flush()
             table.append(row)
-            print("   ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+            print(" ".join(f"{value:>9}" for value in row.values()), flush=True)
     if args.png:
         draw(table, args.png)
     return 0

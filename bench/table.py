@@ -23,21 +23,13 @@ from statistics import median
 import torch
 from torch.profiler import profile
 
-from bench.harness import CASES, Case, Row, fault, measure
+from bench.harness import CASES, Case, Row, absent, device_name, fault, measure
+from swiftvideo_fast.atomic import whole
 
 RECORD = Path(__file__).with_name("record.json")    # {device: {case: {"ratio": ours / torch, "peak": bytes}}}
 SLOWER = {"cuda": 1.10, "cpu": 1.40}                # two shared cores moved medians of CPU time by up to 1.25
 LARGER = 1.02
 RETRIALS = 4
-
-
-def device_name(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "cpu")
-    return f"{model}, {torch.get_num_threads()} of its threads"
 
 
 def losses(row: Row, known: dict, again: Callable[[int], Row], device: str) -> list[str]:
@@ -56,11 +48,15 @@ def losses(row: Row, known: dict, again: Callable[[int], Row], device: str) -> l
     return lost
 
 
+HEAD = (f"{'case':24} {'ms':>10} {'times faster than':>17} {'rate':>17} {'share':>14}   "
+        f"{'peak, MB':>9} {'torch, MB':>9}")
+
+
 def line(row: Row) -> str:
-    peers = "".join(f"   {r:.2f} x {peer}" for peer, r in row.peers.items())
-    memory = f"{row.peak / 1e6:9.2f} MB, torch {row.torch_peak / 1e6:9.2f}"
-    return (f"{row.name:24} {row.ms:10.3f} ms {1 / row.ratio:7.2f} x {row.beside:6} "
-            f"{row.rate:9.3f} {row.unit:7} {row.share:5.0%} of {row.limit:6} {memory}{peers}")
+    peers = "".join(f"   {1 / r:.2f} {peer}" for peer, r in row.peers.items())
+    theirs = f"{row.torch_peak / 1e6:9.2f}" if row.beside == "torch" else " " * 9
+    return (f"{row.name:24} {row.ms:10.3f} {1 / row.ratio:10.2f} {row.beside:6} {row.rate:9.3f} {row.unit:7} "
+            f"{row.share:5.0%} of {row.limit:6} {row.peak / 1e6:9.2f} {theirs}{peers}").rstrip()
 
 
 def draw(rows: list[Row], png: str, title: str) -> None:
@@ -69,18 +65,23 @@ def draw(rows: list[Row], png: str, title: str) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.5 * len(rows)), layout="constrained")
-    places = range(len(rows))
-    speed = axes.barh([p - 0.2 for p in places], [1 / r.ratio for r in rows], 0.38, label="time")
-    axes.barh([p + 0.2 for p in places], [max(r.torch_peak, 1) / max(r.peak, 1) for r in rows], 0.38,
-              label="peak memory")
-    axes.bar_label(speed, [f"{r.ms:.3g} ms, {r.share:.0%} of {r.limit}" for r in rows], padding=3)
+    figure, axes = pyplot.subplots(figsize=(9, 1.4 + 0.45 * len(rows)), layout="constrained")
+    speed = [1 / r.ratio for r in rows]
+    memory = [max(r.torch_peak, 1) / max(r.peak, 1) if r.beside == "torch" else 1 for r in rows]
+    for lower, label, values in ((-0.2, "time", speed), (0.2, "peak memory", memory)):
+        axes.barh([place + lower for place in range(len(rows))], [v - 1 for v in values], 0.38, left=1,
+                  label=label)
+    for place, r in enumerate(rows):
+        beside = "" if r.beside == "torch" else f"; beside {r.beside}, torch cannot"
+        label, at = f"{r.ms:.3g} ms, {r.share:.0%} of {r.limit}{beside}", (max(1, 1 / r.ratio), place - 0.2)
+        axes.annotate(label, at, (4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_yticks(places, [r.name for r in rows])
-    axes.invert_yaxis()
-    axes.set(xscale="log", xlabel="torch / ours", title=title)
-    axes.margins(x=0.3)
-    axes.legend()
+    axes.set_yticks(range(len(rows)), [r.name for r in rows])
+    axes.set(xscale="log", xlabel="torch / ours: right of 1, ours is faster or smaller", title=title)
+    axes.set(xlim=(0.5 * min(1, *speed), 8 * max(*speed, *memory)))
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.xaxis.set_major_formatter("{x:g}")
+    figure.legend(loc="outside upper right", ncols=2)
     figure.savefig(png, dpi=110)
     pyplot.close(figure)
 
@@ -117,19 +118,25 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(args.threads)
     named = device_name(device)
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    known, rows, failed = record.get(named, {}), [], []
+    known, rows, failed = record.setdefault(named, {}), [], []
     title = f"{named}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}"
-    print(title)
-    for name, build in CASES.items():
-        here = name.split("/")[1].startswith("cpu") == (device == "cpu")
-        if not here or args.names and not name.startswith(tuple(args.names)):
+    here = [name for name in CASES if name.split("/")[1].startswith("cpu") == (device == "cpu")]
+    for start in args.names:
+        if not any(name.startswith(start) for name in here):
+            parser.error(f"no case begins with {start!r} on this device; there are {', '.join(here)}")
+    print(f"{title}\n{HEAD}")
+    for name in here:
+        if args.names and not name.startswith(tuple(args.names)):
             continue
         torch.manual_seed(0)
-        case = build(device=device, dtype=dtype)
+        case = CASES[name](device=device, dtype=dtype)
         if wrong := fault(case, dtype):
             failed.append(f"{name}: {wrong}; not timed")
-            print(failed[-1])
+            print(failed[-1], flush=True)
             continue
+        for peer, wrong in absent(case).items():
+            print(f"{name}: {peer} is left out: {wrong}", flush=True)
+            del case.peers[peer]
 
         def again(times: int, name: str = name, case: Case = case) -> Row:
             return measure(name, case, device, dtype, times * args.seconds)
@@ -144,9 +151,10 @@ def main(argv: list[str]) -> int:
             trace(name, case, args.trace, device)
         if args.check and name in known:
             failed += losses(row, known[name], again, device)
-    if args.record:
-        kept = {row.name: {"ratio": round(row.ratio, 4), "peak": row.peak} for row in rows}
-        RECORD.write_text(json.dumps(record | {named: known | kept}, indent=2, sort_keys=True) + "\n")
+        if args.record:
+            known[name] = {"ratio": round(row.ratio, 4), "peak": row.peak}
+            with whole(RECORD) as aside:
+                aside.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
     if args.json:
         told = {"device": title, "rows": [asdict(row) for row in rows]}
         args.json.write_text(json.dumps(told, indent=2) + "\n")

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from bench.account import Account
-from bench.harness import allocated
-from bench.memory import devices_needed, faked
+from bench.memory import devices_needed, faked, measured
 from bench.passes import Setting, jvp_pass, step_pass, train_pass
 from swiftvideo_fast.models import wan
 from swiftvideo_fast.models.conditioning import velocity
@@ -34,13 +33,9 @@ def test_the_peak_is_attention_and_its_planes_are_ten(released):
     assert sum(p.bytes == plane for p in released.planes) == 10
 
 
-@pytest.mark.parametrize("build", [jvp_pass, train_pass])
+@pytest.mark.parametrize("build", [jvp_pass, train_pass, step_pass])
 def test_the_account_agrees_with_the_allocator(build):
-    account, run = build(SMALL)
-    given = account.alive
-    del account
-    peak = given + allocated(run, "cpu")
-    assert faked(build, SMALL).peak == pytest.approx(peak, rel=0.05)
+    assert faked(build, SMALL).peak == pytest.approx(measured(build, SMALL, "cpu"), rel=0.05)
 
 
 def test_whole_mlp_planes_are_seen():
