@@ -11,14 +11,15 @@ from collections.abc import Callable
 import torch
 
 from bench.bench_network import draw
-from bench.harness import allocated, rounds
+from bench.harness import allocated, heading, rounds
 from swiftvideo_fast import jvp
 from swiftvideo_fast.models.conditioning import velocity
 from swiftvideo_fast.ops.attention import attention_jvp
 from swiftvideo_fast.ops.modulate import modulate_jvp
 
-FRAMES = {"cpu": (5, 9, 17, 33), "cuda": (13, 29, 61, 125)}
-SIDES = {"cpu": (128, 128), "cuda": (832, 480)}
+FRAMES = {"cpu": (5, 13, 29, 61), "cuda": (13, 29, 61, 125)}      # 2, 4, 8, 16; 4, 8, 16, 32 latent frames
+SIDES = {"cpu": (256, 256), "cuda": (832, 480)}
+SECONDS = 0.3                                                     # that each is timed for
 
 
 def passes(frames: int, device: str, dtype: torch.dtype) -> tuple[int, dict[str, Callable]]:
@@ -53,23 +54,27 @@ def measure(frames: list[int], device: str, dtype: torch.dtype) -> dict[str, lis
     for count in frames:
         N, runs = passes(count, device, dtype)
         for name, run in runs.items():
-            ms = min(rounds({"ours": run}, device, 0.3)["ours"])
+            ms = min(rounds({"ours": run}, device, SECONDS)["ours"])
             points.setdefault(name, []).append((N, ms, allocated(run, device)))
     return points
 
 
-def draw_chart(points: dict, png: str) -> None:
+def draw_chart(points: dict, png: str, title: str) -> None:
     import matplotlib
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axes, at, unit in zip(panels, (1, 2), ("ms", "bytes")):
-        for name, line in points.items():
-            xs, ys = [p[0] for p in line], [p[at] for p in line]
-            axes.loglog(xs, ys, "o-", label=f"{name}: slope {slope(xs, ys):.2f}")
+    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
+    for axes, at, scale, unit in zip(panels, (1, 2), (1, 1e6), ("ms", "MB beyond inputs and weights")):
+        for (name, line), style in zip(points.items(), ("o-", "s--", "^-")):
+            xs, ys = [p[0] for p in line], [p[at] / scale for p in line]
+            axes.loglog(xs, ys, style, label=f"{name}: slope {slope(xs, ys):.2f}")
         axes.set(xlabel="tokens", ylabel=unit)
-        axes.legend()
+        axes.set_xticks(xs, [f"{n:,}" for n in xs])
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1))
+    figure.suptitle(title)
     figure.savefig(png, dpi=110)
     pyplot.close(figure)
 
@@ -83,10 +88,12 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(1)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     points = measure(args.frames or FRAMES[device], device, dtype)
+    title = heading(device, dtype)
+    print(title)
     for name, line in points.items():
         tokens, ms, size = map(list, zip(*line))
         told = ", ".join(f"{n:,} tokens {t:.2f} ms {b / 1e6:.1f} MB" for n, t, b in line)
         print(f"{name:14} time ~ N^{slope(tokens, ms):.2f}   memory ~ N^{slope(tokens, size):.2f}   ({told})")
     if args.png:
-        draw_chart(points, args.png)
+        draw_chart(points, args.png, title)
     return 0

@@ -109,6 +109,10 @@ def device_name(device: str) -> str:
     return f"{model}, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} of its threads"
 
 
+def heading(device: str, dtype: torch.dtype) -> str:
+    return f"{device_name(device)}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}"
+
+
 def clock(device: str) -> Callable[[], float]:
     """Seconds, when all work given so far is done."""
     if device == "cpu":

@@ -65,8 +65,8 @@ def report(name: str, setting: Setting, account: Account) -> str:
     return "\n".join([
         f"{name} pass of wan-{setting.preset}, {dtype}, {setting.frames} frames of {width}x{height}: "
         f"{setting.tokens:,} tokens",
-        f"weights and states {account.known_bytes / 1e9:9.3f} GB",
-        f"peak beyond them   {account.peak / 1e9:9.3f} GB   at {account.op} in {account.where}",
+        f"weights and states {account.known_bytes / 1e9:10.4g} GB",
+        f"peak beyond them   {account.peak / 1e9:10.4g} GB   at {account.op} in {account.where}",
         *[f"{gradients / 1e6:12.1f} MB   gradients"] * bool(gradients),
         *(f"{n * p.bytes / 1e6:12.1f} MB   {n} of {p}" for n, p in large),
         f"{small / 1e6:12.1f} MB   smaller planes"])
@@ -151,12 +151,13 @@ def main(argv: list[str]) -> int:
     print(said)
     if args.against:
         theirs = by_torch(setting)
-        print(f"torch.func.jvp     {theirs.peak / 1e9:9.3f} GB   at {theirs.op} in {theirs.where}: "
+        print(f"torch.func.jvp     {theirs.peak / 1e9:10.4g} GB   at {theirs.op} in {theirs.where}: "
               f"{theirs.peak / account.peak:.1f} times ours")
     if args.measure or torch.cuda.is_available():
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        gb = measured(PASSES[args.name], setting, device) / 1e9
-        print(f"measured           {gb:9.3f} GB   by the allocator, {device_name(device)}")
+        found = measured(PASSES[args.name], setting, device)
+        print(f"measured           {found / 1e9:10.4g} GB   on {device_name(device)}: the account is "
+              f"{account.peak / found - 1:+.1%} from it")
     if args.png:
         draw(account, args.png, said.splitlines()[0])
     return 0

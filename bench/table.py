@@ -23,7 +23,7 @@ from statistics import median
 import torch
 from torch.profiler import profile
 
-from bench.harness import CASES, Case, Row, absent, device_name, fault, measure
+from bench.harness import CASES, Case, Row, absent, device_name, fault, heading, measure
 from swiftvideo_fast.atomic import whole
 
 RECORD = Path(__file__).with_name("record.json")    # {device: {case: {"ratio": ours / torch, "peak": bytes}}}
@@ -119,7 +119,7 @@ def main(argv: list[str]) -> int:
     named = device_name(device)
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     known, rows, failed = record.setdefault(named, {}), [], []
-    title = f"{named}, torch {torch.__version__}, {str(dtype).removeprefix('torch.')}"
+    title = heading(device, dtype)
     here = [name for name in CASES if name.split("/")[1].startswith("cpu") == (device == "cpu")]
     for start in args.names:
         if not any(name.startswith(start) for name in here):
@@ -158,7 +158,7 @@ def main(argv: list[str]) -> int:
     if args.json:
         told = {"device": title, "rows": [asdict(row) for row in rows]}
         args.json.write_text(json.dumps(told, indent=2) + "\n")
-    if args.png:
+    if args.png and rows:
         draw(rows, args.png, title)
     if args.check and (new := [row.name for row in rows if row.name not in known]):
         print(f"not on record for {named}, so not checked (--record): {', '.join(new)}")

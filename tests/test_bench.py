@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from bench import harness, table
+from bench import growth, harness, table
 from bench.growth import slope
 from bench.harness import CASES, Case, case, fault, measure
 
@@ -21,13 +21,13 @@ def planted(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     threads = torch.get_num_threads()
 
-    def bench(*argv, ours=lambda a: a @ a, theirs=lambda a: a @ a):
+    def bench(*argv, ours=lambda a: a @ a, theirs=lambda a: a @ a, peers=()):
         harness.CASES.clear()
 
         @case("product", cpu=(SIDE,))
         def build(side, device, dtype):
             a = torch.randn(side, side, device=device, dtype=dtype)
-            return Case(lambda: ours(a), lambda: theirs(a), flops=2 * side**3)
+            return Case(lambda: ours(a), lambda: theirs(a), flops=2 * side**3, peers=dict(peers))
 
         return table.main(["--seconds", "0.05", *argv])
 
@@ -95,6 +95,21 @@ def test_a_wrong_case_is_reported_and_not_timed(planted, capsys, monkeypatch, wr
     assert told in out and "not timed" in out
 
 
+def test_a_peer_that_raises_is_named_and_left_out(planted, capsys):
+    def cannot():
+        raise NotImplementedError("no such kernel\nhere")
+
+    assert planted(peers={"rival": cannot, "equal": lambda: None}) == 0
+    out = capsys.readouterr().out
+    assert "product/cpu: rival is left out: NotImplementedError: no such kernel\n" in out and "equal" in out
+
+
+def test_a_name_that_begins_no_case_is_refused(planted, capsys):
+    with pytest.raises(SystemExit):
+        planted("quotient")
+    assert "no case begins with 'quotient'" in capsys.readouterr().err
+
+
 def test_a_device_without_a_record_passes_and_says_so(planted, capsys):
     assert planted("--check") == 0
     assert "not on record" in capsys.readouterr().out
@@ -133,6 +148,16 @@ def test_what_torch_cannot_run_is_held_against_the_limit():
     in_place = Case(fill, fill, bytes_moved=4 * a.numel())
     found = [measure("x", way, "cpu", torch.float32, 0.01).beside for way in (cannot, in_place)]
     assert found == ["matmul", "torch"]
+
+
+def test_growth_prints_its_slopes_and_draws_them(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(growth, "SECONDS", 0.05)
+    monkeypatch.setitem(growth.SIDES, "cpu", (64, 64))
+    assert growth.main(["--frames", "5", "9", "--png", str(tmp_path / "growth.png")]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == ["attention_jvp", "modulate_jvp", "network_jvp"]
+    assert all("time ~ N^" in line and "memory ~ N^" in line for line in lines)
+    assert (tmp_path / "growth.png").stat().st_size > 1000
 
 
 def test_a_slope_is_the_power():

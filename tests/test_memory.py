@@ -1,11 +1,13 @@
 """The account of live bytes: its figure for the 1.3B network, held to 2 %, and against a real run."""
 
+import csv
 from unittest.mock import patch
 
 import pytest
 import torch
 from torch import nn
 
+from bench import memory, sweep
 from bench.account import Account
 from bench.memory import devices_needed, faked, measured
 from bench.passes import Setting, jvp_pass, step_pass, train_pass
@@ -102,6 +104,23 @@ def test_devices_share_what_is_held_but_not_activations():
         assert devices_needed(account, 0, 80) == 1
         account.peak_activations = account.peak = 100 * 10**9
         assert devices_needed(account, 0, 80) is None
+
+
+def test_a_sweep_is_a_row_a_pass_and_setting_in_csv_and_a_chart(tmp_path):
+    files = tmp_path / "sweep.csv", tmp_path / "sweep.png"
+    sweep.main(["--preset", "wan-tiny", "--frames", "5", "9", "--size", "64x64", "--pass", "jvp", "train",
+                "--csv", str(files[0]), "--png", str(files[1])])
+    rows = list(csv.DictReader(files[0].open()))
+    assert [(row["pass"], row["frames"]) for row in rows] == [(name, frames) for frames in ("5", "9")
+                                                              for name in ("jvp", "train")]
+    assert all(row["fits_80"] == "1" and float(row["total_gb"]) > 0 for row in rows)
+    assert files[1].stat().st_size > 1000
+
+
+def test_what_torch_would_need_is_told_of_the_jvp_pass_alone(capsys):
+    with pytest.raises(SystemExit):
+        memory.main(["--preset", "wan-tiny", "--pass", "step", "--against", "torch"])
+    assert "want --pass jvp, found step" in capsys.readouterr().err
 
 
 def test_a_size_that_is_no_size_is_named():
