@@ -147,6 +147,27 @@ def test_a_distillation_needs_its_teacher(file):
     assert "model.weights is None; want a file: ccd distils the teacher in it" in found
 
 
+@pytest.mark.parametrize("override, wanted", [
+    *((f"da={{{key}: {bad}}}", f"da.{key} is {bad}; want a positive number") for key, bad in
+      (("lr", 0.0), ("window", 0))),
+    *((f"da={{{key}: -1}}", f"da.{key} is -1") for key in ("start", "watch")),
+    ("da={weight: -0.5}", "da.weight is -0.5; want 0 or more"),
+    ("da={crop: 8}", "da.crop is 8; want 16 pixels or more"),
+    ("da={window: 6}", "da.window is 6; want at most the 5 latent frames of a clip"),
+    ("da={wieght: 1}", "unknown key da.wieght; the nearest known one is da.weight"),
+    ("da=3", "da is 3; want a section with keys"),
+])
+def test_an_adversary_has_limits(override, wanted, file):
+    assert error(file, override).startswith(wanted)
+
+
+def test_an_adversary_wants_a_consistency_objective(file):
+    found = error(file, "da={}", "objective={name: flow}")
+    assert found == "da is a section; want none with flow: it aligns a consistency objective"
+    assert load(file, ["da={}", "objective={name: dcd}"]).da == config.Da()
+    assert load(file).da is None
+
+
 def test_a_network_from_scratch_starts_at_no_student(file):
     found = error(file, "objective={name: flow}", "model={codec: c, preset: tiny, student: ccd.safetensors}")
     assert found.startswith("model.student is 'ccd.safetensors'; want none without model.weights")

@@ -24,6 +24,7 @@ RUNS = {
     "flow": {"name": "flow", "drop_text": 0.3},
     "ccd": {"name": "ccd", "guidance": 3.0, "warmup": 4},
     "dcd": {"name": "dcd", "guidance": 3.0},
+    "da": {"name": "ccd", "guidance": 3.0, "warmup": 4},
     "ta": {"name": "ta", "steps": [2, 1], "count": 3, "rank": 0},
 }
 
@@ -70,6 +71,8 @@ def config(folder: Path, objective: str, run: str = "run", **changes: dict) -> C
         "objective": RUNS[objective],
         "optim": {"lr": 1e-3, "warmup": 2},
     }
+    if objective == "da":
+        tree["da"] = {"start": 3, "lr": 1e-3, "backbone": "filters", "crop": 16, "watch": 2}
     for section, values in changes.items():
         tree[section] = tree.get(section, {}) | values
     return from_dict(tree)

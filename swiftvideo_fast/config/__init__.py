@@ -10,6 +10,7 @@ from swiftvideo_fast.config.schema import (
     OBJECTIVES,
     Ccd,
     Config,
+    Da,
     Data,
     Dcd,
     Engine,
@@ -23,8 +24,8 @@ from swiftvideo_fast.config.schema import (
     objective_name,
 )
 
-__all__ = ["OBJECTIVES", "Ccd", "Config", "Data", "Dcd", "Engine", "Flow", "Model", "Optim", "Run", "Sample",
-           "Ta", "Times", "differences", "from_dict", "load", "objective_name", "to_dict"]
+__all__ = ["OBJECTIVES", "Ccd", "Config", "Da", "Data", "Dcd", "Engine", "Flow", "Model", "Optim", "Run",
+           "Sample", "Ta", "Times", "differences", "from_dict", "load", "objective_name", "to_dict"]
 
 
 def load(path: Path | str, overrides: list[str] = ()) -> Config:

@@ -90,6 +90,29 @@ class Dcd:
 
 
 @dataclass(frozen=True)
+class Da:
+    """Distribution alignment (eq. 10), on top of a consistency objective.
+
+    weight: lambda_adv; adaptive: in units of the ratio of the two gradients' norms.  start: N_warmup, steps
+    of distillation alone.  lr: of the heads.  backbone: a DINOv2, by folder or name on the hub, or filters.
+    window: latent frames judged at once; crop: pixels.  project: by learned pictures of the latents, never
+    decoded.  raw: real clips as they were filmed, not through the codec.  watch: steps between looks at
+    held-out clips, 0 for none.
+    """
+
+    weight: float = 0.01
+    adaptive: bool = False
+    start: int = 1000
+    lr: float = 1e-6
+    backbone: str = "facebook/dinov2-small"
+    window: int = 2
+    crop: int = 224
+    project: bool = False
+    raw: bool = False
+    watch: int = 0
+
+
+@dataclass(frozen=True)
 class Ta:
     """Trajectory alignment: DPO on the student's own samples (eq. 11), and reflow on the winners.
 
@@ -161,6 +184,7 @@ class Config:
     model: Model
     objective: Objective
     optim: Optim
+    da: Da | None = None
     ema: float = 0.95
     data: Data = field(default_factory=Data)
     times: Times = field(default_factory=Times)
@@ -190,6 +214,10 @@ class Config:
         want(self.engine == Engine(micro=self.engine.micro) or self.engine.name == "zero3", "engine.name",
              self.engine.name, "zero3: plain keeps float32, nothing offloaded")
         one_of("sample.sampler", self.sample.sampler, ("euler", "consistency"))
+        want(not self.da or not isinstance(self.objective, Flow | Ta), "da", "a section",
+             f"none with {objective_name(self.objective)}: it aligns a consistency objective")
+        want(not self.da or self.da.window <= d.frames // 4 + 1, "da.window", self.da and self.da.window,
+             f"at most the {d.frames // 4 + 1} latent frames of a clip")
         if isinstance(self.objective, Ccd):
             one_of("objective.norm", self.objective.norm, ("l2", "rms", "clip"))
         if isinstance(self.objective, Ta):
@@ -199,15 +227,17 @@ class Config:
 
 LIMITS = [
     ("run.steps run.save_every run.log_every run.keep data.pool data.batch optim.lr optim.clip times.std "
-     "sample.shift objective.c objective.grid objective.count engine.micro", lambda x: x > 0,
+     "sample.shift objective.c objective.grid objective.count engine.micro da.lr "
+     "da.window", lambda x: x > 0,
      "a positive number"),
     ("run.seed data.speed optim.warmup optim.weight_decay optim.skips objective.warmup objective.beta "
-     "objective.reflow objective.rank", lambda x: x >= 0, "0 or more"),
+     "objective.reflow objective.rank da.weight da.start da.watch", lambda x: x >= 0, "0 or more"),
     ("objective.drop_text objective.r_max", lambda x: 0 <= x <= 1, "a number in [0, 1]"),
     ("ema", lambda x: 0 <= x < 1, "a number in [0, 1)"),
     ("objective.steps", lambda pair: min(pair) > 0, "two positive numbers"),
     ("optim.betas", lambda pair: all(0 <= x < 1 for x in pair), "two numbers in [0, 1)"),
     ("data.frames", lambda x: x > 1 and x % 4 == 1, "4n + 1, n > 0"),
+    ("da.crop", lambda x: x >= 16, "16 pixels or more"),
     ("data.size", lambda x: x > 0 and x % 16 == 0, "a positive multiple of 16 (codec stride 8, patch 2)"),
 ]
 

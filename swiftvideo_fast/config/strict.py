@@ -74,9 +74,10 @@ def one_of(where: str, found: object, known: Iterable[str]) -> None:
 def _value(wanted: object, value: object, where: str):
     if isinstance(wanted, types.UnionType):
         first, *others = options = typing.get_args(wanted)
-        if is_dataclass(first):
-            return _choose(options, value, where)
-        return None if value is None and types.NoneType in others else _value(first, value, where)
+        if value is None and types.NoneType in others:
+            return None
+        several = is_dataclass(first) and types.NoneType not in others
+        return _choose(options, value, where) if several else _value(first, value, where)
     if is_dataclass(wanted):
         return build(wanted, value, where)
     if typing.get_origin(wanted) is tuple:

@@ -68,10 +68,15 @@ class PcaCodec:
         if z_BCTHW.dim() != 5 or z_BCTHW.shape[1] != CHANNELS or z_BCTHW.shape[2] < 2:
             raise ValueError(f"PcaCodec: latents are {tuple(z_BCTHW.shape)}; "
                              f"want (B, {CHANNELS}, n+1, h, w) with n > 0")
-        z = z_BCTHW.permute(0, 2, 3, 4, 1)
-        t = self.tensors
+        return self.decode_window(z_BCTHW, 0, z_BCTHW.shape[2])
+
+    def decode_window(self, z_BCTHW: Tensor, start: int, count: int) -> Tensor:
+        """The pixels of latent frames start to start + count, as a whole decode gives them."""
+        z, t = z_BCTHW[:, :, start:start + count].permute(0, 2, 3, 4, 1), self.tensors
+        alone = 1 if start == 0 else 0
         pixels = [_unblocks(_neighbourhood(part) @ t[f"{kind}.decode"] + t[f"{kind}.mean"], frames)
-                  for kind, part, frames in (("first", z[:, :1], 1), ("group", z[:, 1:], STRIDE_T))]
+                  for kind, part, frames in (("first", z[:, :alone], 1), ("group", z[:, alone:], STRIDE_T))
+                  if part.shape[1]]
         return torch.cat(pixels, 2).clamp(-1, 1)
 
     def save(self, path: Path | str) -> None:

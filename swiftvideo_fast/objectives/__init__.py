@@ -1,6 +1,7 @@
 """What a step minimises.  One file an objective."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,13 +28,28 @@ class Objective:
         return {}
 
 
-class Consistency(Objective):
-    """An objective that jumps to x0, which an adversary may judge."""
+@dataclass(frozen=True)
+class Jump:
+    """One evaluation of the student, v = F_theta(x_t, t) with its graph, and the loss of it."""
 
-    def distil(self, point: path.Point, batch: Latents, step: int) -> tuple[Tensor, Tensor, Log]:
-        """(loss, x0-hat = x_t - t F(x_t, t) with the student's graph, what to log)."""
+    x_t: Tensor
+    t: Tensor
+    v: Tensor
+    loss: Tensor
+    log: Log
+
+    @property
+    def x0(self) -> Tensor:
+        """x0-hat = x_t - t v."""
+        return self.x_t - path.over(self.t, self.v) * self.v
+
+
+class Consistency(Objective):
+    """An objective whose student jumps to x0, which an adversary may judge."""
+
+    def jump(self, point: path.Point, batch: Latents, step: int) -> Jump:
         raise NotImplementedError
 
     def __call__(self, point, batch, step, rng):
-        loss, _, log = self.distil(point, batch, step)
-        return loss, log
+        jump = self.jump(point, batch, step)
+        return jump.loss, jump.log

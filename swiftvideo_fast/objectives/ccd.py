@@ -7,7 +7,7 @@ from swiftvideo_fast import jvp, ops, path
 from swiftvideo_fast.config import Ccd
 from swiftvideo_fast.data.latents import Latents
 from swiftvideo_fast.models.conditioning import Condition, velocity
-from swiftvideo_fast.objectives import Consistency, Log
+from swiftvideo_fast.objectives import Consistency, Jump
 
 
 class ConsistencyDistillation(Consistency):
@@ -16,11 +16,11 @@ class ConsistencyDistillation(Consistency):
     def __init__(self, options: Ccd, student: nn.Module, average: nn.Module, teacher: nn.Module):
         self.options, self.student, self.average, self.teacher = options, student, average, teacher
 
-    def distil(self, point: path.Point, batch: Latents, step: int) -> tuple[Tensor, Tensor, Log]:
+    def jump(self, point: path.Point, batch: Latents, step: int) -> Jump:
         """Lines 5 to 9.  The loss is summed over a clip's elements, averaged over clips."""
         F, g, log = self.target(point, batch.condition, step)
         v = velocity(self.student, point.x_t, point.t, batch.condition)
-        return ops.ccd_loss(v, F, g).mean(), point.x_t - path.over(point.t, v) * v, log
+        return Jump(point.x_t, point.t, v, ops.ccd_loss(v, F, g).mean(), log)
 
     @torch.no_grad()
     def target(self, point: path.Point, condition: Condition, step: int) -> tuple[Tensor, Tensor, dict]:

@@ -7,7 +7,7 @@ from swiftvideo_fast import path
 from swiftvideo_fast.config import Dcd
 from swiftvideo_fast.data.latents import Latents
 from swiftvideo_fast.models.conditioning import Condition, velocity
-from swiftvideo_fast.objectives import Consistency, Log
+from swiftvideo_fast.objectives import Consistency, Jump
 
 
 class DiscreteDistillation(Consistency):
@@ -16,11 +16,11 @@ class DiscreteDistillation(Consistency):
     def __init__(self, options: Dcd, student: nn.Module, average: nn.Module, teacher: nn.Module):
         self.options, self.student, self.average, self.teacher = options, student, average, teacher
 
-    def distil(self, point: path.Point, batch: Latents, step: int) -> tuple[Tensor, Tensor, Log]:
+    def jump(self, point: path.Point, batch: Latents, step: int) -> Jump:
         """|| f_theta(x_t, t) - f_theta-(x_s, s) ||^2 with t on the grid, s = t - 1 / grid."""
         target, x_t, t = self.target(point, batch.condition)
-        x0 = x_t - path.over(t, x_t) * velocity(self.student, x_t, t, batch.condition)
-        return (x0 - target).square().mean(), x0, {}
+        v = velocity(self.student, x_t, t, batch.condition)
+        return Jump(x_t, t, v, (x_t - path.over(t, x_t) * v - target).square().mean(), {})
 
     @torch.no_grad()
     def target(self, point: path.Point, condition: Condition) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,18 +13,20 @@ from torch import Tensor, nn
 
 from swiftvideo_fast import path
 from swiftvideo_fast.atomic import whole
-from swiftvideo_fast.config import Ccd, Config, Dcd, Flow, Ta, differences, to_dict
+from swiftvideo_fast.config import Ccd, Config, Dcd, Flow, Optim, Ta, differences, to_dict
 from swiftvideo_fast.config.strict import one_of
 from swiftvideo_fast.data.clips import demo_clips
 from swiftvideo_fast.data.crops import CropSource
 from swiftvideo_fast.data.latents import Latents, encode_crops
 from swiftvideo_fast.data.pairs import PairShards
-from swiftvideo_fast.models import lora, weights
+from swiftvideo_fast.models import discriminator, lora, weights
+from swiftvideo_fast.models.backbones import load_backbone
 from swiftvideo_fast.models.codec import PcaCodec
 from swiftvideo_fast.models.encoders import WordVectors
 from swiftvideo_fast.models.wan import PRESETS, Wan, initialise
-from swiftvideo_fast.objectives import Log
+from swiftvideo_fast.objectives import Consistency, Log
 from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
+from swiftvideo_fast.objectives.da import BETAS, DistributionAlignment, Judge
 from swiftvideo_fast.objectives.dcd import DiscreteDistillation
 from swiftvideo_fast.objectives.flow import FlowMatching
 from swiftvideo_fast.objectives.ta import TrajectoryAlignment
@@ -36,6 +38,7 @@ from swiftvideo_fast.train.ranks import Ranks, launched, passes_of
 from swiftvideo_fast.train.report import Report, Silence
 
 OBJECTIVES = {Flow: FlowMatching, Ccd: ConsistencyDistillation, Dcd: DiscreteDistillation}
+WATCHED = 32        # held-out clips that an adversary is watched by
 CONFIG, STUDENT, AVERAGE = "config.yaml", "student.safetensors", "average.safetensors"
 
 
@@ -194,7 +197,23 @@ def build_objective(cfg: Config, engine: Engine, student: nn.Module, average: nn
         reference = lora.Base(student) if adapted(cfg) else engine.frozen(weights.load(cfg.model.start))
         return TrajectoryAlignment(cfg.objective, student, reference)
     teacher = engine.frozen(weights.load(cfg.model.weights))
-    return OBJECTIVES[type(cfg.objective)](cfg.objective, student, average, teacher)
+    objective = OBJECTIVES[type(cfg.objective)](cfg.objective, student, average, teacher)
+    return align(cfg, engine, objective, student.config.text_dim) if cfg.da else objective
+
+
+def align(cfg: Config, engine: Plain, distillation: Consistency, text_dim: int) -> DistributionAlignment:
+    """The objective with an adversary beside it, whose heads are drawn from the seed, equal on all ranks."""
+    backbone = engine.frozen(load_backbone(cfg.da.backbone))
+    judge = Judge(backbone.widths, text_dim, cfg.da.project)
+    discriminator.initialise(judge, generator(cfg.run.seed, "judge"))
+    codec = None if cfg.da.project else PcaCodec.load(cfg.model.codec)
+    held_out = None
+    if cfg.da.watch:
+        clips = load_latents(cfg, "valid", text_dim, WATCHED, cfg.run.seed)
+        clips = clips.to(engine.device)
+        held_out = path.draw(clips.x0, generator(cfg.run.seed, "watch"), **asdict(cfg.times)), clips
+    trained = engine.trained(judge, Optim(cfg.da.lr, betas=BETAS, weight_decay=0.0, clip=math.inf))
+    return DistributionAlignment(cfg.da, distillation, trained, backbone, codec, held_out)
 
 
 def adapted(cfg: Config) -> bool:
@@ -218,7 +237,8 @@ def load_latents(cfg: Config, part: str, text_dim: int, count: int, seed: int) -
     source, codec = crop_source(cfg, part), PcaCodec.load(cfg.model.codec)
     for clip in source.skipped:
         warnings.warn(f"left out: {clip}", stacklevel=2)
-    return encode_crops(source, count, seed, codec, WordVectors(text_dim))
+    return encode_crops(source, count, seed, codec, WordVectors(text_dim),
+                        keep_pixels=bool(cfg.da and cfg.da.raw))
 
 
 def learning_rate(cfg: Config, step: int) -> float:

@@ -1,0 +1,62 @@
+"""What of a clip is judged, and how it is disguised: a window, a crop, an augmentation, all from one draw."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SHIFT, HOLE = 8, 2          # translation up to an eighth of the side; a hole of half the side
+
+
+@dataclass(frozen=True)
+class View:
+    """start: the first latent frame of the window.  corner: of the crop, as a share of the room there is.
+    u: (B, 7) in [0, 1), the augmentation of each clip, the same for all its frames."""
+
+    start: int
+    corner: tuple[float, float]
+    u: Tensor
+
+    def of(self, pixels_BCTHW: Tensor, crop: int) -> Tensor:
+        """Cropped to at most crop x crop, then augmented (DiffAugment: colour, translation, cutout)."""
+        y, x = (int(share * max(side - crop + 1, 1))
+                for share, side in zip(self.corner, pixels_BCTHW.shape[3:]))
+        tint, move, hole = self.u.to(pixels_BCTHW).split([3, 2, 2], 1)
+        return cut_out(shift(colour(pixels_BCTHW[..., y:y + crop, x:x + crop], tint), move), hole)
+
+
+def draw_view(clips: int, frames: int, window: int, rng: torch.Generator) -> View:
+    """A view of `clips` clips of `frames` latent frames, `window` of them seen.  rng is the CPU's."""
+    start = int(torch.randint(frames - window + 1, (), generator=rng))
+    y, x = torch.rand(2, generator=rng).tolist()
+    return View(start, (y, x), torch.rand(clips, 7, generator=rng))
+
+
+def colour(x_BCTHW: Tensor, u_B3: Tensor) -> Tensor:
+    """Brightness moved by up to 0.5, saturation times 0 to 2, contrast times 0.5 to 1.5."""
+    brightness, saturation, contrast = u_B3.T[..., None, None, None, None]
+    x = x_BCTHW + brightness - 0.5
+    grey = x.mean(1, keepdim=True)
+    x = grey + (x - grey) * 2 * saturation
+    mean = x.mean((1, 2, 3, 4), keepdim=True)
+    return mean + (x - mean) * (contrast + 0.5)
+
+
+def shift(x_BCTHW: Tensor, u_B2: Tensor) -> Tensor:
+    """Moved by up to an eighth of the side; what comes in is 0."""
+    H, W = x_BCTHW.shape[3:]
+    h, w = H // SHIFT, W // SHIFT
+    padded = F.pad(x_BCTHW, (w, w, h, h))
+    ys, xs = (u_B2 * u_B2.new_tensor([2 * h + 1, 2 * w + 1])).int().T.tolist()
+    return torch.stack([clip[..., y:y + H, x:x + W] for clip, y, x in zip(padded, ys, xs)])
+
+
+def cut_out(x_BCTHW: Tensor, u_B2: Tensor) -> Tensor:
+    """A hole of half the side set to 0, its centre anywhere in the frame."""
+    inside = []
+    for side, centre in zip(x_BCTHW.shape[3:], u_B2.T):
+        middle = (centre * side)[:, None]
+        inside.append((torch.arange(side, device=u_B2.device) + 0.5 - middle).abs() < side / (2 * HOLE))
+    rows, columns = inside
+    return x_BCTHW.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None, None], 0)

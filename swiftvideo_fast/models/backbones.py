@@ -1,0 +1,91 @@
+"""The frozen eyes of the discriminator: frames to patch features at several depths.
+
+A backbone maps frames (F, 3, H, W) in [-1, 1] to a list of (F, N, C), `widths` its channels; gradients go
+through it to the frames, never into it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)        # ImageNet's, of pixels in [0, 1]
+LEVELS = 4                                                      # depths that DINOv2 is read at
+
+
+class Dino(nn.Module):
+    """DINOv2 (Oquab et al. 2024): the patch embedding and four depths, the class token added to each patch.
+
+    net: transformers' Dinov2Model, of any size.  Sides are brought to the next lower multiple of the patch.
+    """
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net.eval().requires_grad_(False)
+        layers = net.config.num_hidden_layers
+        self.depths = [0, *(layers * i // LEVELS for i in range(1, LEVELS + 1))]
+        self.widths = [net.config.hidden_size] * len(self.depths)
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
+        self.register_buffer("std", torch.tensor(STD)[:, None, None])
+
+    def train(self, mode: bool = True) -> "Dino":
+        return super().train(False)
+
+    def forward(self, frames_FCHW: Tensor) -> list[Tensor]:
+        patch, size = self.net.config.patch_size, frames_FCHW.shape[2:]
+        fitting = [max(side // patch, 1) * patch for side in size]
+        x = frames_FCHW if fitting == list(size) else F.interpolate(frames_FCHW, fitting, mode="area")
+        x = ((x + 1) / 2 - self.mean) / self.std
+        states = self.net(x, output_hidden_states=True).hidden_states
+        return [states[depth][:, 1:] + states[depth][:, :1] for depth in self.depths]
+
+
+class Filters(nn.Module):
+    """Seeded random convolutions, for where DINOv2's weights are absent: they have learned nothing.
+
+    Filters have mean zero, hence look for edges and not for brightness.
+    """
+
+    widths = (16, 32, 64)
+
+    def __init__(self, seed: int):
+        super().__init__()
+        rng = torch.Generator().manual_seed(seed)
+        self.stages = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1, bias=False)
+                                    for a, b in zip((3, *self.widths), self.widths))
+        for stage in self.stages:
+            w = torch.randn(stage.weight.shape, generator=rng)
+            w -= w.mean((2, 3), keepdim=True)
+            stage.weight.data = w * (2 / w[0].numel()) ** 0.5
+        self.requires_grad_(False)
+
+    def forward(self, frames_FCHW: Tensor) -> list[Tensor]:
+        levels, h = [], frames_FCHW
+        for stage in self.stages:
+            h = F.silu(stage(h))
+            levels.append(h.flatten(2).mT)
+        return levels
+
+
+def load_backbone(name: str) -> Dino | Filters:
+    """"filters", or a DINOv2 by folder or by its name on the hub.
+
+    ValueError when there is none under that name, ImportError naming the extra that reads it.
+    """
+    if name == "filters":
+        return Filters(seed=2)
+    try:
+        from transformers import Dinov2Model
+    except ImportError as why:
+        raise ImportError("da.backbone wants transformers: pip install 'swiftvideo_fast[wan]'") from why
+    try:
+        return Dino(Dinov2Model.from_pretrained(name))
+    except OSError as why:
+        reason = str(why).splitlines()[0]
+        raise ValueError(f"da.backbone is {name!r}, where no DINOv2 is to be had ({reason}); want the folder "
+                         "of one, its name on the hub (facebook/dinov2-small), or filters") from why
+
+
+def features(backbone: nn.Module, pixels_BCTHW: Tensor) -> list[Tensor]:
+    """(B, T, N, C) for each level."""
+    B = len(pixels_BCTHW)
+    return [x.unflatten(0, (B, -1)) for x in backbone(pixels_BCTHW.transpose(1, 2).flatten(0, 1))]

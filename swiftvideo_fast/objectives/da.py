@@ -1,0 +1,163 @@
+"""Distribution alignment (eq. 10): an adversary on real clips, on top of any consistency objective.
+
+    x0-hat = x_t - t F(x_t, t)
+    L_G = L_distill + lambda_adv E sum_k max(0, 1 - D_k(x0-hat))                                      (10a)
+    L_D = E sum_k max(0, 1 - D_k(x0)) + max(0, 1 + D_k(x0-hat))                                       (10b)
+
+The adversary's gradient at x0-hat is taken at once, in the forward: the graph of decoding and features dies
+before the student's backward begins, and both losses' gradients are known there.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from swiftvideo_fast import path
+from swiftvideo_fast.config import Da
+from swiftvideo_fast.data.latents import Latents
+from swiftvideo_fast.models.augment import View, draw_view
+from swiftvideo_fast.models.backbones import features
+from swiftvideo_fast.models.conditioning import Condition, velocity
+from swiftvideo_fast.models.discriminator import Discriminator, Projection
+from swiftvideo_fast.objectives import Consistency, Jump, Log, Objective
+
+TIMES = 8                   # cosines of t that the heads are told
+BETAS = (0.0, 0.99)         # of the heads' AdamW: StyleGAN-T's
+Logits = dict[str, list[Tensor]]        # kind of head -> level by level
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One window of real clips and of the student's, both seen alike.  c: what the heads are told."""
+
+    real: Tensor
+    fake: Tensor
+    view: View
+    c: Tensor
+
+
+class Judge(nn.Module):
+    """What the adversary trains: the heads, and the projection in place of a decoder."""
+
+    def __init__(self, widths: list[int], text_dim: int, project: bool):
+        super().__init__()
+        self.heads = Discriminator(widths, TIMES + text_dim)
+        self.picture = Projection() if project else nn.Identity()
+
+
+class DistributionAlignment(Objective):
+    """(10) on top of `distillation`.  judge: a Judge as an engine hands it out.  codec: has decode_window, or
+    is None where latents are projected.  held_out: clips that nothing trains on, to watch the heads by."""
+
+    def __init__(self, options: Da, distillation: Consistency, judge, backbone: nn.Module, codec,
+                 held_out: tuple[path.Point, Latents] | None = None):
+        self.options, self.distillation = options, distillation
+        self.backbone, self.codec, self.held_out = backbone, codec, held_out
+        self.trained, self.judge = {"judge": judge}, judge.net
+        self.exhibits: list[Exhibit] = []
+
+    def __call__(self, point: path.Point, batch: Latents, step: int,
+                 rng: torch.Generator) -> tuple[Tensor, Log]:
+        """(10a), from step `start` on; before, the distillation alone."""
+        jump = self.distillation.jump(point, batch, step)
+        if step < self.options.start:
+            return jump.loss, jump.log
+        self.judge.eval()
+        x0 = jump.x0.detach().requires_grad_()
+        exhibit = self.exhibit(x0, batch, jump.t, rng)
+        adversarial = hinge(self.logits(exhibit.fake, exhibit), 1)
+        [pull] = torch.autograd.grad(adversarial, x0)
+        weight, log = self.weigh(jump, pull)
+        self.exhibits.append(exhibit)
+        if self.held_out and step % self.options.watch == 0:
+            log |= self.watch()
+        loss = jump.loss + weight * Known.apply(jump.x0, adversarial.detach(), pull)
+        return loss, jump.log | {"distillation": jump.loss.item(), "adversarial": adversarial.item()} | log
+
+    def after_step(self) -> Log:
+        """A step of the heads down (10b), on what the student has just been judged by."""
+        if not self.exhibits:
+            return {}
+        self.judge.train()
+        for exhibit in self.exhibits:
+            real, fake = (self.logits(window.detach(), exhibit) for window in (exhibit.real, exhibit.fake))
+            loss = hinge(real, 1) + hinge(fake, -1)
+            self.trained["judge"].backward(loss)
+        self.trained["judge"].step(self.options.lr)
+        self.exhibits.clear()
+        shown = {f"logits/{name}": torch.cat([x.detach().flatten() for x in sum(logits.values(), [])])
+                 for name, logits in (("real", real), ("fake", fake))}
+        return {"discriminator": loss.item()} | accuracy("seen", real, fake) | shown
+
+    def exhibit(self, x0: Tensor, batch: Latents, t: Tensor, rng: torch.Generator) -> Exhibit:
+        """The student's x0 and the real clips through one window; only x0 with a graph."""
+        o = self.options
+        view = draw_view(len(x0), x0.shape[2], o.window, rng)
+        with torch.no_grad():
+            real = batch.filmed(view.start, o.window) if o.raw else self.window(batch.x0, view)
+        return Exhibit(real, self.window(x0, view), view, told(t, batch.condition))
+
+    def window(self, z: Tensor, view: View) -> Tensor:
+        count = self.options.window
+        if self.codec is None:
+            return z[:, :, view.start:view.start + count]
+        return self.codec.decode_window(z, view.start, count)
+
+    def logits(self, window: Tensor, exhibit: Exhibit) -> Logits:
+        pixels = exhibit.view.of(self.judge.picture(window), self.options.crop)
+        return self.judge.heads(features(self.backbone, pixels), exhibit.c)
+
+    def weigh(self, jump: Jump, pull: Tensor) -> tuple[float, Log]:
+        """(lambda_adv, the norms at x0-hat).  Adaptive: in units of the ratio of the two gradients' norms."""
+        [at_v] = torch.autograd.grad(jump.loss, jump.v, retain_graph=True)
+        hold = (at_v / path.over(jump.t, at_v)).norm().item()           # dx0-hat = -t dv
+        pulled, weight = pull.norm().item(), self.options.weight
+        if self.options.adaptive:
+            weight *= hold / max(pulled, 1e-12)
+        return weight, {"lambda": weight, "gradient/distillation": hold, "gradient/adversarial": pulled,
+                        "gradient/ratio": weight * pulled / max(hold, 1e-12)}
+
+    @torch.no_grad()
+    def watch(self) -> Log:
+        """The heads' accuracy on clips that they and the student have not been trained on."""
+        point, clips = self.held_out
+        v = velocity(self.distillation.student, point.x_t, point.t, clips.condition)
+        exhibit = self.exhibit(point.x_t - path.over(point.t, v) * v, clips, point.t,
+                               torch.Generator().manual_seed(0))
+        return accuracy("held out", *(self.logits(w, exhibit) for w in (exhibit.real, exhibit.fake)))
+
+
+class Known(torch.autograd.Function):
+    """A value whose gradient at x is known."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor):
+        return upstream * ctx.saved_tensors[0], None, None
+
+
+def hinge(logits: Logits, sign: int) -> Tensor:
+    """E sum_k max(0, 1 - sign D_k): the mean over a head's logits, the sum over heads."""
+    return sum((1 - sign * D_k).relu().mean() for heads in logits.values() for D_k in heads)
+
+
+def accuracy(where: str, real: Logits, fake: Logits) -> dict[str, float]:
+    """For each kind of head the share of logits above 0 on real clips, below 0 on generated ones."""
+    def share(heads: list[Tensor], sign: int) -> float:
+        return torch.cat([(sign * D_k > 0).float().flatten() for D_k in heads]).mean().item()
+
+    sides = ("real", real, 1), ("fake", fake, -1)
+    return {f"{where}/{kind} on {name}": share(heads, sign)
+            for name, logits, sign in sides for kind, heads in logits.items()}
+
+
+def told(t: Tensor, condition: Condition) -> Tensor:
+    """(B, 8 + E): cos k pi t for k = 1 to 8, and the mean of the text's tokens."""
+    k = torch.arange(1, TIMES + 1, device=t.device)
+    return torch.cat([(math.pi * t[:, None] * k).cos(), condition.text.mean(1)], 1).to(condition.text)
