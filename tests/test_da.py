@@ -1,6 +1,7 @@
 """Distribution alignment: eq. 10 by hand, what trains and what does not, and a gradient that arrives."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -74,9 +75,12 @@ def test_the_hinge_by_hand():
               "temporal": [torch.tensor([[0.0]])]}
     assert hinge(logits, 1).item() == (0 + 0.5) / 2 + 2 + 1         # max(0, 1 - D)
     assert hinge(logits, -1).item() == (3 + 1.5) / 2 + 0 + 1        # max(0, 1 + D)
-    assert accuracy("seen", logits, logits) == {
-        "seen/spatial on real": pytest.approx(2 / 3), "seen/temporal on real": 0,
-        "seen/spatial on fake": pytest.approx(1 / 3), "seen/temporal on fake": 0}
+
+
+def test_a_clip_is_told_by_its_mean_logit():
+    real = {"spatial": [torch.tensor([[5.0, -1.0], [1.0, -5.0]]), torch.tensor([[-1.0], [1.0]])]}
+    fake = {"spatial": [torch.tensor([[-9.0], [-1.0]])]}
+    assert accuracy("seen", real, fake) == {"seen/spatial on real": 0.5, "seen/spatial on fake": 1.0}
 
 
 def test_the_loss_is_equation_10(codec):
@@ -86,9 +90,10 @@ def test_the_loss_is_equation_10(codec):
     v = da.distillation.a * point.x_t + da.distillation.b
     x0_hat = point.x_t - point.t.view(-1, 1, 1, 1, 1) * v
     assert torch.allclose(exhibit.fake, da.window(x0_hat, exhibit.view))
-    D_k = da.judge.eval().heads([x.unflatten(0, (B, -1)) for x in da.backbone(
-        exhibit.view.of(exhibit.fake, 24).transpose(1, 2).flatten(0, 1))], told(point.t, batch.condition))
-    adversarial = sum((1 - d).clamp(min=0).mean() for kind in ("spatial", "temporal") for d in D_k[kind])
+    pixels = torch.cat([exhibit.view.of(x, 24) for x in (exhibit.real, exhibit.fake)])
+    D_k = da.judge.eval().heads([x.unflatten(0, (2 * B, -1)) for x in da.backbone(
+        pixels.transpose(1, 2).flatten(0, 1))], told(point.t, batch.condition).repeat(2, 1))
+    adversarial = sum((1 - d[B:]).clamp(min=0).mean() for kind in ("spatial", "temporal") for d in D_k[kind])
     assert loss.item() == pytest.approx((0.5 * adversarial + v.square().sum() / B).item(), rel=1e-6)
     assert log["adversarial"] == pytest.approx(adversarial.item(), rel=1e-6)
 
@@ -100,12 +105,13 @@ def test_the_students_gradient_is_that_of_the_whole_expression(codec):
     got = torch.autograd.grad(loss, [da.distillation.a, da.distillation.b])
     jump = da.distillation.jump(point, batch, 2)
     exhibit = da.exhibit(jump.x0, batch, point.t, rng())
-    adversarial = hinge(da.logits(exhibit.fake, exhibit), 1)
+    adversarial = hinge(da.logits(exhibit)[1], 1)
     want = torch.autograd.grad(jump.loss + 0.5 * adversarial, [da.distillation.a, da.distillation.b])
     assert all(torch.allclose(g, w, rtol=1e-4, atol=1e-5) for g, w in zip(got, want))
 
     x0 = jump.x0.detach().requires_grad_()
-    [pull] = torch.autograd.grad(hinge(da.logits(da.window(x0, exhibit.view), exhibit), 1), x0)
+    fake = da.window(x0, exhibit.view)
+    [pull] = torch.autograd.grad(hinge(da.logits(replace(exhibit, fake=fake))[1], 1), x0)
     hold = 2 * jump.v / B / point.t.view(-1, 1, 1, 1, 1)
     assert log["gradient/adversarial"] == pytest.approx(pull.norm().item(), rel=1e-4)
     assert log["gradient/distillation"] == pytest.approx(hold.norm().item(), rel=1e-4)
@@ -159,7 +165,7 @@ def test_the_heads_take_one_step_down_their_hinge(codec):
 
     twin = aligned(codec)
     twin.judge.train()
-    on_real, on_fake = (sum(twin.logits(x.detach(), e).values(), []) for x in (e.real, e.fake))
+    on_real, on_fake = (sum(logits.values(), []) for logits in twin.logits(e))
     loss = sum((1 - d).relu().mean() for d in on_real) + sum((1 + d).relu().mean() for d in on_fake)
     assert log["discriminator"] == pytest.approx(loss.item(), rel=1e-6)
     loss.backward()
@@ -180,7 +186,7 @@ def test_batches_judged_before_one_step_count_as_one(codec):
     doubled.after_step()
     moments = [of.trained["judge"].optimizer.state.values() for of in (da, doubled)]
     for p, q in zip(*moments):          # the spectral norms have turned twice as often
-        assert torch.allclose(p["exp_avg"], q["exp_avg"], rtol=2e-2, atol=1e-3 * p["exp_avg"].abs().max())
+        assert torch.allclose(p["exp_avg"], q["exp_avg"], rtol=2e-2, atol=1e-5)
 
 
 def test_before_it_starts_there_is_the_distillation_alone(codec):
@@ -201,17 +207,18 @@ def test_an_adaptive_weight_is_the_ratio_of_the_gradients(codec):
 
 def test_real_clips_go_where_the_students_go(codec):
     da, (point, batch) = aligned(codec), drawn()
+    da.judge.eval()
     e = da.exhibit(batch.x0, batch, point.t, rng())
     assert torch.equal(e.real, e.fake)
-    assert all(torch.equal(x, y) for kind in discriminator.KINDS for x, y in zip(
-        da.logits(e.real, e)[kind], da.logits(e.fake, e)[kind]))
+    real, fake = da.logits(e)
+    assert all(torch.allclose(x, y) for kind in discriminator.KINDS for x, y in zip(real[kind], fake[kind]))
 
 
 @pytest.mark.parametrize("start, frames", [(0, slice(0, 5)), (1, slice(1, 9))])
 def test_real_clips_may_be_shown_as_they_were_filmed(start, frames, codec, monkeypatch):
-    monkeypatch.setattr("torch.randint", lambda *args, **kwargs: torch.tensor(start))
     da = aligned(codec, Da(**vars(OPTIONS) | {"raw": True}))
     point, batch = drawn()
+    monkeypatch.setattr("torch.randint", lambda *args, **kwargs: torch.tensor(start))
     e = da.exhibit(batch.x0, batch, point.t, rng())
     assert torch.equal(e.real, batch.pixels[:, :, frames].float() / 127.5 - 1)
     assert e.real.shape == e.fake.shape
@@ -245,7 +252,7 @@ def test_the_heads_learn_to_tell_held_out_clips(codec):
     watched = [name for name in logs[0] if name.startswith("held out/")]
     assert len(watched) == 4
     assert all(logs[-1][name] > 0.8 for name in watched)
-    assert sum(logs[0][name] for name in watched) < 3
+    assert sum(logs[0][name] for name in watched) <= 3
 
 
 def test_watching_changes_nothing(codec):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)        # ImageNet's, of pixels in [0, 1]
 LEVELS = 4                                                      # depths that DINOv2 is read at
+GAIN = 3.0      # of a random filter: features of real clips then vary by about one
 
 
 class Dino(nn.Module):
@@ -45,17 +46,18 @@ class Filters(nn.Module):
     Filters have mean zero, hence look for edges and not for brightness.
     """
 
-    widths = (16, 32, 64)
+    widths = (32, 64)       # of the levels that are looked at, of stride 4 and 8
 
     def __init__(self, seed: int):
         super().__init__()
         rng = torch.Generator().manual_seed(seed)
+        sizes = (3, 16, *self.widths)
         self.stages = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1, bias=False)
-                                    for a, b in zip((3, *self.widths), self.widths))
+                                    for a, b in zip(sizes, sizes[1:]))
         for stage in self.stages:
             w = torch.randn(stage.weight.shape, generator=rng)
             w -= w.mean((2, 3), keepdim=True)
-            stage.weight.data = w * (2 / w[0].numel()) ** 0.5
+            stage.weight.data = GAIN * w * (2 / w[0].numel()) ** 0.5
         self.requires_grad_(False)
 
     def forward(self, frames_FCHW: Tensor) -> list[Tensor]:
@@ -63,7 +65,7 @@ class Filters(nn.Module):
         for stage in self.stages:
             h = F.silu(stage(h))
             levels.append(h.flatten(2).mT)
-        return levels
+        return levels[1:]
 
 
 def load_backbone(name: str) -> Dino | Filters:

@@ -1,13 +1,14 @@
 """Trained heads on frozen features, after StyleGAN-T (Sauer et al. 2023), within frames and across them.
 
-    block_k(x)   LeakyReLU(norm(conv_k(x)))         conv: circular, of spectral norm 1; norm: over one clip
+    block_k(x)   LeakyReLU(norm(conv_k(x)))         conv: circular, of spectral norm 1; norm: see PairNorm
     D(x)         h = block_1(x)     D = conv_1((h + block_9(h)) / sqrt 2)                             (1)
     D(x, c)      <conv_1(...), A c> / sqrt 64       where told of c, conv_1 onto 64 channels          (2)
 
 Each level of features has a head of each kind: a spatial one reads the N patches of a frame as a sequence, a
 temporal one the T frames at a patch.
 
-Letters: B clips, T frames, N patches of a frame, C channels, S sequences of length L: T of N or N of T.
+Letters: B clips, the first half real, the second what was generated beside them; T frames, N patches of a
+frame, C channels, S sequences of length L: T of N or N of T.
 """
 
 import torch
@@ -21,18 +22,23 @@ CODE = 64           # channels that the condition is compared in
 
 
 class SpectralConv(nn.Conv1d):
-    """The weight over its largest singular value u'Wv; in training a forward takes one power iteration."""
+    """The weight over its largest singular value u'Wv; in training a forward takes one power iteration.
+
+    A sequence may be shorter than the kernel: it goes round more than once.
+    """
 
     def __init__(self, channels: int, out: int, kernel: int):
-        super().__init__(channels, out, kernel, padding=kernel // 2, padding_mode="circular")
+        super().__init__(channels, out, kernel)
         self.register_buffer("u", torch.zeros(out))
         self.register_buffer("v", torch.zeros(channels * kernel))
 
     def forward(self, x_BSCL: Tensor) -> Tensor:
         if self.training:
             self.iterate()
+        (reach,), L = self.kernel_size, x_BSCL.shape[3]
+        around = torch.arange(-(reach // 2), L + reach // 2, device=x_BSCL.device) % L
         largest = self.u @ self.weight.flatten(1) @ self.v
-        y = self._conv_forward(x_BSCL.flatten(0, 1), self.weight / largest, self.bias)
+        y = F.conv1d(x_BSCL.flatten(0, 1)[..., around], self.weight / largest, self.bias)
         return y.unflatten(0, x_BSCL.shape[:2])
 
     @torch.no_grad()
@@ -42,23 +48,28 @@ class SpectralConv(nn.Conv1d):
         self.u = F.normalize(w @ self.v, dim=0)
 
 
-class ClipNorm(nn.Module):
-    """Batch norm with the statistics of one clip: the same at any batch size, and no running ones."""
+class PairNorm(nn.Module):
+    """Batch norm with the statistics of a real clip and the generated one beside it, and no running ones.
+
+    So a pair is judged alike in a batch of any size.  The statistics of each clip alone would hide a lack of
+    contrast or detail in the generated one: with them the heads stayed at chance on the demo's clips.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
 
     def forward(self, x_BSCL: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x_BSCL, (1, 3), correction=0, keepdim=True)
-        n = (x_BSCL - mean) * (variance + 1e-5).rsqrt()
+        pairs = x_BSCL.unflatten(0, (2, -1))
+        variance, mean = torch.var_mean(pairs, (0, 2, 4), correction=0, keepdim=True)
+        n = ((pairs - mean) * (variance + 1e-5).rsqrt()).flatten(0, 1)
         return n * self.weight[:, None] + self.bias[:, None]
 
 
 class Block(nn.Module):
     def __init__(self, channels: int, kernel: int):
         super().__init__()
-        self.conv, self.norm = SpectralConv(channels, channels, kernel), ClipNorm(channels)
+        self.conv, self.norm = SpectralConv(channels, channels, kernel), PairNorm(channels)
 
     def forward(self, x_BSCL: Tensor) -> Tensor:
         return F.leaky_relu(self.norm(self.conv(x_BSCL)), 0.2)

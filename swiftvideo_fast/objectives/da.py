@@ -9,7 +9,7 @@ before the student's backward begins, and both losses' gradients are known there
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ Logits = dict[str, list[Tensor]]        # kind of head -> level by level
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One window of real clips and of the student's, both seen alike.  c: what the heads are told."""
+    """One window of real clips and of the student's beside them, seen alike.  c: what the heads are told."""
 
     real: Tensor
     fake: Tensor
@@ -67,10 +67,11 @@ class DistributionAlignment(Objective):
         self.judge.eval()
         x0 = jump.x0.detach().requires_grad_()
         exhibit = self.exhibit(x0, batch, jump.t, rng)
-        adversarial = hinge(self.logits(exhibit.fake, exhibit), 1)
+        _, fake = self.logits(exhibit)
+        adversarial = hinge(fake, 1)
         [pull] = torch.autograd.grad(adversarial, x0)
         weight, log = self.weigh(jump, pull)
-        self.exhibits.append(exhibit)
+        self.exhibits.append(replace(exhibit, fake=exhibit.fake.detach()))
         if self.held_out and step % self.options.watch == 0:
             log |= self.watch()
         loss = jump.loss + weight * Known.apply(jump.x0, adversarial.detach(), pull)
@@ -82,7 +83,7 @@ class DistributionAlignment(Objective):
             return {}
         self.judge.train()
         for exhibit in self.exhibits:
-            real, fake = (self.logits(window.detach(), exhibit) for window in (exhibit.real, exhibit.fake))
+            real, fake = self.logits(exhibit)
             loss = hinge(real, 1) + hinge(fake, -1)
             self.trained["judge"].backward(loss)
         self.trained["judge"].step(self.options.lr)
@@ -105,9 +106,13 @@ class DistributionAlignment(Objective):
             return z[:, :, view.start:view.start + count]
         return self.codec.decode_window(z, view.start, count)
 
-    def logits(self, window: Tensor, exhibit: Exhibit) -> Logits:
-        pixels = exhibit.view.of(self.judge.picture(window), self.options.crop)
-        return self.judge.heads(features(self.backbone, pixels), exhibit.c)
+    def logits(self, exhibit: Exhibit) -> tuple[Logits, Logits]:
+        """Of the real clips, of the student's."""
+        pixels = [exhibit.view.of(self.judge.picture(window), self.options.crop)
+                  for window in (exhibit.real, exhibit.fake)]
+        both = self.judge.heads(features(self.backbone, torch.cat(pixels)), torch.cat([exhibit.c] * 2))
+        halves = {kind: [x.chunk(2) for x in heads] for kind, heads in both.items()}
+        return tuple({kind: [half[i] for half in heads] for kind, heads in halves.items()} for i in (0, 1))
 
     def weigh(self, jump: Jump, pull: Tensor) -> tuple[float, Log]:
         """(lambda_adv, the norms at x0-hat).  Adaptive: in units of the ratio of the two gradients' norms."""
@@ -126,7 +131,7 @@ class DistributionAlignment(Objective):
         v = velocity(self.distillation.student, point.x_t, point.t, clips.condition)
         exhibit = self.exhibit(point.x_t - path.over(point.t, v) * v, clips, point.t,
                                torch.Generator().manual_seed(0))
-        return accuracy("held out", *(self.logits(w, exhibit) for w in (exhibit.real, exhibit.fake)))
+        return accuracy("held out", *self.logits(exhibit))
 
 
 class Known(torch.autograd.Function):
@@ -148,9 +153,10 @@ def hinge(logits: Logits, sign: int) -> Tensor:
 
 
 def accuracy(where: str, real: Logits, fake: Logits) -> dict[str, float]:
-    """For each kind of head the share of logits above 0 on real clips, below 0 on generated ones."""
+    """For each kind of head the share of clips whose mean logit is above 0 if real, below 0 if generated."""
     def share(heads: list[Tensor], sign: int) -> float:
-        return torch.cat([(sign * D_k > 0).float().flatten() for D_k in heads]).mean().item()
+        mean_B = sum(D_k.flatten(1).mean(1) for D_k in heads)
+        return (sign * mean_B > 0).float().mean().item()
 
     sides = ("real", real, 1), ("fake", fake, -1)
     return {f"{where}/{kind} on {name}": share(heads, sign)
