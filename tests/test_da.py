@@ -18,7 +18,7 @@ from swiftvideo_fast.models.conditioning import Condition
 from swiftvideo_fast.models.vae import WanVae
 from swiftvideo_fast.objectives import Consistency, Jump
 from swiftvideo_fast.objectives.da import BETAS, DistributionAlignment, Judge, accuracy, hinge, told
-from swiftvideo_fast.train.plain import Plain
+from swiftvideo_fast.train.plain import Trained
 
 D = torch.float64
 B, TEXT, SHAPE = 2, 3, (16, 3, 4, 4)
@@ -61,7 +61,7 @@ def aligned(codec, options=OPTIONS, backbone=None, dtype=torch.float32, passes=1
     backbone = (backbone or Filters(seed=2)).to(dtype)
     judge = Judge(backbone.widths, TEXT, options.project).to(dtype)
     discriminator.initialise(judge, torch.Generator().manual_seed(3))
-    trained = Plain(passes).trained(judge, Optim(options.lr, betas=BETAS, weight_decay=0.0, clip=math.inf))
+    trained = Trained(judge, Optim(options.lr, betas=BETAS, weight_decay=0.0, clip=math.inf), passes)
     return DistributionAlignment(options, Scaled(dtype), trained, backbone.requires_grad_(False),
                                  None if options.project else codec, **more)
 

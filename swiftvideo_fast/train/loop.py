@@ -201,7 +201,7 @@ def build_objective(cfg: Config, engine: Engine, student: nn.Module, average: nn
     return align(cfg, engine, objective, student.config.text_dim) if cfg.da else objective
 
 
-def align(cfg: Config, engine: Plain, distillation: Consistency, text_dim: int) -> DistributionAlignment:
+def align(cfg: Config, engine: Engine, distillation: Consistency, text_dim: int) -> DistributionAlignment:
     """The objective with an adversary beside it, whose heads are drawn from the seed, equal on all ranks."""
     backbone = engine.frozen(load_backbone(cfg.da.backbone))
     judge = Judge(backbone.widths, text_dim, cfg.da.project)
