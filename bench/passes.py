@@ -3,6 +3,8 @@
     jvp     the EMA network and its tangent, under no_grad
     train   the student's loss, forward and backward, each block recomputed in the backward
     step    Algorithm 1 whole: guided teacher, jvp of the EMA, student, clipped gradients, AdamW, average
+    ta      trajectory alignment whole: winner and loser through the base and the student, AdamW, average;
+            LoRA of rank 64, its base stored once
 A step is taken on one device, one clip, nothing sharded.  It holds, beside gradients, the student, the EMA's
 copy and the teacher as stored (bf16), and in fp32 the masters, AdamW's two moments and the EMA: 22 bytes a
 parameter; AdamW goes parameter by parameter.
@@ -21,12 +23,14 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from bench.account import Account
 from swiftvideo_fast import jvp, ops, path
-from swiftvideo_fast.config import Ccd
+from swiftvideo_fast.config import Ccd, Ta
 from swiftvideo_fast.data.latents import Latents
-from swiftvideo_fast.models import wan
+from swiftvideo_fast.data.pairs import Pairs
+from swiftvideo_fast.models import lora, wan
 from swiftvideo_fast.models.conditioning import Condition, velocity
 from swiftvideo_fast.models.wan import PRESETS, Wan, cast
 from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
+from swiftvideo_fast.objectives.ta import TrajectoryAlignment
 from swiftvideo_fast.ops import reference
 
 STRIDE_T, STRIDE = 4, 8                 # of the codec: pixel frames and pixels a latent
@@ -66,12 +70,17 @@ class Setting:
         image = torch.randn(1, IMAGE, c.image_dim) if c.image_dim else None
         return Condition(torch.randn(1, c.condition, *self.latent), text, null_text, image)
 
-    def network(self, *, trained: bool) -> Wan:
-        """Of the preset's sizes, its values left as they are found; made on the current default device."""
+    def network(self, *, trained: bool, rank: int = 0) -> Wan:
+        """Of the preset's sizes, its values left as they are found; made on the current default device.
+
+        rank: of LoRA, which is then all that is trained.
+        """
         with unset_fake_temporarily(), torch.device("meta"):
             net = cast(Wan(PRESETS[self.preset]), self.dtype).requires_grad_(trained)
+            if rank:
+                lora.attach(net, rank, torch.Generator())
         for module in net.modules():    # Module.to_empty would swap tensors, which fakes refuse
-            for name, p in module._parameters.items():
+            for name, p in module.named_parameters(recurse=False):
                 module._parameters[name] = nn.Parameter(torch.zeros(p.shape, dtype=p.dtype), p.requires_grad)
         net.recompute = trained
         return net
@@ -116,6 +125,27 @@ def step_pass(setting: Setting) -> tuple[Account, Callable]:
     return _account([*weights, *masters, *moments, *averages], point, condition, **networks), run
 
 
+def ta_pass(setting: Setting) -> tuple[Account, Callable]:
+    student = setting.network(trained=True, rank=Ta.rank)
+    point, condition = setting.point(), setting.condition()
+    factors = [p for p in student.parameters() if p.requires_grad]
+    objective = TrajectoryAlignment(Ta(), student, lora.Base(student))
+    masters, moments, apply_gradients = adamw(factors)
+    averages = [master.clone() for master in masters]
+    pairs = Pairs(point.x0, condition, [], torch.randn_like(point.x0), point.x1)
+
+    def run():
+        loss, _ = objective(point, pairs, 0, None)
+        loss.backward()
+        apply_gradients()
+        ops.ema_(averages, masters, 0.95)
+
+    known = [*student.parameters(), *masters, *moments, *averages]
+    account = _account(known, point, condition, student=student)
+    account.follow(pairs.loser)
+    return account, run
+
+
 def adamw(weights: list[nn.Parameter]) -> tuple[list[Tensor], list[Tensor], Callable]:
     """(fp32 masters of the weights, AdamW's moments, what clips the gradients and applies them)."""
     masters = [p.detach().float().clone() for p in weights]
@@ -136,7 +166,7 @@ def adamw(weights: list[nn.Parameter]) -> tuple[list[Tensor], list[Tensor], Call
     return masters, moments, apply_gradients
 
 
-PASSES = {"jvp": jvp_pass, "train": train_pass, "step": step_pass}
+PASSES = {"jvp": jvp_pass, "train": train_pass, "step": step_pass, "ta": ta_pass}
 
 
 def _account(known, point: path.Point, condition: Condition, **networks: nn.Module) -> Account:

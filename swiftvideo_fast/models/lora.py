@@ -33,6 +33,8 @@ def attach(net: nn.Module, rank: int, rng: torch.Generator) -> None:
     net.requires_grad_(False)
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), net)
     for _, layer in adapted(net):
+        for factor in (layer.lora_A, layer.lora_B):
+            factor.to(layer.base_layer.weight.dtype)        # which peft does but on the meta device
         nn.init.kaiming_uniform_(layer.lora_A[NAME].weight, a=math.sqrt(5), generator=rng)
 
 
