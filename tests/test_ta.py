@@ -103,7 +103,7 @@ def test_swapping_winner_and_loser_turns_the_pull_around(drawn):
     student = Net(1)
     there, back = (preference(student, Net(1), p, point) for p in (pairs, swapped(pairs)))
     assert_equal(there, -back)
-    one = Pairs(pairs.x0[:1], pairs.condition[:1], [""], pairs.loser[:1], pairs.noise[:1])
+    one = pairs[:1]
     first = type(point)(*(x[:1] for x in vars(point).values()))
     there, back = (preference(student, Net(3), p, first) for p in (one, swapped(one)))
     ratio = there.norm() / back.norm()                  # sigmoid(m) and sigmoid(-m), away from the start
