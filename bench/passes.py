@@ -5,6 +5,8 @@
     step    Algorithm 1 whole: guided teacher, jvp of the EMA, student, clipped gradients, AdamW, average
     ta      trajectory alignment whole: winner and loser through the base and the student, AdamW, average;
             LoRA of rank 64, its base stored once
+    da      that step with eq. 10 on top: a window decoded by Wan's VAE and seen by DINOv2 ViT-S/14, both in
+            fp32; the heads and their step; AdamW's moments in 8 bits
 A step is taken on one device, one clip, nothing sharded.  It holds, beside gradients, the student, the EMA's
 copy and the teacher as stored (bf16), and in fp32 the masters, AdamW's two moments and the EMA: 22 bytes a
 parameter; AdamW goes parameter by parameter.
@@ -23,15 +25,19 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from bench.account import Account
 from swiftvideo_fast import jvp, ops, path
-from swiftvideo_fast.config import Ccd, Ta
+from swiftvideo_fast.config import Ccd, Da, Optim, Ta
 from swiftvideo_fast.data.latents import Latents
 from swiftvideo_fast.data.pairs import Pairs
 from swiftvideo_fast.models import lora, wan
+from swiftvideo_fast.models.backbones import Dino
 from swiftvideo_fast.models.conditioning import Condition, velocity
+from swiftvideo_fast.models.vae import WanVae
 from swiftvideo_fast.models.wan import PRESETS, Wan, cast
 from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
+from swiftvideo_fast.objectives.da import DistributionAlignment, Judge
 from swiftvideo_fast.objectives.ta import TrajectoryAlignment
 from swiftvideo_fast.ops import reference
+from swiftvideo_fast.train.plain import Trained
 
 STRIDE_T, STRIDE = 4, 8                 # of the codec: pixel frames and pixels a latent
 TEXT, IMAGE = 512, 257                  # tokens of the two encoders
@@ -71,19 +77,26 @@ class Setting:
         return Condition(torch.randn(1, c.condition, *self.latent), text, null_text, image)
 
     def network(self, *, trained: bool, rank: int = 0) -> Wan:
-        """Of the preset's sizes, its values left as they are found; made on the current default device.
-
-        rank: of LoRA, which is then all that is trained.
-        """
-        with unset_fake_temporarily(), torch.device("meta"):
+        """Of the preset's sizes, on the current default device.  rank: of LoRA, then all that is trained."""
+        def build() -> Wan:
             net = cast(Wan(PRESETS[self.preset]), self.dtype).requires_grad_(trained)
             if rank:
                 lora.attach(net, rank, torch.Generator())
-        for module in net.modules():    # Module.to_empty would swap tensors, which fakes refuse
-            for name, p in module.named_parameters(recurse=False):
-                module._parameters[name] = nn.Parameter(torch.zeros(p.shape, dtype=p.dtype), p.requires_grad)
+            return net
+
+        net = hollow(build)
         net.recompute = trained
         return net
+
+
+def hollow(build: Callable[[], nn.Module]) -> nn.Module:
+    """What `build` makes, not initialised: weights of zero, on the current default device."""
+    with unset_fake_temporarily(), torch.device("meta"):
+        net = build()
+    for module in net.modules():        # Module.to_empty would swap tensors, which fakes refuse
+        for name, p in module.named_parameters(recurse=False):
+            module._parameters[name] = nn.Parameter(torch.zeros(p.shape, dtype=p.dtype), p.requires_grad)
+    return net
 
 
 def jvp_pass(setting: Setting, transform: Callable = jvp) -> tuple[Account, Callable]:
@@ -146,6 +159,52 @@ def ta_pass(setting: Setting) -> tuple[Account, Callable]:
     return account, run
 
 
+def da_pass(setting: Setting) -> tuple[Account, Callable]:
+    """VAE and DINOv2 have the sizes of the released ones (the VAE's class defaults to them)."""
+    from diffusers import AutoencoderKLWan
+    from transformers import Dinov2Config, Dinov2Model
+
+    student, average, teacher = (setting.network(trained=trained) for trained in (True, False, False))
+    point, condition = setting.point(), setting.condition()
+    vae, dino = hollow(AutoencoderKLWan), hollow(lambda: Dinov2Model(Dinov2Config(
+        hidden_size=384, num_attention_heads=6, num_hidden_layers=12, image_size=518, patch_size=14)))
+    backbone = Dino(dino)
+    judge = Trained(Judge(backbone.widths, PRESETS[setting.preset].text_dim, project=False), Optim(1e-6), 1)
+    objective = DistributionAlignment(Da(start=0), ConsistencyDistillation(Ccd(), student, average, teacher),
+                                      judge, backbone, WanVae(vae))
+    masters, moments, apply_gradients = adamw8(list(student.parameters()))
+    averages = [master.clone() for master in masters]
+
+    def run():
+        loss, _ = objective(point, Latents(point.x0, condition, []), 0, torch.Generator())
+        loss.backward()
+        apply_gradients()
+        ops.ema_(averages, masters, 0.95, list(average.parameters()))
+        objective.after_step()
+
+    networks = {"student": student, "average": average, "teacher": teacher, "vae": vae, "dino": dino,
+                "judge": judge.net}
+    weights = [p for net in networks.values() for p in net.parameters()]
+    of_heads = [x for state in judge.optimizer.state.values() for x in state.values()]
+    return _account([*weights, *masters, *moments, *averages, *of_heads], point, condition, **networks), run
+
+
+def adamw8(weights: list[nn.Parameter]) -> tuple[list[Tensor], list[Tensor], Callable]:
+    """As `adamw`, with bitsandbytes' moments: a byte each, a scale for every 256; its kernel is in place."""
+    masters = [p.detach().float().clone() for p in weights]
+    moments = [x for p in weights for _ in range(2)
+               for x in (torch.zeros(p.numel(), dtype=torch.uint8), torch.zeros(-(-p.numel() // 256)))]
+
+    def apply_gradients():
+        nn.utils.clip_grad_norm_(weights, 1.0, foreach=False)
+        for p, master in zip(weights, masters, strict=True):
+            gradient, p.grad = p.grad.float(), None
+            master.sub_(gradient)
+            p.data.copy_(master)
+
+    return masters, moments, apply_gradients
+
+
 def adamw(weights: list[nn.Parameter]) -> tuple[list[Tensor], list[Tensor], Callable]:
     """(fp32 masters of the weights, AdamW's moments, what clips the gradients and applies them)."""
     masters = [p.detach().float().clone() for p in weights]
@@ -166,7 +225,7 @@ def adamw(weights: list[nn.Parameter]) -> tuple[list[Tensor], list[Tensor], Call
     return masters, moments, apply_gradients
 
 
-PASSES = {"jvp": jvp_pass, "train": train_pass, "step": step_pass, "ta": ta_pass}
+PASSES = {"jvp": jvp_pass, "train": train_pass, "step": step_pass, "ta": ta_pass, "da": da_pass}
 
 
 def _account(known, point: path.Point, condition: Condition, **networks: nn.Module) -> Account:

@@ -48,8 +48,8 @@ def shift(x_BCTHW: Tensor, u_B2: Tensor) -> Tensor:
     H, W = x_BCTHW.shape[3:]
     h, w = H // SHIFT, W // SHIFT
     padded = F.pad(x_BCTHW, (w, w, h, h))
-    ys, xs = (u_B2 * u_B2.new_tensor([2 * h + 1, 2 * w + 1])).int().T.tolist()
-    return torch.stack([clip[..., y:y + H, x:x + W] for clip, y, x in zip(padded, ys, xs)])
+    corners = [(int(y * (2 * h + 1)), int(x * (2 * w + 1))) for y, x in u_B2.tolist()]
+    return torch.stack([clip[..., y:y + H, x:x + W] for clip, (y, x) in zip(padded, corners)])
 
 
 def cut_out(x_BCTHW: Tensor, u_B2: Tensor) -> Tensor:
