@@ -125,13 +125,13 @@ def clock(device: str) -> Callable[[], float]:
 
 
 def rounds(ways: dict[str, Callable], device: str, seconds: float) -> dict[str, list[float]]:
-    """Milliseconds of each way in each round, turn about, for so many seconds and at least seven rounds."""
+    """Milliseconds of each way in each round, turn about, for so many seconds and at least three rounds."""
     now = clock(device)
     for run in ways.values():
         run()
     ms = {name: [] for name in ways}
     start = now()
-    while now() < start + seconds or len(ms["ours"]) < 7:
+    while now() < start + seconds or len(ms["ours"]) < 3:
         for name, run in ways.items():
             before = now()
             run()

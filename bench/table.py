@@ -9,16 +9,15 @@
 
 A case that is wrong is reported, not timed.  The check allows ours / torch to grow by SLOWER, peak memory by
 LARGER.  Memory does not vary.  Time does: a case over the margin is a suspect, measured again, longer each
-time, and condemned only if it is over it RETRIALS times more; a record is the median of three measurements.
+time, and condemned only if it is over it RETRIALS times more; a record is measured three times as long.
 A device without a record is said so and passes: a claim about a GPU is checked where there is that GPU.
 """
 
 import argparse
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 
 import torch
 from torch.profiler import profile
@@ -141,10 +140,7 @@ def main(argv: list[str]) -> int:
         def again(times: int, name: str = name, case: Case = case) -> Row:
             return measure(name, case, device, dtype, times * args.seconds)
 
-        row = again(1)
-        if args.record:
-            ratios = [row.ratio, *(again(1).ratio for _ in range(2))]
-            row = replace(row, ratio=median(ratios))
+        row = again(3 if args.record else 1)
         rows.append(row)
         print(line(row), flush=True)
         if args.trace:
