@@ -1,15 +1,16 @@
 """Several processes as one run: forked warm from a server that has imported everything, met over gloo."""
 
 import multiprocessing
+import multiprocessing.connection
 import os
-import signal
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-KILLED = -signal.SIGKILL
-PRELOAD = ["tiny", "swiftvideo_fast.train.engine", "deepspeed"]
+PRELOAD = ["sharded", "swiftvideo_fast.train.engine", "deepspeed",
+           "deepspeed.runtime.zero.muon.original_muon"]             # it imports torch's compiler: 4 s
 
 
 def server() -> multiprocessing.context.BaseContext:
@@ -30,6 +31,12 @@ class Fleet:
                           for rank in range(world)]
         for process in self.processes:
             process.start()
+
+    def kill(self, seconds: float, ranks) -> None:
+        """Some ranks, after so long."""
+        time.sleep(seconds)
+        for rank in ranks:
+            self.processes[rank].kill()
 
     def join(self, seconds: float | None = None) -> list[int]:
         """Exit codes.  When one fails, or the time is over, the others are killed, as launchers do."""

@@ -158,13 +158,15 @@ class Engine:
 
     name: plain (one process, everything whole) or zero3 (DeepSpeed, any number of processes).  micro: clips a
     backward pass; None: a step's share of each replica in one.  dtype: of the stored weights, float32 or
-    bfloat16 (zero3; masters stay float32).  offload: masters and moments on the CPU (zero3).
+    bfloat16 (zero3; masters stay float32).  offload: masters and moments on the CPU (zero3).  sequence:
+    processes that share the tokens of a clip (zero3; it must divide tokens and heads).
     """
 
     name: str = "plain"
     micro: int | None = None
     dtype: str = "float32"
     offload: bool = False
+    sequence: int = 1
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ class Config:
         one_of("engine.name", self.engine.name, ("plain", "zero3"))
         one_of("engine.dtype", self.engine.dtype, ("float32", "bfloat16"))
         want(self.engine == Engine(micro=self.engine.micro) or self.engine.name == "zero3", "engine.name",
-             self.engine.name, "zero3: plain keeps float32, nothing offloaded")
+             self.engine.name, "zero3: plain keeps float32, whole and on one device")
         one_of("sample.sampler", self.sample.sampler, ("euler", "consistency"))
         want(not self.da or not isinstance(self.objective, Flow | Ta), "da", "a section",
              f"none with {objective_name(self.objective)}: it aligns a consistency objective")
@@ -227,9 +229,8 @@ class Config:
 
 LIMITS = [
     ("run.steps run.save_every run.log_every run.keep data.pool data.batch optim.lr optim.clip times.std "
-     "sample.shift objective.c objective.grid objective.count engine.micro da.lr "
-     "da.window", lambda x: x > 0,
-     "a positive number"),
+     "sample.shift objective.c objective.grid objective.count engine.micro engine.sequence da.lr da.window",
+     lambda x: x > 0, "a positive number"),
     ("run.seed data.speed optim.warmup optim.weight_decay optim.skips objective.warmup objective.beta "
      "objective.reflow objective.rank da.weight da.start da.watch", lambda x: x >= 0, "0 or more"),
     ("objective.drop_text objective.r_max", lambda x: 0 <= x <= 1, "a number in [0, 1]"),

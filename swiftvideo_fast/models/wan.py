@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from swiftvideo_fast import ops
+from swiftvideo_fast.models.ulysses import Ulysses
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,11 @@ class Wan(nn.Module):
     """F(x_t, t): the velocity x1 - x0 at x_t = (1 - t) x0 + t x1.
 
     recompute: with grad, keep each block's input alone and run the block again in the backward.
+    ulysses: the ranks that share the tokens of a clip, all of them given the same arguments.
     """
 
     recompute = False
+    ulysses: Ulysses | None = None
 
     def __init__(self, config: WanConfig):
         super().__init__()
@@ -96,11 +99,18 @@ class Wan(nn.Module):
         e_BC = self.time_embedding(self._sinusoid(t_B))
         e_B6C = self.time_projection(e_BC).unflatten(1, (6, self.config.dim))
         rotary = rotary_tables(T, H // PATCH, W // PATCH, D, x_BCTHW.device)
+        if self.ulysses:
+            self.ulysses.check(x_BNC.shape[1], self.config.heads)
+            x_BNC = self.ulysses.scatter(x_BNC)
+            rotary = tuple(self.ulysses.scatter(table[None])[0] for table in rotary)
         for block in self.blocks:
             if self.recompute and torch.is_grad_enabled():
                 block = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
             x_BNC = block(x_BNC, e_B6C, context, rotary)
-        patches = self.head(x_BNC, e_BC).unflatten(2, (PATCH, PATCH, self.config.latent))
+        patches = self.head(x_BNC, e_BC)
+        if self.ulysses:
+            patches = self.ulysses.gather(patches)
+        patches = patches.unflatten(2, (PATCH, PATCH, self.config.latent))
         patches = patches.unflatten(1, (T, H // PATCH, W // PATCH))                # (B, T, h, w, p, q, 16)
         velocity = patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(B, self.config.latent, T, H, W)
         return velocity.to(x_BCTHW.dtype)
@@ -180,6 +190,8 @@ class RMSNorm(nn.Module):
 
 
 class SelfAttention(nn.Module):
+    ulysses: Ulysses | None = None
+
     def __init__(self, c: WanConfig):
         super().__init__()
         self.heads, self.eps = c.heads, c.eps
@@ -193,8 +205,12 @@ class SelfAttention(nn.Module):
         k = ops.norm_rope(self.k(x_BNC), self.norm_k.weight, *rotary, self.eps)
         v = self.v(x_BNC)
         del x_BNC                       # attention is the peak: only its operands live beside the stream
-        y_BNC = _attend(q, k, v, self.heads)
+        if self.ulysses:
+            q, k, v = self.ulysses.heads(q, k, v)
+        y_BNC = _attend(q, k, v, self.heads // (self.ulysses.ranks if self.ulysses else 1))
         del q, k, v
+        if self.ulysses:
+            y_BNC = self.ulysses.tokens(y_BNC)
         return self.o(y_BNC)
 
 
@@ -300,6 +316,13 @@ def initialise(net: Wan, rng: torch.Generator) -> None:
     for block in (*net.blocks, net.head):
         nn.init.normal_(block.modulation, std=net.config.dim**-0.5, generator=rng)
     nn.init.zeros_(net.head.head.weight)
+
+
+def share_tokens(net: Wan, ulysses: Ulysses) -> None:
+    """Have the ranks of one group take each a part of every clip's tokens."""
+    net.ulysses = ulysses
+    for block in net.blocks:
+        block.self_attn.ulysses = ulysses
 
 
 def cast(net: Wan, dtype: torch.dtype) -> Wan:

@@ -8,8 +8,10 @@ and no rank asks another.
 """
 
 import copy
+import logging
 import os
 import socket
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +19,24 @@ from torch import distributed as dist
 
 from swiftvideo_fast import ops
 from swiftvideo_fast.config import Config, Optim
+from swiftvideo_fast.models.ulysses import Ulysses
+from swiftvideo_fast.models.wan import Block, Wan, share_tokens
 from swiftvideo_fast.train.checkpoint import Piece
-from swiftvideo_fast.train.optimizer import adamw, set_rate, set_steps
+from swiftvideo_fast.train.optimizer import adamw, prime, set_rate, set_steps
 from swiftvideo_fast.train.ranks import Ranks, launched, passes_of
+
+BUCKET = 100_000_000        # gradients reduced at once
 
 
 class Sharded:
     """As plain.Plain, over all the processes that the launcher has started."""
 
     def __init__(self, cfg: Config):
-        self.options, self.ranks = cfg.engine, Ranks(*launched())
+        self.options, self.ranks = cfg.engine, Ranks(*launched(), sequence=cfg.engine.sequence)
         self.passes, _ = passes_of(cfg, self.ranks)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.deepspeed = _start(self.device)
+        self.ulysses = _neighbours(self.ranks)
 
     def student(self, net: nn.Module, optim: Optim, decay: float) -> tuple["ShardedTrained", "ShardedEma"]:
         follower = copy.deepcopy(net)
@@ -38,28 +45,30 @@ class Sharded:
 
     def trained(self, net: nn.Module, optim: Optim) -> "ShardedTrained":
         optimizer = adamw([p for p in net.parameters() if p.requires_grad], optim)
-        engine, *_ = self.deepspeed.initialize(model=self._leaves(net), optimizer=optimizer,
-                                               config=self._config(optim.clip))
+        engine, *_ = self.deepspeed.initialize(model=self._prepared(net), optimizer=optimizer,
+                                               config=self._config(net, optim.clip))
         return ShardedTrained(engine, self.ranks, self.passes)
 
     def frozen(self, net: nn.Module) -> nn.Module:
-        net = self._leaves(net.requires_grad_(False).eval())
-        engine, *_ = self.deepspeed.initialize(model=net, config=self._config(clip=0.0))
+        net = self._prepared(net.requires_grad_(False).eval())
+        engine, *_ = self.deepspeed.initialize(model=net, config=self._config(net))
         return engine.module
 
-    def _leaves(self, net: nn.Module) -> nn.Module:
+    def _prepared(self, net: nn.Module) -> nn.Module:
         """One gather a block: it serves value and tangent of all that is in it."""
-        if blocks := {type(block) for block in getattr(net, "blocks", ())}:
-            self.deepspeed.utils.set_z3_leaf_modules(net, list(blocks))
+        if isinstance(net, Wan):
+            self.deepspeed.utils.set_z3_leaf_modules(net, [Block])
+            if self.ulysses:
+                share_tokens(net, self.ulysses)
         return net
 
-    def _config(self, clip: float) -> dict:
+    def _config(self, net: nn.Module, clip: float = 0.0) -> dict:
         o = self.options
         zero = {
             "stage": 3,
             "memory_efficient_linear": False,           # else F.linear is one that loses tangents
             "stage3_param_persistence_threshold": 0,    # what stays gathered would miss the average's steps
-            "contiguous_gradients": True,
+            "reduce_bucket_size": min(BUCKET, sum(p.numel() for p in net.parameters())),
         }
         if o.offload:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": self.device.type == "cuda"}
@@ -79,9 +88,9 @@ class ShardedTrained:
         self.engine, self.net = engine, Called(engine)
         self.ranks, self.passes = ranks, passes
         self.named = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
-        self.optimizer = engine.optimizer.optimizer
+        self.zero, self.optimizer = engine.optimizer, engine.optimizer.optimizer
         self.steps, self.done = torch.zeros(1), 0
-        set_steps(self.optimizer, 0)            # DeepSpeed, too, takes a first step to make the moments
+        prime(self.optimizer, self.zero.fp32_partitioned_groups_flat)
 
     def backward(self, loss: Tensor) -> None:
         self.done += 1
@@ -92,22 +101,28 @@ class ShardedTrained:
         self.done = 0
         set_rate(self.optimizer, lr)
         self.engine.step()
-        if self.engine.optimizer.overflow:
+        if self.zero.overflow:
             return float("nan")
         self.steps += 1
         return float(self.engine.get_global_grad_norm())
 
     def master(self, name: str, kind: str | None = None) -> Tensor:
         """This rank's stretch of the fp32 weight or of one of its moments: a live view, padded."""
-        p = self.named[name]
-        return p._z3_optimizer._get_fp32_opt_state_partition(p, True, kind)[0]
+        group, begin, length = self._place(self.named[name])
+        flat = self.zero.fp32_partitioned_groups_flat[group]
+        return (flat if kind is None else self.optimizer.state[flat][kind]).narrow(0, begin, length)
 
     def pieces(self) -> dict[str, Piece]:
+        """As plain.Trained's; but 8-bit moments have their scales in common and stay with their ranks."""
         found = {f"weight/{name}": self._piece(name) for name in self.named}
-        for name, p in self.named.items():
-            for kind in self.optimizer.state[self._flat(p)]:
-                if kind != "step":
-                    found[f"{kind}/{name}"] = self._piece(name, kind)
+        for i, flat in enumerate(self.zero.fp32_partitioned_groups_flat):
+            state = self.optimizer.state[flat]
+            kinds = [kind for kind, x in state.items() if kind != "step" and torch.is_tensor(x)]
+            if all(state[kind].shape == flat.shape for kind in kinds):
+                found |= {f"{kind}/{name}": self._piece(name, kind) for kind in kinds
+                          for name, p in self.named.items() if self._place(p)[0] == i}
+            else:
+                found |= {f"{kind}/group {i}": self._own(state[kind]) for kind in kinds}
         found |= {f"buffer/{name}": Piece.whole(b) for name, b in self.net.named_buffers()}
         return found | {"steps": Piece.whole(self.steps)}
 
@@ -116,9 +131,12 @@ class ShardedTrained:
         for name, p in self.named.items():
             p.ds_tensor.data.copy_(self.master(name))
 
-    def _flat(self, p: nn.Parameter) -> Tensor:
-        zero = p._z3_optimizer
-        return zero.fp32_partitioned_groups_flat[zero.grad_position[zero.get_param_id(p)][0]]
+    def _place(self, p: nn.Parameter) -> tuple[int, int, int]:
+        """(group, begin, length) of this rank's stretch in DeepSpeed's flat groups."""
+        return self.zero.grad_position[self.zero.get_param_id(p)]
+
+    def _own(self, x: Tensor) -> Piece:
+        return Piece(x.view(-1), (self.ranks.world * x.numel(),), self.ranks.rank * x.numel())
 
     def _piece(self, name: str, kind: str | None = None) -> Piece:
         return stretch(self.master(name, kind), self.named[name], self.ranks.rank)
@@ -181,6 +199,8 @@ def _start(device: torch.device):
         import deepspeed
     except ImportError as why:
         raise ValueError("engine.name zero3 wants DeepSpeed: pip install swiftvideo_fast[deepspeed]") from why
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
     # Else DeepSpeed compiles a C++ all-reduce on first use, and hangs on the lock that a killed compile left.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not dist.is_initialized():
@@ -190,6 +210,15 @@ def _start(device: torch.device):
             os.environ.setdefault(key, str(value))
         deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo")
     return deepspeed
+
+
+def _neighbours(ranks: Ranks) -> Ulysses | None:
+    """The group that shares a clip's tokens with this rank; every rank makes every group."""
+    if ranks.sequence == 1:
+        return None
+    groups = [dist.new_group(range(first, first + ranks.sequence))
+              for first in range(0, ranks.world, ranks.sequence)]
+    return Ulysses(groups[ranks.replica])
 
 
 def _free_port() -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from swiftvideo_fast.config import Optim
 
@@ -20,13 +20,15 @@ def adamw(parameters: Iterable[nn.Parameter], optim: Optim) -> torch.optim.Optim
     return AdamW8bit(parameters, **options)
 
 
-def prime(optimizer: torch.optim.Optimizer) -> None:
-    """One step of gradient 0 at rate 0: it makes the moments and moves nothing."""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            p.grad = torch.zeros_like(p)
-    optimizer.step()
-    optimizer.zero_grad()
+def prime(optimizer: torch.optim.Optimizer, tensors: Iterable[Tensor]) -> None:
+    """A step of gradient 0 at rate 0, one tensor after the other: it makes moments and moves nothing."""
+    group = optimizer.param_groups[0]
+    kept = group["params"]
+    for p in tensors:
+        group["params"], p.grad = [p], torch.zeros_like(p)
+        optimizer.step()
+        p.grad = None
+    group["params"] = kept
     set_steps(optimizer, 0)
 
 

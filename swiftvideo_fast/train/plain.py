@@ -54,7 +54,7 @@ class Trained:
         self.net, self.optim, self.passes = net, optim, passes
         self.named = {name: p for name, p in net.named_parameters() if p.requires_grad}
         self.optimizer = adamw(self.named.values(), optim)
-        prime(self.optimizer)
+        prime(self.optimizer, self.named.values())
         self.steps = torch.zeros(1)
 
     def backward(self, loss: Tensor) -> None:

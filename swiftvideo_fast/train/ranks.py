@@ -69,6 +69,8 @@ def launched() -> tuple[int, int]:
 
 def passes_of(cfg: Config, ranks: Ranks) -> tuple[int, int]:
     """(backward passes a step on each rank, clips a pass)."""
+    want(ranks.world % ranks.sequence == 0, "engine.sequence", ranks.sequence,
+         f"a divisor of the {ranks.world} processes")
     batch, replicas = cfg.data.batch, ranks.replicas
     micro = cfg.engine.micro or max(1, batch // replicas)
     want(batch % (micro * replicas) == 0, "data.batch", batch,

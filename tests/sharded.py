@@ -1,0 +1,138 @@
+"""What the processes of test_engine.py do, each in its own."""
+
+import json
+from pathlib import Path
+from unittest.mock import patch
+
+import tiny
+import torch
+from torch import nn
+
+from swiftvideo_fast import jvp, ops
+from swiftvideo_fast.config import Config
+from swiftvideo_fast.models.ulysses import Ulysses
+from swiftvideo_fast.models.wan import share_tokens
+from swiftvideo_fast.ops import reference
+from swiftvideo_fast.train import checkpoint
+from swiftvideo_fast.train.loop import start_engine, starting_network
+
+OPS = ("attention", "modulate", "norm_rope", "gate", "gelu", "tangent", "ccd_loss")
+
+
+def train_by_reference(cfg: Config) -> None:
+    """tiny.train, the ops replaced by their meaning."""
+    with patch.multiple(ops, **{name: getattr(reference, name) for name in OPS}):
+        tiny.train(cfg)
+
+
+def full_disk(cfg: Config) -> None:
+    """tiny.train on a disk that is full for rank 1 from its second checkpoint on."""
+    real, written = checkpoint.save_file, []
+
+    def fill(tensors, path):
+        written.append(path)
+        if path.name == checkpoint.rank_file(1) and len(written) > 1:
+            raise OSError(28, "No space left on device")
+        return real(tensors, path)
+
+    with patch.object(checkpoint, "save_file", fill):
+        tiny.train(cfg)
+
+
+def inputs(seed: int) -> tuple:
+    """x, t, text, condition of two clips."""
+    rng = torch.Generator().manual_seed(seed)
+    draw = [torch.randn(2, *shape, generator=rng) for shape in ((16, 2, 4, 4), (3, 8), (20, 2, 4, 4))]
+    return draw[0], torch.rand(2, generator=rng), *draw[1:]
+
+
+def follow(cfg: Config, folder: Path) -> None:
+    """Three steps; the average against one kept here, the tangent against a whole network's; a resume."""
+    import deepspeed
+
+    engine = start_engine(cfg)
+
+    def gathered(net) -> dict[str, torch.Tensor]:
+        with deepspeed.zero.GatheredParameters(list(net.parameters())):
+            return {name: p.detach().clone() for name, p in net.named_parameters()}
+
+    def masters(student) -> dict[str, torch.Tensor]:
+        return {name: deepspeed.utils.safe_get_full_fp32_param(p) for name, p in student.named.items()}
+
+    student, ema = engine.student(starting_network(cfg), cfg.optim, decay=0.75)
+    kept = {name: p.double() for name, p in masters(student).items()}
+    for step in range(3):
+        x, t, text, condition = inputs(step)
+        student.backward(student.net(x, t, text, condition).square().mean())
+        student.step(1e-6)
+        ema.update()
+        kept = {name: 0.75 * kept[name] + 0.25 * p.double() for name, p in masters(student).items()}
+
+    saved = checkpoint.Saved(checkpoint.save(folder, 3, parts={"student": student, "average": ema}, state={},
+                                             keep=1, ranks=engine.ranks))
+    parts = dict(zip(("student", "average"), engine.student(tiny.network(seed=1), cfg.optim, decay=0.75)))
+    checkpoint.restore(saved, parts)
+    stored = {name: p.to(getattr(torch, cfg.engine.dtype)) for name, p in kept.items()}
+    whole = tiny.network()
+    whole.load_state_dict(kept)
+    x, t, text, condition = inputs(9)
+
+    def derivative(net) -> torch.Tensor:
+        with torch.no_grad():
+            return jvp(lambda x, t: net(x, t, text, condition), (x, t), (x, torch.ones_like(t)))[1]
+
+    tangents = derivative(parts["average"].net), derivative(whole)
+    moved = torch.cat([(kept[name] - p).flatten() for name, p in starting_network(cfg).named_parameters()])
+    far = {name: max(float((of[name].double() - want[name].double()).abs().max()) for name in want)
+           for name, (of, want) in {
+               "average": (saved.tensors("average/weight/"), kept),
+               "gathered": (gathered(ema.net), stored),
+               "resumed": (gathered(parts["average"].net), gathered(ema.net)),
+               "masters": (masters(parts["student"]), masters(student))}.items()}
+    far |= {"moved": float(moved.abs().max()), "tangent": float((tangents[0] - tangents[1]).abs().max())}
+    if engine.ranks.rank == 0:
+        (folder / "far.json").write_text(json.dumps(far))
+
+
+def heads() -> nn.Module:
+    """In place of a discriminator."""
+    return nn.Sequential(nn.Linear(32, 64), nn.SiLU(), nn.Linear(64, 8))
+
+
+def weigh(cfg: Config, folder: Path) -> None:
+    """Bytes of every storage that a rank holds, by part."""
+    engine = start_engine(cfg)
+    student, ema = engine.student(starting_network(cfg), cfg.optim, cfg.ema)
+    discriminator = engine.trained(heads(), cfg.optim)
+    parts = {
+        "parameters": [p.ds_tensor for p in student.named.values()],
+        "masters": student.zero.fp32_partitioned_groups_flat,
+        "optimizer": [x for state in student.optimizer.state.values() for x in state.values()],
+        "average": [*ema.averages.values(), *(p.ds_tensor for p in ema.copies.values())],
+        "discriminator": [*(p.ds_tensor for p in discriminator.named.values()),
+                          *discriminator.zero.fp32_partitioned_groups_flat,
+                          *(x for state in discriminator.optimizer.state.values() for x in state.values())],
+    }
+    held = {name: sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
+                       for x in tensors}.values()) for name, tensors in parts.items()}
+    held["gathered"] = sum(p.untyped_storage().nbytes() for net in (student.net, ema.net)
+                           for p in net.parameters())
+    (folder / f"bytes-{engine.ranks.rank}.json").write_text(json.dumps(held))
+
+
+def share(folder: Path) -> None:
+    """Value, tangent and gradients of a network with its tokens shared out, against the same alone."""
+    torch.distributed.init_process_group("gloo")
+    net, alone = tiny.network().double(), tiny.network().double()
+    share_tokens(net, Ulysses(torch.distributed.group.WORLD))
+    x, t, text, condition = (a.double() for a in inputs(0))
+    ends = []
+    for model in (net, alone):
+        y, ty = jvp(lambda x, t: model(x, t, text, condition), (x, t), (x, torch.ones_like(t)))  # noqa: B023
+        (y * ty).sum().backward()
+        ends.append([y, ty, *(p.grad for p in model.parameters())])
+    for grad in ends[0][2:]:
+        torch.distributed.all_reduce(grad)
+        grad /= torch.distributed.get_world_size()
+    far = [float((a - b).abs().max() / (1 + b.abs().max())) for a, b in zip(*ends)]
+    (folder / f"far-{torch.distributed.get_rank()}.json").write_text(json.dumps(far))
