@@ -25,9 +25,10 @@ def prime(optimizer: torch.optim.Optimizer, tensors: Iterable[Tensor]) -> None:
     group = optimizer.param_groups[0]
     kept = group["params"]
     for p in tensors:
+        grad = p.grad
         group["params"], p.grad = [p], torch.zeros_like(p)
         optimizer.step()
-        p.grad = None
+        p.grad = grad
     group["params"] = kept
     set_steps(optimizer, 0)
 
