@@ -1,10 +1,12 @@
 """Compile every kernel for cards that are not here, and read what the compiler made of it.
 
-    python -m bench sm90                     every kernel and table entry, for sm_90, sm_80 and sm_100
-    python -m bench sm90 attention --arch 90 only these
-    python -m bench sm90 --record            write bench/sm90.json
-    python -m bench sm90 --check             exit 1 if a kernel as launched on sm_90 spills, has lost its
-                                             tensor cores or wants more shared memory than a block has
+    python -m bench sm90                        every kernel and table entry, for sm_90, sm_80 and sm_100
+    python -m bench sm90 attention --arch 90    only these
+    python -m bench sm90 --record               write bench/sm90.json
+    python -m bench sm90 --sample               the kernels of SAMPLE, on sm_90: what tests/test_sm90.py runs
+
+Exit status 1 if one does not compile, spills, has lost its tensor cores or wants more shared memory than a
+block has.
 
 The launches themselves are run, on meta tensors and with a driver that names a card and launches nothing:
 what is compiled is what that card would be given.  Registers, stack and spills are read from the machine
@@ -29,16 +31,23 @@ import triton  # noqa: E402
 from swiftvideo_kernels import ema, gate, gelu, modulate, norm_rope, tangent  # noqa: E402
 from swiftvideo_kernels.attention_jvp import attention_jvp  # noqa: E402
 from swiftvideo_kernels.attention_tangent import attention_tangent  # noqa: E402
-from swiftvideo_kernels.tiles import TILES  # noqa: E402
+from swiftvideo_kernels.tiles import TILES, Tile  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-RECORD = Path(__file__).with_name("sm90.json")                # {triton: {arch: {kernel: figures}}}
+from swiftvideo_fast.atomic import whole  # noqa: E402
+
+RECORD = Path(__file__).with_name("sm90.json")                # {triton: {card: {kernel: figures}}}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}            # the tensor-core instruction of each card
 SHARED = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}     # bytes of shared memory a block may have
 N = 24960                                                     # tokens of 61 frames of 832 x 480
 F32 = torch.float32
+SAMPLE = (                                                    # every kernel, and what is nearest to a spill
+    "attention_jvp sm90 128: 128x64", "attention_jvp sm90 128: 128x32, 8 warps",
+    "attention_tangent sm90 128: 128x64", "attention_tangent sm90 256: 64x32",
+    "modulate_jvp 5120", "modulate_backward 5120", "norm_rope_jvp 5120", "norm_rope_backward 5120",
+    "gate_jvp 5120", "gate_backward 5120", "gelu_jvp", "tangent", "ccd_loss", "ema_")
 
 
 class Card:
@@ -73,7 +82,7 @@ def compiled(launch: Callable, arch: int) -> list:
     return kernels
 
 
-def figures(kernel) -> dict[str, int | str]:
+def figures(kernel) -> dict[str, int]:
     """What the compiler's report and the disassembly say."""
     arch = kernel.metadata.target.arch
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
@@ -82,18 +91,17 @@ def figures(kernel) -> dict[str, int | str]:
         usage, sass = (subprocess.check_output([CUOBJDUMP, flag, cubin.name], text=True)
                        for flag in ("-res-usage", "-sass"))
     return {
-        "target": re.search(r"^\.target (\w+)", kernel.asm["ptx"], re.M)[1],
         "warps": kernel.metadata.num_warps,
         "registers": int(re.search(r"REG:(\d+)", usage)[1]),
         "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
         "spills": len(re.findall(r"\bSTL\b", sass)),
         "shared": kernel.metadata.shared,
-        "matrix": len(re.findall(rf"\b{MATRIX[arch]}\b", sass)),
-        "tma": len(re.findall(r"\bUTMALDG\b", sass)),
+        MATRIX[arch]: len(re.findall(rf"\b{MATRIX[arch]}\b", sass)),
+        "TMA": len(re.findall(r"\bUTMALDG\b", sass)),
     }
 
 
-def apart(launch: Callable, arch: int) -> dict[str, int | str] | None:
+def apart(launch: Callable, arch: int) -> dict[str, int] | None:
     """The figures, found in a child process, since LLVM may abort.  None if the kernel does not compile."""
     ours, theirs = os.pipe()
     child = os.fork()
@@ -115,26 +123,42 @@ def meta(*shape: int, dtype=torch.bfloat16) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def attention_cases(arch: int) -> Iterator[tuple[str, bool, Callable]]:
-    """(name, is it the one launched, launch) for every entry of the table that this card may use."""
-    launches = {"attention_jvp": attention_jvp, "attention_tangent": attention_tangent}
-    for (kernel, family, D), tiles in TILES.items():
-        if family not in (f"sm{arch}", "fp32") or family == "fp32" and arch != 90:
+def attention_cases(arch: int) -> Iterator[tuple[str, Callable]]:
+    """(name, launch) for every entry of the table that this card may use, in every use it may be put to."""
+    for (kernel, family, width), tiles in TILES.items():
+        if family != f"sm{arch}" and (family != "fp32" or arch != 90):
             continue
         dtype = F32 if family == "fp32" else torch.bfloat16
-        q, tq, k, tk, v, tv, o = (meta(1, N, 12, D, dtype=dtype).transpose(1, 2) for _ in range(7))
-        given = (o, meta(1, 12, N, dtype=F32)) if kernel == "attention_tangent" else ()
-        row, launch = f"{kernel} {family} {D}", partial(launches[kernel], q, tq, k)
+        case = partial(attention_case, kernel, width, dtype)
         for at in tiles:
-            form = "".join(" tma" * at.descriptors + " specialised" * at.specialised)
-            name = f"{row}: {at.block_m}x{at.block_n}, {at.warps} warps, {at.stages} stages{form}"
-            yield name, at == tiles[0], partial(launch, tk, v, tv, *given, D**-0.5, False, at=at)
-        if family != "fp32":
-            yield f"{row} causal", True, partial(launch, tk, v, tv, *given, D**-0.5, True)
-            yield f"{row} constant keys", True, partial(launch, None, v, None, *given, D**-0.5, False)
+            name = f"{kernel} {family} {width}: {at}"
+            yield name, case(at)
+            if family == "fp32":
+                continue
+            if at.masks:
+                yield f"{name}, causal", case(at, causal=True)
+            if at.masks and kernel == "attention_jvp":
+                yield f"{name}, packed", case(at, packed=True)
+                yield f"{name}, causal, packed", case(at, causal=True, packed=True)
+            if at == tiles[0]:
+                yield f"{name}, constant keys", case(at, constant=True)
+                yield f"{name}, width {width * 3 // 4}", case(at, narrow=True)
 
 
-def elementwise_cases() -> Iterator[tuple[str, bool, Callable]]:
+def attention_case(kernel: str, width: int, dtype: torch.dtype, at: Tile, *, causal: bool = False,
+                   packed: bool = False, constant: bool = False, narrow: bool = False) -> Callable:
+    """A launch with 12 heads, 3 key heads where packed.  narrow: a head width of 3/4 of the row's."""
+    D, G = (width * 3 // 4 if narrow else width), (3 if packed else 12)
+    q, tq, o = (meta(1, N, 12, D, dtype=dtype).transpose(1, 2) for _ in range(3))
+    k, tk, v, tv = (meta(1, N, G, D, dtype=dtype).transpose(1, 2) for _ in range(4))
+    args = q, tq, k, None if constant else tk, v, None if constant else tv
+    if kernel == "attention_tangent":
+        return partial(attention_tangent, *args, o, meta(1, 12, N, dtype=F32), D**-0.5, causal, at=at)
+    cu = meta(3, dtype=torch.int32) if packed else None
+    return partial(attention_jvp, *args, D**-0.5, causal, cu_q=cu, cu_k=cu, at=at)
+
+
+def elementwise_cases() -> Iterator[tuple[str, Callable]]:
     for C in (1536, 5120):
         x, tx, y, ty = (meta(1, N, C) for _ in range(4))
         s, ts, b, tb = (meta(1, C, dtype=F32) for _ in range(4))
@@ -146,22 +170,22 @@ def elementwise_cases() -> Iterator[tuple[str, bool, Callable]]:
             (norm_rope.norm_rope_backward, y, x, s[0], cos, sin, 1e-6), (gate.gate, x, y, s),
             (gate.gate_jvp, x, tx, y, ty, s, ts), (gate.gate_backward, x, y, s),
         ):
-            yield f"{launch.__name__} {C}", True, partial(launch, *args)
+            yield f"{launch.__name__} {C}", partial(launch, *args)
     x, tx = meta(1, N, 8960), meta(1, N, 8960)
     v, F, dF = (meta(1, 16, 16, 60, 104) for _ in range(3))
     average, master = [meta(1 << 20, dtype=F32)], [meta(1 << 20, dtype=F32)]
-    yield "gelu_jvp", True, partial(gelu.gelu_jvp, x, tx)
-    yield "tangent", True, partial(tangent.tangent, v, F, dF, meta(1, dtype=F32), 1.0, "l2", 0.1)
-    yield "ccd_loss", True, partial(tangent.ccd_loss, v, F, meta(*F.shape, dtype=F32))
-    yield "ema_", True, partial(ema.ema_, average, master, 0.95, [meta(1 << 20)])
+    yield "gelu_jvp", partial(gelu.gelu_jvp, x, tx)
+    yield "tangent", partial(tangent.tangent, v, F, dF, meta(1, dtype=F32), 1.0, "l2", 0.1)
+    yield "ccd_loss", partial(tangent.ccd_loss, v, F, meta(*F.shape, dtype=F32))
+    yield "ema_", partial(ema.ema_, average, master, 0.95, [meta(1 << 20)])
 
 
 def faults(name: str, arch: int, f: dict) -> list[str]:
-    """What must not be so of a kernel that is launched."""
+    """What must not be so."""
     found, exempt = [], " fp32 " in name                      # float32 attention is for tests, not for speed
     if (f["stack"] or f["spills"]) and not exempt:
         found.append(f"spills ({f['spills']} stores, {f['stack']} bytes of stack)")
-    if name.startswith("attention") and not exempt and not f["matrix"]:
+    if name.startswith("attention") and not exempt and not f[MATRIX[arch]]:
         found.append(f"has no {MATRIX[arch]}")
     if f["shared"] > SHARED[arch]:
         found.append(f"wants {f['shared']} bytes of shared memory of {SHARED[arch]}")
@@ -172,28 +196,27 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench sm90")
     parser.add_argument("names", nargs="*", help="only the kernels whose names begin with one of these")
     parser.add_argument("--arch", type=int, nargs="+", choices=sorted(MATRIX), help="compute capabilities")
-    parser.add_argument("--check", action="store_true", help="only what is launched; sm_90 if no --arch")
+    parser.add_argument("--sample", action="store_true", help="the kernels of SAMPLE, on sm_90")
     parser.add_argument("--record", action="store_true", help="write the figures to bench/sm90.json")
     args = parser.parse_args(argv)
 
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    mine = record.setdefault(f"triton {triton.__version__}", {})
-    bad = []
-    for arch in args.arch or ([90] if args.check else [90, 80, 100]):
-        for name, launched, launch in (*attention_cases(arch), *elementwise_cases()):
-            if args.check and not launched or args.names and not name.startswith(tuple(args.names)):
+    names, bad, found = SAMPLE if args.sample else tuple(args.names), [], {}
+    for arch in args.arch or ([90] if args.sample else [90, 80, 100]):
+        for name, launch in (*attention_cases(arch), *elementwise_cases()):
+            if names and not name.startswith(names):
                 continue
             f = apart(launch, arch)
-            if f is None:
-                bad.append(f"sm_{arch} {name}: does not compile")
-                print(bad[-1], flush=True)
-                continue
-            mine.setdefault(f"sm_{arch}", {})[name] = f
-            wrong = faults(name, arch, f)
-            bad += [f"sm_{arch} {name}: {fault}" for fault in wrong if launched]
-            print(f"{f['target']:7} {name:73} {f['registers']:4} registers {f['stack']:4} stack "
-                  f"{f['spills']:3} spills {f['shared']:7} shared {f['matrix']:3} {MATRIX[arch]}", flush=True)
-            if args.record:
-                RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+            wrong = faults(name, arch, f) if f else ["does not compile"]
+            bad += [f"sm_{arch} {name} {fault}" for fault in wrong]
+            told = ", ".join(f"{n} {what}" for what, n in f.items()) if f else wrong[0]
+            found.setdefault(f"sm_{arch}", {})[name] = told
+            print(f"sm_{arch:<3} {name:75} {told}", flush=True)
+    if args.record:
+        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+        mine = record.setdefault(f"triton {triton.__version__}", {})
+        for arch, kernels in found.items():
+            mine[arch] = mine.get(arch, {}) | kernels if names else kernels
+        with whole(RECORD) as path:
+            path.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     print("\n".join(bad), end="\n" if bad else "")
     return int(bool(bad))

@@ -132,10 +132,11 @@ def attention_jvp(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v:
                   max_q: int | None = None, at: Tile | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """(o, to, lse).  o and to lie in memory as (B, N, H, D) and are returned as (B, H, N, D) views.
 
-    A tangent with other strides than its primal is copied.  max_q: the longest packed sequence, N if not
-    known.  at: a tile other than the table's.  Shapes and dtypes are checked by the op.
+    A tangent with other strides than its primal is copied, and so is what TMA cannot read.  max_q: the
+    longest packed sequence, N if not known.  at: a tile other than the table's.  Shapes and dtypes are
+    checked by the op.
     """
-    how = layout("attention_jvp", q, tq, k, tk, v, tv, scale, causal, at)
+    how = layout("attention_jvp", q, tq, k, tk, v, tv, scale, causal, cu_q is not None, at)
     if how is None:
         if cu_q is not None:
             raise ValueError(f"attention_jvp: packed head width {q.shape[-1]}; want at most 128 on this card")

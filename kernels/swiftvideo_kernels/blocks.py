@@ -70,21 +70,24 @@ def masked(s, first_row, first, M, CAUSAL: tl.constexpr):
 
 
 def layout(kernel: str, q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v: Tensor,
-           tv: Tensor | None, scale: float, causal: bool,
+           tv: Tensor | None, scale: float, causal: bool, packed: bool,
            at: Tile | None) -> tuple[Tile, tuple, tuple, dict] | None:
     """What both kernels are launched with: tile, the six tensors, strides, sizes and scale, options.
 
-    Primal and tangent come back with one set of strides.  None: the table has no tile for this width.
+    Primal and tangent come back with one set of strides, which TMA can read if the tile asks for that.
+    None: the table has no tile for this width.
     """
     (_, H, N, D), (G, M) = q.shape, k.shape[1:3]
     if scale < 0:
         raise ValueError(f"{kernel}: scale is {scale}; want 0 or more")
-    (q, tq), (k, tk), (v, tv) = alike(q, tq), alike(k, tk), alike(v, tv)
-    at = at or tile(kernel, q.dtype, q.device, D, causal, all(_tma_reads(x) for x in (q, tq, k, tk, v, tv)))
+    at = at or tile(kernel, q.dtype, q.device, D, causal or packed)
     if at is None:
         return None
-    if at.descriptors and q.is_cuda:
-        triton.set_allocator(lambda size, *_: torch.empty(size, dtype=torch.int8, device=q.device))
+    if at.descriptors:
+        q, tq, k, tk, v, tv = (on_grid(x) for x in (q, tq, k, tk, v, tv))
+        if q.is_cuda:
+            triton.set_allocator(lambda size, *_: torch.empty(size, dtype=torch.int8, device=q.device))
+    (q, tq), (k, tk), (v, tv) = alike(q, tq), alike(k, tk), alike(v, tv)
     sizes = *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], H, H // G, N, M, scale
     options = dict(
         WIDTH=D, BLOCK_M=at.block_m, BLOCK_N=at.block_n, BLOCK_D=max(16, triton.next_power_of_2(D)),
@@ -93,10 +96,14 @@ def layout(kernel: str, q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | No
     return at, (q, tq, k, tk, v, tv), sizes, options
 
 
-def _tma_reads(x: Tensor | None) -> bool:
-    """Whether x's base and rows are on the 16-byte grid of the copy engine."""
-    return x is None or x.data_ptr() % 16 == 0 and all(
-        size == 1 or stride * x.element_size() % 16 == 0 for size, stride in zip(x.shape[:-1], x.stride()))
+def on_grid(x: Tensor | None) -> Tensor | None:
+    """x, its base and rows on the 16-byte grid of the copy engine.  A copy only where they are not."""
+    if x is None:
+        return None
+    grid, width = 16 // x.element_size(), x.shape[-1]
+    if x.data_ptr() % 16 == 0 and all(n == 1 or at % grid == 0 for n, at in zip(x.shape[:-1], x.stride())):
+        return x
+    return x.new_empty(*x.shape[:-1], width + -width % grid)[..., :width].copy_(x)
 
 
 def alike(x: Tensor, tx: Tensor | None) -> tuple[Tensor, Tensor | None]:

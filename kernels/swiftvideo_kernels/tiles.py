@@ -1,8 +1,8 @@
 """The tile each attention kernel runs with: a table, by card, dtype and head width.  Never by length.
 
 The first entry of a row is the one launched.  The others are candidates: `python -m bench sm90` compiles
-them all, and `python -m bench tune`, a developer's command, times them on the card at hand and puts the
-fastest first. No row has been timed on a GPU yet: the order is by registers and by the size of the tile.
+them all, none spills, and `python -m bench tune`, a developer's command, times them on the card at hand and
+puts the fastest first. No row has been timed on a GPU yet: the order is by registers and by the tile's size.
 
 Families, by compute capability:
     sm100   10.x, tensor memory        sm90   9.0, wgmma and TMA, 227 KB of shared memory a block
@@ -24,24 +24,29 @@ class Tile(NamedTuple):
     stages: int                     # depth of the pipeline over keys
     descriptors: bool = False       # load by TMA, through tensor descriptors
     specialised: bool = False       # a producer warp and consumer groups; wants 4 warps and descriptors
-    causal: bool = True             # False: causal would spill here, and takes the next tile
+    masks: bool = True              # False: causal or packed would spill here, and takes the next tile
+
+    def __str__(self) -> str:
+        form = ", TMA" * self.descriptors + ", specialised" * self.specialised
+        return f"{self.block_m}x{self.block_n}, {self.warps} warps, {self.stages} stages{form}"
 
 
 # Width 256 has no one-pass row below sm100: two accumulators of 256 columns are more than a thread's
 # registers, and attention_jvp goes in two passes there.
 TILES: dict[tuple[str, str, int], tuple[Tile, ...]] = {
     ("attention_jvp", "sm90", 64): (
-        Tile(128, 128, 8, 2, True), Tile(128, 64, 8, 3, True), Tile(128, 64, 8, 2),
-        Tile(128, 64, 4, 2, True, True)),
+        Tile(128, 128, 8, 2, True), Tile(128, 64, 8, 3, True), Tile(128, 64, 4, 3, True, True),
+        Tile(128, 64, 8, 2)),
     ("attention_jvp", "sm90", 128): (
-        Tile(128, 64, 8, 2, True, causal=False), Tile(128, 32, 8, 3, True), Tile(128, 32, 4, 2, True, True),
-        Tile(64, 64, 4, 2, True), Tile(64, 32, 4, 2)),
+        Tile(128, 64, 8, 2, True, masks=False), Tile(128, 32, 8, 3, True), Tile(128, 32, 4, 3, True, True),
+        Tile(64, 64, 4, 2, True), Tile(64, 32, 8, 2)),
     ("attention_tangent", "sm90", 64): (
-        Tile(128, 128, 8, 2, True), Tile(128, 64, 8, 3, True), Tile(128, 64, 8, 2)),
+        Tile(128, 128, 8, 2, True), Tile(128, 64, 8, 3, True), Tile(128, 64, 4, 3, True, True),
+        Tile(128, 64, 8, 2)),
     ("attention_tangent", "sm90", 128): (
-        Tile(128, 64, 8, 2, True), Tile(128, 32, 8, 3, True), Tile(64, 64, 4, 2, True),
-        Tile(128, 32, 8, 2)),
-    ("attention_tangent", "sm90", 256): (Tile(64, 32, 4, 2, True), Tile(64, 32, 4, 2)),
+        Tile(128, 64, 8, 2, True), Tile(128, 64, 4, 2, True, True), Tile(128, 32, 8, 3, True),
+        Tile(64, 64, 4, 2, True), Tile(128, 32, 8, 2)),
+    ("attention_tangent", "sm90", 256): (Tile(64, 32, 4, 2, True), Tile(128, 32, 4, 1, True, True)),
     ("attention_jvp", "sm80", 64): (Tile(64, 32, 4, 2), Tile(128, 32, 8, 2)),
     ("attention_jvp", "sm80", 128): (Tile(64, 16, 4, 2),),
     ("attention_tangent", "sm80", 64): (Tile(64, 32, 4, 2), Tile(128, 32, 8, 2)),
@@ -64,14 +69,12 @@ TILES: dict[tuple[str, str, int], tuple[Tile, ...]] = {
 }
 
 
-def tile(kernel: str, dtype: torch.dtype, device: torch.device, width: int, causal: bool,
-         descriptors: bool) -> Tile | None:
-    """The first tile for head width `width`, without TMA unless `descriptors`; None where there is no row."""
+def tile(kernel: str, dtype: torch.dtype, device: torch.device, width: int, masks: bool) -> Tile | None:
+    """The first tile for head width `width`, causal or packed if `masks`; None where there is no row."""
     if width > 256:
         raise ValueError(f"{kernel}: head width {width}; want at most 256")
     row = ("cpu", 0) if device.type == "cpu" else (family(dtype), max(64, triton.next_power_of_2(width)))
-    return next((t for t in TILES.get((kernel, *row), ())
-                 if (descriptors or not t.descriptors) and (t.causal or not causal)), None)
+    return next((t for t in TILES.get((kernel, *row), ()) if t.masks or not masks), None)
 
 
 def family(dtype: torch.dtype) -> str:
