@@ -181,10 +181,9 @@ def install_packages(needs: list[str], torch: str) -> None:
     """Everything but torch, which a constraint holds against what they wish."""
     constraints = VENV / "constraints.txt"
     constraints.write_text(f"torch=={torch}\n")
-    pip = pip_install("--constraint", str(constraints), *needs)
     if not any(VENV.glob("lib/python*/site-packages/borrowed.pth")):
-        finish(pip)
-    elif pip.wait():
+        finish(pip_install("--constraint", str(constraints), *needs))
+    elif pip_install("--retries", "1", "--timeout", "5", "--constraint", str(constraints), *needs).wait():
         names = [re.match(r"[\w-]+", need)[0] for need in needs]
         lacking = [name for name in names if not any(metadata.distributions(name=name))]
         say(f"set-up: left out, as not to be had here: {', '.join(lacking)} (make clean, to try again)")

@@ -7,7 +7,8 @@ from swiftvideo_fast.ops import reference
 from swiftvideo_fast.ops.ccd_loss import ccd_loss_op
 from swiftvideo_fast.ops.tangent import tangent_op
 
-SHAPES = dict(cpu=(4, 16, 16, 60, 104), cpu_demo=(32, 16, 5, 8, 8), wan=(1, 16, 16, 60, 104))
+SHAPES = dict(cpu=(4, 16, 16, 60, 104), cpu_demo=(32, 16, 5, 8, 8), wan=(1, 16, 16, 60, 104),
+              wan_batch=(16, 16, 16, 60, 104))
 
 
 def draw(planes: int, shape: tuple, device: str, dtype: torch.dtype) -> list[torch.Tensor]:

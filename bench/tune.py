@@ -28,7 +28,7 @@ def milliseconds(kernel: str, width: int, at: Tile, N: int = 16384) -> float:
         return triton.testing.do_bench(lambda: launch(q, tq, k, tk, v, tv, *given, width**-0.5, False, at=at),
                                        return_mode="median")
     except Exception as error:                                # a tile that this card cannot run loses
-        print(f"  {tuple(at)}: {type(error).__name__}")
+        print(f"  {at}: {type(error).__name__}")
         return float("inf")
 
 
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
             continue
         times = {at: milliseconds(key[0], key[2], at) for at in row}
         ranked = sorted(row, key=times.get)
-        print(key, *(f"\n  {times[at]:9.3f} ms  {tuple(at)}" for at in ranked))
+        print(key, *(f"\n  {times[at]:9.3f} ms  {at}" for at in ranked))
         text = rewritten(text, key, ranked)
     if args.write:
         path.write_text(text)

@@ -2,10 +2,11 @@
 
     python -m bench versus [--record] [--peer package.module:function ...]
 
-At each shape: the error of sampled query rows against float64, the launched kernel, the table's other
-entries, the two-pass form, each plain forward installed, and the peers.  A peer takes (q, k, v, tq, tk, tv)
-and returns (o, to).  Speeds count six matrix products a JVP (12 B H N M D) and two a forward; "forwards" is
-a time in units of the fastest forward's (a JVP's ideal is 3.0).  What fails is said and left out.
+At each shape: the error of sampled query rows against float64; the launched kernel, the table's other entries
+(by TMA, specialised, by pointers) and the two-pass form; each plain forward installed; and the peers.  A peer
+takes (q, k, v, tq, tk, tv) and returns (o, to).  Speeds count six matrix products a JVP (12 B H N M D) and
+two a forward; "forwards" is a time in units of the fastest forward's (a JVP's ideal is 3.0).  What fails is
+said and left out; what misses an error or speed bar is said last, with exit status 1.
 """
 
 import argparse
@@ -33,7 +34,7 @@ SHAPES = {                                                    # (B, H, N, D)
     "small": (1, 12, 4096, 128),                              # where torch.func.jvp of math attention fits
 }
 BARS = 2.5e-3, 3.5e-3                                         # relative error of o, to; kernels/README.md
-BEST_FORWARDS = 3.4
+MOST_FORWARDS, LEAST_TFLOPS = 3.4, 450                          # of a JVP at Wan's shapes
 
 
 def sampled_error(args: list[Tensor], o: Tensor, to: Tensor, rows: int = 48) -> tuple[float, float]:
@@ -83,9 +84,9 @@ def jvps(name: str, args: list[Tensor], peers: list[str]) -> dict[str, Callable]
     ways = {"ours": one_pass}
     row = family(q.dtype), max(64, triton.next_power_of_2(D))
     for at in TILES.get(("attention_jvp", *row), ())[1:]:
-        ways[f"one pass {tuple(at)}"] = partial(one_pass, at)
+        ways[f"one pass {at}"] = partial(one_pass, at)
     for at in TILES[("attention_tangent", *row)]:
-        ways[f"two passes {tuple(at)}"] = partial(two_pass, at)
+        ways[f"two passes {at}"] = partial(two_pass, at)
     ways["jvp-flash-attention (PyPI)"] = pypi
     if name == "small":
         ways["torch.func.jvp, math attention"] = partial(reference.jvp, reference.attention, (q, k, v),
@@ -105,7 +106,7 @@ def measure(run: Callable, flops: int) -> dict[str, float]:
     run()
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated() - before
-    ms = triton.testing.do_bench(run, warmup=100, rep=700, return_mode="median")
+    ms = triton.testing.do_bench(run, warmup=50, rep=300, return_mode="median")
     return {"ms": round(ms, 4), "tflops": round(flops / ms / 1e9, 1), "gb": round(peak / 1e9, 3)}
 
 
@@ -125,12 +126,12 @@ def at_shape(name: str, peers: list[str]) -> tuple[dict, list[str]]:
             except Exception as error:                        # leaves the others running
                 torch.cuda.synchronize()
                 why = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
-                print(f"{name:9} {kind:8} {way:45} {why}", flush=True)
+                print(f"{name:9} {kind:8} {way:55} {why}", flush=True)
                 if way == "ours":
                     bad.append(f"{name}: {type(error).__name__}")
                 continue
             line = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
-            print(f"{name:9} {kind:8} {way:45} {line}", flush=True)
+            print(f"{name:9} {kind:8} {way:55} {line}", flush=True)
     fastest = min((f["ms"] for way, f in found.items() if way.startswith("forward")), default=float("nan"))
     for figures in found.values():
         figures["forwards"] = round(figures["ms"] / fastest, 3)
@@ -138,8 +139,10 @@ def at_shape(name: str, peers: list[str]) -> tuple[dict, list[str]]:
         print(f"{name:9} ours: {ours['tflops']} TFLOP/s, {ours['forwards']} forwards", flush=True)
         bad += [f"{name}: error of {x} is {ours[f'error {x}']:.1e}, bar {bar}"
                 for x, bar in zip(("o", "to"), BARS, strict=True) if not ours[f"error {x}"] <= bar]
-        if name.startswith("wan") and ours["forwards"] > BEST_FORWARDS:
-            bad.append(f"{name}: {ours['forwards']} forwards a JVP, bar {BEST_FORWARDS}")
+        if name.startswith("wan") and not ours["forwards"] <= MOST_FORWARDS:
+            bad.append(f"{name}: {ours['forwards']} forwards a JVP, bar {MOST_FORWARDS}")
+        if name.startswith("wan") and not ours["tflops"] >= LEAST_TFLOPS:
+            bad.append(f"{name}: {ours['tflops']} TFLOP/s, bar {LEAST_TFLOPS}")
     return found, bad
 
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from closeness import assert_no_worse
 from rooms import DEVICE, gpu_room
+from swiftvideo_kernels import attention_jvp as kernel
 from swiftvideo_kernels.attention_jvp import attention_jvp
 from swiftvideo_kernels.attention_tangent import attention_tangent
-from swiftvideo_kernels.blocks import alike
+from swiftvideo_kernels.blocks import alike, on_grid
 from swiftvideo_kernels.tiles import TILES, Tile
 
 from swiftvideo_fast.ops import reference
@@ -23,7 +24,7 @@ SHAPES = [                      # (B, H, G, N, M, D); interpreted tiles are 32 q
     (1, 1, 1, 1, 1, 16),        # smallest
     (1, 2, 2, 64, 32, 16),      # whole blocks only: no tail
     (2, 4, 2, 33, 37, 24),      # tails of one, two heads a key head, D no power of two
-    (1, 2, 1, 20, 50, 64),      # fewer queries than a tile, more keys than queries
+    (1, 2, 1, 20, 50, 96),      # fewer queries than a tile, more keys than queries; 3/4 of a row of the table
 ]
 TILE = Tile(32, 16, 1, 1) if DEVICE == "cpu" else Tile(64, 32, 4, 1)
 FORMS = [TILE, TILE._replace(descriptors=True)]
@@ -72,6 +73,39 @@ def test_every_form_agrees(rng, tile, causal):
     o, to, lse = attention_jvp(*args, scale, causal, at=tile)
     assert_right(o, to, args, scale, causal)
     assert_right(o, attention_tangent(*args, o, lse, scale, causal, at=tile), args, scale, causal)
+
+
+def test_rows_that_tma_cannot_read_are_copied(rng):
+    tile = TILE._replace(descriptors=True)
+    ragged = draw(rng, 1, 2, 1, 18, 37, 20, dtype=SHORT)                 # a row of one head is 40 bytes
+    shifted = [x[..., 1:17] for x in draw(rng, 1, 2, 2, 18, 37, 24, dtype=SHORT)]
+    for args in (ragged, shifted):
+        for x in args:
+            read = on_grid(x)
+            assert torch.equal(read, x) and read is not x
+            assert read.stride(2) % 8 == 0 == read.data_ptr() % 16
+        o, to, lse = attention_jvp(*args, 0.2, False, at=tile)
+        assert_right(o, to, args, 0.2, False)
+        assert_right(o, attention_tangent(*args, o, lse, 0.2, False, at=tile), args, 0.2, False)
+    on = draw(rng, 1, 2, 2, 5, 5, 24, dtype=SHORT)[0]
+    assert on_grid(on) is on
+
+
+def test_a_width_without_a_one_pass_tile_goes_in_two_passes(rng, monkeypatch):
+    row = next(key for key in TILES if key[:2] == ("attention_jvp", "cpu" if DEVICE == "cpu" else "fp32"))
+    monkeypatch.delitem(TILES, row)
+    args = draw(rng, 1, 2, 1, 18, 37, row[2] or 16, dtype=torch.float32)
+
+    def forward(q, k, v, scale, causal):
+        o, _, lse = attention_jvp(q, None, k, None, v, None, scale, causal, at=TILE)
+        return o, lse
+
+    monkeypatch.setattr(kernel, "attention", forward)
+    o, to, _ = attention_jvp(*args, 0.2, False)
+    assert_right(o, to, args, 0.2, False)
+    cu = torch.tensor([0, 18], dtype=torch.int32, device=DEVICE)
+    with pytest.raises(ValueError, match="packed head width .* want at most 128 on this card"):
+        attention_jvp(*args, 0.2, False, cu_q=cu, cu_k=cu)
 
 
 @pytest.mark.parametrize("given", list(product((0, 1), repeat=3))[:-1], ids=str)

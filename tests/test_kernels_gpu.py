@@ -1,10 +1,19 @@
-"""What only a GPU can show of the kernels: errors at Wan's sizes, graphs, compile, gradients, memory."""
+"""What only a GPU can show: errors at Wan's sizes, the table's tiles, graphs, compile, gradients, memory.
+
+It imports nothing that a machine with torch, triton and no network may lack.
+"""
+
+from functools import partial
 
 import pytest
 import torch
+from swiftvideo_kernels.attention_jvp import attention_jvp as one_pass
+from swiftvideo_kernels.attention_tangent import attention_tangent
+from swiftvideo_kernels.tiles import TILES, family
 
-from swiftvideo_fast import ops
+from swiftvideo_fast import jvp, ops
 from swiftvideo_fast.dual import Dual
+from swiftvideo_fast.models.wan import Wan, WanConfig
 from swiftvideo_fast.ops import reference
 from swiftvideo_fast.ops.attention import attention_jvp, attention_op
 from swiftvideo_fast.ops.gate import gate_backward, gate_jvp
@@ -77,24 +86,59 @@ class TestEveryOp:
         assert all(torch.equal(a, b) for a, b in zip(got, leaves(op(*args)), strict=True))
 
 
-@pytest.mark.parametrize("B, H, N, M, D", [
-    (1, 12, 24960, 24960, 128),     # Wan 1.3B, 61 frames of 832 x 480
-    (1, 40, 32760, 32760, 128),     # Wan 14B, 81 frames
-    (1, 12, 24960, 512, 128),       # text
-    (1, 8, 4000, 4000, 64), (1, 4, 2500, 2500, 96), (1, 2, 2500, 2500, 256),
+def assert_within_bars(got, exact):
+    """Relative Frobenius errors of o and to; the bars are kernels/README.md's."""
+    for x, want, bar in zip(got, exact, (2.5e-3, 3.5e-3), strict=True):
+        error = ((x - want).norm() / want.norm()).item()
+        assert error <= bar
+
+
+@pytest.mark.parametrize("B, H, N, M, D, constant", [
+    (1, 12, 24960, 24960, 128, False),      # Wan 1.3B, 61 frames of 832 x 480
+    (1, 40, 32760, 32760, 128, False),      # Wan 14B, 81 frames
+    (1, 12, 24960, 512, 128, True),         # text
+    (1, 8, 4000, 4000, 64, False), (1, 4, 2500, 2500, 96, False), (1, 2, 2500, 2500, 256, False),
+    (1, 4, 999, 999, 100, False),           # rows that TMA cannot read
 ], ids=str)
-def test_attention_errs_no_more_than_the_bars(B, H, N, M, D):
-    """Relative Frobenius error over sampled queries against float64; the bars are kernels/README.md's."""
+def test_attention_errs_no_more_than_the_bars_and_repeats_to_the_bit(B, H, N, M, D, constant):
+    """At sampled queries of the first and last head, against float64."""
     q, tq = heads(B, H, N, D, 2)
     k, tk, v, tv = heads(B, H, M, D, 4)
-    o, to, _ = attention_jvp(q, tq, k, tk, v, tv, D**-0.5, False)
+    given = (q, tq, k, None, v, None) if constant else (q, tq, k, tk, v, tv)
+    tk, tv = (torch.zeros_like(k), torch.zeros_like(v)) if constant else (tk, tv)
+    o, to, lse = attention_jvp(*given, D**-0.5, False)
     some = torch.linspace(0, N - 1, 64, device="cuda").long()
     for head in (0, H - 1):
         pick = [x[:, head : head + 1].double() for x in (q[:, :, some], k, v, tq[:, :, some], tk, tv)]
         exact = reference.jvp(reference.attention, tuple(pick[:3]), tuple(pick[3:]))
-        for got, want, bar in zip((o, to), exact, (2.5e-3, 3.5e-3), strict=True):
-            error = (got[:, head : head + 1, some] - want).norm() / want.norm()
-            assert error <= bar
+        assert_within_bars([x[:, head : head + 1, some] for x in (o, to)], exact)
+    again = attention_jvp(*given, D**-0.5, False)
+    assert all(torch.equal(a, b) for a, b in zip((o, to, lse), again, strict=True))
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("row, at", [(row, at) for row, tiles in TILES.items() for at in tiles
+                                     if row[1].startswith("sm")], ids=lambda x: str(x).replace(" ", ""))
+def test_every_tile_of_this_cards_table_is_right(row, at, causal):
+    """515 queries and keys: several blocks and a tail.  Packed: as two sequences, alone and together."""
+    kernel, card, D = row
+    if card != family(BF16) or causal and not at.masks:
+        pytest.skip("another card's, or not launched so")
+    q, tq = heads(1, 4, 515, D, 2)
+    k, tk, v, tv = heads(1, 2, 515, D, 4)
+    args, wide = (q, tq, k, tk, v, tv), [x.double() for x in (q, k, v, tq, tk, tv)]
+    exact = reference.jvp(partial(reference.attention, causal=causal), tuple(wide[:3]), tuple(wide[3:]))
+    if kernel == "attention_tangent":
+        o, _, lse = one_pass(*args, D**-0.5, causal)
+        return assert_within_bars((o, attention_tangent(*args, o, lse, D**-0.5, causal, at=at)), exact)
+    assert_within_bars(one_pass(*args, D**-0.5, causal, at=at)[:2], exact)
+    if at.masks:
+        cu = torch.tensor([0, 190, 515], dtype=torch.int32, device="cuda")
+        packed = one_pass(*args, D**-0.5, causal, cu_q=cu, cu_k=cu, max_q=325, at=at)
+        alone = [one_pass(*(x[:, :, part] for x in args), D**-0.5, causal, at=at)
+                 for part in (slice(190), slice(190, 515))]
+        for got, *want in zip(packed, *alone, strict=True):
+            torch.testing.assert_close(got, torch.cat(want, 2), rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("dtype, bar", [(BF16, 1e-2), (torch.float32, 1e-4)], ids=str)
@@ -123,6 +167,27 @@ def test_primal_attention_and_its_gradient_match_torch(causal, M):
     theirs = exact, *torch.autograd.grad(exact, want, w.double())
     for a, b in zip(ours, theirs, strict=True):
         assert (a - b).norm() <= 1e-2 * b.norm()
+
+
+@pytest.mark.parametrize("dtype, bar", [(BF16, 3e-2), (torch.float32, 1e-4)], ids=str)
+def test_a_networks_pass_matches_the_cpus_and_compiles_to_one_graph(dtype, bar):
+    config = WanConfig(dim=256, heads=2, layers=2, ffn_dim=512, text_dim=64, freq_dim=64, time_scale=10.0)
+    net = Wan(config).double().requires_grad_(False)
+    x, v = torch.randn(2, 1, config.latent, 3, 16, 12, dtype=torch.float64)
+    text, condition = torch.randn(1, 9, 64).double(), torch.randn(1, config.condition, 3, 16, 12).double()
+    t = torch.full((1,), 0.5).double()
+    exact = jvp(lambda x, t: net(x, t, text, condition), (x, t), (v, torch.ones_like(t)))
+
+    net = net.to("cuda", dtype)
+    x, v, text, condition = (a.to("cuda", dtype) for a in (x, v, text, condition))
+    t = t.float().cuda()
+
+    def run():
+        return jvp(lambda x, t: net(x, t, text, condition), (x, t), (v, torch.ones_like(t)))
+
+    for got in (run(), torch.compile(run, fullgraph=True)()):
+        for a, want in zip(got, exact, strict=True):
+            assert (a.cpu() - want).norm() <= bar * want.norm()
 
 
 def test_attention_takes_no_memory_beyond_its_outputs():

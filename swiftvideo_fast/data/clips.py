@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 from torch import Tensor
 
@@ -48,6 +47,8 @@ def demo_clips(height: int = 72) -> list[Clip]:
 
 def write_video(path: Path | str, clip_3THW: Tensor, fps: int = 25) -> None:
     """Write (3, T, H, W) in [-1, 1] as H.264, H and W even.  Atomic."""
+    import av
+
     C, _, H, W = clip_3THW.shape
     if C != 3 or H % 2 or W % 2:
         raise ValueError(f"write_video: clip is {tuple(clip_3THW.shape)}; want (3, T, H, W), H and W even")

@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import av
 import numpy as np
+
+if TYPE_CHECKING:       # else imported where used: `make gpu` measures networks where no av can be had
+    import av
 
 SPLITS = ("train", "valid", "test")
 
@@ -26,12 +29,14 @@ class ClipFile:
 
 
 @contextmanager
-def open_video(path: Path | str) -> Generator[tuple[av.VideoStream, Iterator[av.VideoFrame]]]:
+def open_video(path: Path | str) -> Generator[tuple["av.VideoStream", Iterator["av.VideoFrame"]]]:
     """The video stream of a file, and its frames.
 
     Raises ValueError naming the file when it is missing, damaged, without a video stream or without a frame,
     whether that shows on opening or while its frames are read.
     """
+    import av
+
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
