@@ -31,6 +31,7 @@ def attention_backward(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, l
                        causal: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk, dv) from the cotangent of o."""
     _, backward = _way(q, k, causal)
+    do = do if do.stride(3) == 1 else do.contiguous()           # of a sum it is one number, expanded
     return tuple(_token_major(dx) for dx in backward(do, q, k, v, o, lse, scale, causal))
 
 

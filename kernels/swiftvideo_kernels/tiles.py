@@ -24,7 +24,7 @@ class Tile(NamedTuple):
     stages: int                     # depth of the pipeline over keys
     descriptors: bool = False       # load by TMA, through tensor descriptors
     specialised: bool = False       # a producer warp and consumer groups; wants 4 warps and descriptors
-    masks: bool = True              # False: causal or packed would spill here, and takes the next tile
+    masks: bool = True              # False: causal or packed would spill or not compile: the next tile serves
 
     def __str__(self) -> str:
         form = ", TMA" * self.descriptors + ", specialised" * self.specialised
@@ -35,18 +35,19 @@ class Tile(NamedTuple):
 # registers, and attention_jvp goes in two passes there.
 TILES: dict[tuple[str, str, int], tuple[Tile, ...]] = {
     ("attention_jvp", "sm90", 64): (
-        Tile(128, 128, 8, 2, True), Tile(128, 64, 8, 3, True), Tile(128, 64, 4, 3, True, True),
-        Tile(128, 64, 8, 2)),
+        Tile(128, 128, 8, 2, True), Tile(128, 64, 8, 3, True), Tile(128, 64, 8, 2),
+        Tile(128, 64, 4, 3, True, True, masks=False)),
     ("attention_jvp", "sm90", 128): (
-        Tile(128, 64, 8, 2, True, masks=False), Tile(128, 32, 8, 3, True), Tile(128, 32, 4, 3, True, True),
-        Tile(64, 64, 4, 2, True), Tile(64, 32, 8, 2)),
+        Tile(128, 64, 8, 2, True, masks=False), Tile(128, 32, 8, 3, True),
+        Tile(128, 32, 4, 3, True, True, masks=False), Tile(64, 64, 4, 2, True, masks=False),
+        Tile(64, 32, 8, 2, masks=False)),
     ("attention_tangent", "sm90", 64): (
         Tile(128, 128, 8, 2, True), Tile(128, 64, 8, 3, True), Tile(128, 64, 4, 3, True, True),
         Tile(128, 64, 8, 2)),
     ("attention_tangent", "sm90", 128): (
         Tile(128, 64, 8, 2, True), Tile(128, 64, 4, 2, True, True), Tile(128, 32, 8, 3, True),
         Tile(64, 64, 4, 2, True), Tile(128, 32, 8, 2)),
-    ("attention_tangent", "sm90", 256): (Tile(64, 32, 4, 2, True), Tile(128, 32, 4, 1, True, True)),
+    ("attention_tangent", "sm90", 256): (Tile(64, 32, 4, 2, True),),
     ("attention_jvp", "sm80", 64): (Tile(64, 32, 4, 2), Tile(128, 32, 8, 2)),
     ("attention_jvp", "sm80", 128): (Tile(64, 16, 4, 2),),
     ("attention_tangent", "sm80", 64): (Tile(64, 32, 4, 2), Tile(128, 32, 8, 2)),
