@@ -35,8 +35,8 @@ def _gate_kernel(
 
     g = tl.load(g_ptr + clip * C + col, col < C, 0.0).to(tl.float32)[None, :]
     y = tl.load(y_ptr + at, mask, 0.0).to(tl.float32)
-    tl.store(z_ptr + at, tl.load(x_ptr + at, mask, 0.0).to(tl.float32) + g * y, mask)
-    if tz_ptr is not None:
+    z = tl.load(x_ptr + at, mask, 0.0).to(tl.float32) + g * y
+    if tz_ptr is not None:                                      # both stores last: no load waits behind one
         tz = tl.zeros([ROWS, BLOCK_C], tl.float32)
         if tx_ptr is not None:
             tz += tl.load(tx_ptr + at, mask, 0.0).to(tl.float32)
@@ -45,6 +45,7 @@ def _gate_kernel(
         if tg_ptr is not None:
             tz += y * tl.load(tg_ptr + clip * C + col, col < C, 0.0).to(tl.float32)[None, :]
         tl.store(tz_ptr + at, tz, mask)
+    tl.store(z_ptr + at, z, mask)
 
 
 @triton.jit(do_not_specialize=["N"])

@@ -57,6 +57,8 @@ def _modulate_kernel(
     mask = (row < N)[:, None] & (col < C)[None, :]
 
     x = tl.load(x_ptr + at, mask, 0.0).to(tl.float32)
+    if tx_ptr is not None:                                      # in flight before x's sums, and any store
+        tx = tl.load(tx_ptr + at, mask, 0.0).to(tl.float32)
     n, rstd = _normalise(x, C, eps, mask)
     gain = 1 + tl.load(s_ptr + channel, col < C, 0.0).to(tl.float32)[None, :]
     b = tl.load(b_ptr + channel, col < C, 0.0).to(tl.float32)[None, :]
@@ -64,7 +66,7 @@ def _modulate_kernel(
     if ty_ptr is not None:
         ty = tl.zeros([ROWS, BLOCK_C], tl.float32)
         if tx_ptr is not None:
-            ty += ln_jacobian(tl.load(tx_ptr + at, mask, 0.0).to(tl.float32), n, rstd, C, mask) * gain
+            ty += ln_jacobian(tx, n, rstd, C, mask) * gain
         if ts_ptr is not None:
             ty += n * tl.load(ts_ptr + channel, col < C, 0.0).to(tl.float32)[None, :]
         if tb_ptr is not None:

@@ -60,6 +60,8 @@ def _norm_rope_kernel(
     mask = (row < N)[:, None] & (col < C)[None, :]
 
     x = tl.load(x_ptr + at, mask, 0.0).to(tl.float32)
+    if tx_ptr is not None:                                      # in flight before x's sum, and any store
+        tx = tl.load(tx_ptr + at, mask, 0.0).to(tl.float32)
     w = tl.load(w_ptr + col, col < C, 0.0).to(tl.float32)[None, :]
     rstd = tl.rsqrt(tl.sum(x * x, 1) / C + eps)[:, None]
     n = x * rstd
@@ -69,7 +71,7 @@ def _norm_rope_kernel(
         y = _turn(y, cos, sin, ROWS, BLOCK_C)
     tl.store(y_ptr + at, y, mask)
     if tx_ptr is not None:
-        ty = rms_jacobian(tl.load(tx_ptr + at, mask, 0.0).to(tl.float32), n, rstd, C) * w
+        ty = rms_jacobian(tx, n, rstd, C) * w
         if cos_ptr is not None:
             ty = _turn(ty, cos, sin, ROWS, BLOCK_C)
         tl.store(ty_ptr + at, ty, mask)
