@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
         args.command(args)
-    except (ValueError, OSError, FloatingPointError) as why:
+    except (ValueError, OSError, ImportError, FloatingPointError) as why:
         print(f"swiftvideo {args.name}: {why}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -93,11 +93,11 @@ class Dcd:
 class Da:
     """Distribution alignment (eq. 10), on top of a consistency objective.
 
-    weight: lambda_adv; adaptive: in units of the ratio of the two gradients' norms.  start: N_warmup, steps
-    of distillation alone.  lr: of the heads.  backbone: a DINOv2, by folder or name on the hub, or filters.
-    window: latent frames judged at once; crop: pixels.  project: by learned pictures of the latents, never
-    decoded.  raw: real clips as they were filmed, not through the codec.  watch: steps between looks at
-    held-out clips, 0 for none.
+    weight: lambda_adv, or, adaptive, what the adversary's gradient is to be of the distillation's.  start:
+    N_warmup, steps of distillation alone.  lr: of the heads.  backbone: a DINOv2, by folder or name on the
+    hub, or filters.  window: latent frames judged at once; crop: pixels.  project: by learned pictures of the
+    latents, never decoded.  raw: real clips as they were filmed, not through the codec.  watch: steps between
+    looks at held-out clips, 0 for none.
     """
 
     weight: float = 0.01

@@ -46,6 +46,13 @@ class Judge(nn.Module):
         self.heads = Discriminator(widths, TIMES + text_dim)
         self.picture = Projection() if project else nn.Identity()
 
+    def forward(self, exhibit: Exhibit, backbone: nn.Module, crop: int) -> tuple[Logits, Logits]:
+        """Of the real clips, of the student's."""
+        pixels = [exhibit.view.of(self.picture(window), crop) for window in (exhibit.real, exhibit.fake)]
+        both = self.heads(features(backbone, torch.cat(pixels)), torch.cat([exhibit.c] * 2))
+        halves = {kind: [x.chunk(2) for x in heads] for kind, heads in both.items()}
+        return tuple({kind: [half[i] for half in heads] for kind, heads in halves.items()} for i in (0, 1))
+
 
 class DistributionAlignment(Objective):
     """(10) on top of `distillation`.  judge: a Judge as an engine hands it out.  codec: has decode_window, or
@@ -107,22 +114,19 @@ class DistributionAlignment(Objective):
         return self.codec.decode_window(z, view.start, count)
 
     def logits(self, exhibit: Exhibit) -> tuple[Logits, Logits]:
-        """Of the real clips, of the student's."""
-        pixels = [exhibit.view.of(self.judge.picture(window), self.options.crop)
-                  for window in (exhibit.real, exhibit.fake)]
-        both = self.judge.heads(features(self.backbone, torch.cat(pixels)), torch.cat([exhibit.c] * 2))
-        halves = {kind: [x.chunk(2) for x in heads] for kind, heads in both.items()}
-        return tuple({kind: [half[i] for half in heads] for kind, heads in halves.items()} for i in (0, 1))
+        return self.judge(exhibit, self.backbone, self.options.crop)
 
     def weigh(self, jump: Jump, pull: Tensor) -> tuple[float, Log]:
-        """(lambda_adv, the norms at x0-hat).  Adaptive: in units of the ratio of the two gradients' norms."""
+        """(lambda_adv, means over clips of the gradients' norms at x0-hat and of their ratio)."""
         [at_v] = torch.autograd.grad(jump.loss, jump.v, retain_graph=True)
-        hold = (at_v / path.over(jump.t, at_v)).norm().item()           # dx0-hat = -t dv
-        pulled, weight = pull.norm().item(), self.options.weight
+        hold_B = at_v.flatten(1).norm(dim=1) / jump.t                   # dx0-hat = -t dv
+        pull_B = pull.flatten(1).norm(dim=1)
+        ratio, weight = (pull_B / hold_B.clamp(min=1e-12)).mean().item(), self.options.weight
         if self.options.adaptive:
-            weight *= hold / max(pulled, 1e-12)
-        return weight, {"lambda": weight, "gradient/distillation": hold, "gradient/adversarial": pulled,
-                        "gradient/ratio": weight * pulled / max(hold, 1e-12)}
+            weight /= max(ratio, 1e-12)
+        return weight, {"lambda": weight, "gradient/ratio": weight * ratio,
+                        "gradient/distillation": hold_B.mean().item(),
+                        "gradient/adversarial": pull_B.mean().item()}
 
     @torch.no_grad()
     def watch(self) -> Log:
