@@ -79,7 +79,7 @@ class DistributionAlignment(Objective):
         [pull] = torch.autograd.grad(adversarial, x0)
         weight, log = self.weigh(jump, pull)
         self.exhibits.append(replace(exhibit, fake=exhibit.fake.detach()))
-        if self.held_out and step % self.options.watch == 0:
+        if self.held_out and (step + 1) % self.options.watch == 0:      # as the loop counts for its log
             log |= self.watch()
         loss = jump.loss + weight * Known.apply(jump.x0, adversarial.detach(), pull)
         return loss, jump.log | {"distillation": jump.loss.item(), "adversarial": adversarial.item()} | log
