@@ -112,6 +112,29 @@ def comparison(rows: list[Row], *, against: str = "teacher", title: str = "Quali
                  " ".join(filter(None, notes)), frozenset(i for i, (_, r) in enumerate(pairs) if r))
 
 
+def ablation(rows: list[Row], groups: dict[str, list[str]], *, steps: int, paper: dict[str, float],
+             title: str = "What each stage adds", metrics: dict[str, Metric] = METRICS) -> Table:
+    """Table 2's layout: under each question the settings that answer it, at one number of steps.
+
+    groups: question -> names of rows.  paper: name -> the paper's FVD, shown beside ours where it has one.
+    × is the ratio to the first setting of the group.
+    """
+    by_name = {row.name: row for row in rows if row.steps == steps}
+    shown = {key: m for key, m in metrics.items() if any(key in row.values for row in by_name.values())}
+    lines = []
+    for question, names in groups.items():
+        first = by_name[names[0]]
+        for name in names:
+            reference = first if name != first.name else None
+            figures = (_cell(by_name[name], key, m, reference) for key, m in shown.items())
+            theirs = f"{paper[name]:.2f}" if name in paper else "–"
+            lines.append([question, name, *figures, theirs])
+            question = ""
+    return Table(title, ["", "setting", *(m.label for m in shown.values()), "FVD in the paper"], lines,
+                 "× is the ratio to the first setting of its group.  The last column is the paper's Table 2, "
+                 "of Wan 1.3B on OpenVid-1M: another network, other clips, another metric.")
+
+
 def as_json(rows: list[Row], *, against: str = "teacher") -> list[dict]:
     """Plain dictionaries for json.dump: name, steps, and per metric seeds, mean, spread, ratio (or None)."""
     return [{"name": row.name, "steps": row.steps,

@@ -13,12 +13,14 @@ from swiftvideo_fast.config import Config
 from swiftvideo_fast.data import pairs
 from swiftvideo_fast.data.latents import encode_crops
 from swiftvideo_fast.data.pairs import Pairs
-from swiftvideo_fast.models import weights
+from swiftvideo_fast.models import lora, weights
 from swiftvideo_fast.models.codec import PcaCodec
 from swiftvideo_fast.models.encoders import WordVectors
+from swiftvideo_fast.models.wan import Wan
 from swiftvideo_fast.sampler import Sampling
 from swiftvideo_fast.seeds import generator, seed_of
-from swiftvideo_fast.train.loop import AVERAGE, crop_source, train
+from swiftvideo_fast.train import checkpoint
+from swiftvideo_fast.train.loop import AVERAGE, adapted, crop_source, starting_network, train
 
 
 def rounds(cfg: Config, steps: list[int]) -> Iterator[Config]:
@@ -40,6 +42,15 @@ def align(cfg: Config, steps: list[int]) -> Path:
         make_pairs(one)
         folder = train(one)
     return folder
+
+
+def averages(cfg: Config) -> Iterator[tuple[int, Wan]]:
+    """(step, the average then) of every checkpoint that a run has kept; each takes the place of the last."""
+    net = starting_network(cfg)
+    for folder in checkpoint.folders(Path(cfg.run.dir)):
+        saved = checkpoint.Saved(folder)
+        net.load_state_dict(saved.tensors("average/weight/"), strict=False)
+        yield saved.state["step"], lora.merged(net) if adapted(cfg) else net
 
 
 def make_pairs(cfg: Config, rank: int = 0, world: int = 1) -> None:

@@ -1,0 +1,19 @@
+"""The whole road in minutes: distil the teacher, align the student, measure held-out clips, show it."""
+
+import json
+from pathlib import Path
+
+from swiftvideo_fast.demo import page
+from swiftvideo_fast.demo.stages import run_seed
+from swiftvideo_fast.evaluate.report import write_report
+from swiftvideo_fast.evaluate.tables import Row, as_json
+
+
+def demo(folder: Path, configs: Path, seeds: int = 1, clips: int = 256, overrides: list[str] = ()) -> Path:
+    """Train, measure and report under `folder`; returns the report.  A second call goes on from the first."""
+    results = [run_seed(folder / f"seed-{seed}", configs, seed, clips, overrides) for seed in range(seeds)]
+    rows = [Row(name, steps, {m: [r.rows[name, steps][m] for r in results] for m in figures})
+            for (name, steps), figures in results[0].rows.items()]
+    print("".join(f"\n{table.text()}\n" for table in page.tables(rows, clips)))
+    (folder / "table.json").write_text(json.dumps(as_json(rows), indent=1) + "\n")
+    return write_report(folder / "report.html", page.TITLE, page.sections(results, rows, clips))

@@ -1,0 +1,90 @@
+"""The demo's report: the paper's Tables 1 and 2 and Figures 6 and 8 on our benchmark, curves, samples."""
+
+from statistics import fmean
+
+from swiftvideo_fast.demo.stages import ALIGNED, FULL, LAST, SHOWN, STAGES, VARIANTS, Seed
+from swiftvideo_fast.evaluate.benchmark import REFERENCE_STEPS
+from swiftvideo_fast.evaluate.charts import Chart, Curves, Series, logged
+from swiftvideo_fast.evaluate.report import Headline, Section, Text
+from swiftvideo_fast.evaluate.samples import Samples
+from swiftvideo_fast.evaluate.tables import Row, Table, ablation, comparison, ratio
+
+TITLE = "From 25 steps to 4, 2 and 1"
+PAPER = {"CCD": 172.54, "CCD + DA": 136.14, "CCD + DA + TA": 118.89}        # Table 2: FVD at 4 steps
+
+
+def sections(results: list[Seed], rows: list[Row], clips: int) -> list[Section]:
+    """All of the page; samples and logs are those of the first seed."""
+    seeds = f"{len(results)} seed{'s' * (len(results) > 1)}"
+    return [Text("", INTRODUCTION.format(clips=clips, seeds=seeds)), Headline("", headline(rows)),
+            *tables(rows, clips), alignment(results), curves(results[0]), samples(results[0])]
+
+
+def tables(rows: list[Row], clips: int) -> list[Table]:
+    """Table 1: methods by steps.  Table 2: what each stage adds, at 4 steps and, of the rounds, at 2."""
+    stages = [row for row in rows if row.name not in VARIANTS]
+    questions = {"distribution alignment": [*STAGES], "trajectory alignment": [LAST, ALIGNED[0]],
+                 "what that consists of": [ALIGNED[0], *VARIANTS]}
+    return [comparison(stages, title=f"{clips} held-out clips"),
+            ablation(rows, questions, steps=4, paper=PAPER, title="What each stage adds, at 4 steps"),
+            ablation(rows, {"rounds": [LAST, *ALIGNED]}, steps=2, paper={}, title="Rounds, at 2 steps")]
+
+
+def headline(rows: list[Row]) -> list[tuple[str, str]]:
+    """The three figures that say it."""
+    by = {(r.name, r.steps): r for r in rows}
+
+    def against(name: str, steps: int, metric: str) -> str:
+        return f"×{ratio(by[name, steps], by['teacher', steps], metric):.2f}"
+
+    return [(against("CCD", 4, "trajectory"), "trajectory error at 4 steps, of the teacher's"),
+            (against("CCD", 4, "frechet"), "Frechet distance at 4 steps, of the teacher's"),
+            (against("CCD, full", 1, "frechet"), "Frechet distance at 1 step, full distillation")]
+
+
+def alignment(results: list[Seed]) -> Curves:
+    """Figure 6, the mean over seeds, and Figure 8, of the first."""
+    names = {ALIGNED[0]: "DPO + reflow"} | {name: name for name in VARIANTS}
+    progress = [Series(shown, [*results[0].progress[name]], [fmean(r.progress[name][step] for r in results)
+                                                             for step in results[0].progress[name]])
+                for name, shown in names.items()]
+    differences = {key: [logged(results[0].logs[name], key, name=shown, smooth=3)
+                         for name, shown in names.items()] for key in ("win_diff", "accuracy")}
+    return Curves("Trajectory alignment", [
+        Chart("Frechet distance at 4 steps", progress, x_label="step"),
+        Chart("Win Diff", differences["win_diff"], x_label="step"),
+        Chart("implicit accuracy", differences["accuracy"], x_label="step")],
+        note="The first round: the paper's Figures 6 and 8.  Win Diff is the winners' error beyond that of "
+             "the network the round began with: below zero it has come nearer to them.")
+
+
+def curves(result: Seed) -> Curves:
+    def chart(title: str, key: str) -> Chart:
+        lines = [logged(result.logs[name], key, name=name, smooth=3) for name in (*STAGES, FULL)]
+        return Chart(title, lines, x_label="step", log_y=True)
+
+    return Curves("Training", [
+        chart("loss", "loss"), chart("tangent ‖g‖ before normalisation", "tangent"),
+        chart("dF/dt, root mean square", "dF_dt")])
+
+
+def samples(result: Seed) -> Samples:
+    shown = [("condition", None), ("real", ("real", 0))]
+    shown += [(f"teacher, {s}", ("teacher", s)) for s in (REFERENCE_STEPS, 4)]
+    shown += [(f"{name}, {s}", (name, s)) for name in (*STAGES, *ALIGNED) for s in (4, 2)]
+    shown += [(f"{FULL}, 1", (FULL, 1))]
+    rows = [[result.pixels["real", 0][i, :, :1] if key is None else result.pixels[key][i] for _, key in shown]
+            for i in range(SHOWN)]
+    return Samples("Samples", [name for name, _ in shown], result.captions, rows,
+                   note="The number is the count of steps.  Real clips went through the codec, as measured.")
+
+
+INTRODUCTION = """
+A small image-to-video network with Wan's architecture, trained on three real clips, is distilled by the
+paper's continuous-time consistency objective, then sampled on {clips} crops of frames that were held out: the
+same first frames, captions and noise for every sampler. {seeds} in all.
+
+`CCD` is the paper's regime: the literal L2 norm of the tangent, few iterations, Euler sampling. `CCD, full`
+carries the same objective further (RMS norm) and samples it with fresh noise, which is what a
+nearly converged consistency network wants.
+"""
