@@ -82,7 +82,7 @@ def run_seed(folder: Path, configs: Path, seed: int, clips: int, overrides: list
 
     watch = benchmark("valid", WATCHED)
     for name in (ALIGNED[0], *VARIANTS):
-        found.progress[name] = {step: watch.figures(watch.sample(net, Sampling(ROUNDS[1])))["frechet"]
+        found.progress[name] = {step: watch.distance(codec.decode(watch.sample(net, Sampling(ROUNDS[1]))))
                                 for step, net in averages(runs[name])}
     return found
 

@@ -1,5 +1,7 @@
 """The benchmark: held-out clips, the same first frames and noise for every sampler, a row of figures each."""
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -30,10 +32,14 @@ class Benchmark:
 
     def __init__(self, clips: Latents, codec: PcaCodec, teacher: Wan, seed: int, guidance: float = 3.0):
         self.clips, self.codec, self.seed = clips, codec, seed
+        self.teacher, self.guidance = teacher, guidance
         self.nets = {"frechet": trained_net(), "frechet_random": random_net()}
         self.real = codec.decode(clips.x0)
         self.fits = {name: frechet.fit(net.extract(self.real)) for name, net in self.nets.items()}
-        self.reference = self.sample(teacher, Sampling(REFERENCE_STEPS, guidance=guidance))
+
+    @cached_property
+    def reference(self) -> Tensor:
+        return self.sample(self.teacher, Sampling(REFERENCE_STEPS, guidance=self.guidance))
 
     def sample(self, net: Wan, how: Sampling) -> Tensor:
         return sample(net, self.clips, how, self.seed)
@@ -41,11 +47,13 @@ class Benchmark:
     def figures(self, z: Tensor) -> dict[str, float]:
         """metric -> value (evaluate.tables.METRICS), of generated latents for these clips."""
         pixels = self.codec.decode(z)
-        distances = {name: frechet.distance(frechet.fit(net.extract(pixels)), self.fits[name])
-                     for name, net in self.nets.items()}
-        return distances | {
+        return {name: self.distance(pixels, name) for name in self.nets} | {
             "trajectory": fidelity.trajectory_error(z, self.reference).mean().item(),
             "detail": fidelity.detail_ratio(pixels, self.real),
             "motion": fidelity.motion_ratio(pixels, self.real),
             "psnr": fidelity.first_frame_psnr(pixels, self.real[:, :, 0]).mean().item(),
         }
+
+    def distance(self, pixels: Tensor, name: str = "frechet") -> float:
+        """Between the features of these clips and of the real ones."""
+        return frechet.distance(frechet.fit(self.nets[name].extract(pixels)), self.fits[name])
