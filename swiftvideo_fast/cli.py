@@ -17,10 +17,11 @@ from swiftvideo_fast.data.clips import write_video
 from swiftvideo_fast.data.latents import fit_codec
 from swiftvideo_fast.data.pairs import folder_of
 from swiftvideo_fast.demo import demo
-from swiftvideo_fast.evaluate.benchmark import Benchmark, Sampling, sample
+from swiftvideo_fast.evaluate.benchmark import Benchmark, sample
 from swiftvideo_fast.evaluate.tables import Row, as_json, comparison
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.codec import PcaCodec
+from swiftvideo_fast.sampler import Sampling
 from swiftvideo_fast.train import checkpoint
 from swiftvideo_fast.train.loop import (
     agree,

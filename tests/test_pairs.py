@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 from test_train import everything
 
 from swiftvideo_fast import path, sampler
@@ -81,6 +82,14 @@ def test_a_draw_depends_on_its_place_alone(written):
     a, b = one.draw(4, 0, 12), two.draw(4, 0, 12)
     assert torch.equal(a.x0, b.x0) and torch.equal(a.noise, b.noise) and a.captions == b.captions
     assert not torch.equal(a.x0, one.draw(4, 0, 16).x0)
+
+
+def test_every_pair_is_found_in_its_place(written):
+    files = sorted(pairs.folder_of(written).glob("*.safetensors"))
+    winners = torch.cat([load_file(file)["x0"] for file in files])
+    opened = PairShards(written)
+    assert len(winners) == len(opened) == COUNT
+    assert all(torch.equal(opened._row(row)[0]["x0"], winner) for row, winner in enumerate(winners))
 
 
 def test_the_manifest_says_what_decides_the_bytes(written, inputs):

@@ -127,12 +127,13 @@ def ablation(rows: list[Row], groups: dict[str, list[str]], *, steps: int, paper
         for name in names:
             reference = first if name != first.name else None
             figures = (_cell(by_name[name], key, m, reference) for key, m in shown.items())
-            theirs = f"{paper[name]:.2f}" if name in paper else "–"
-            lines.append([question, name, *figures, theirs])
+            theirs = [f"{paper[name]:.2f}" if name in paper else "–"] * bool(paper)
+            lines.append([question, name, *figures, *theirs])
             question = ""
-    return Table(title, ["", "setting", *(m.label for m in shown.values()), "FVD in the paper"], lines,
-                 "× is the ratio to the first setting of its group.  The last column is the paper's Table 2, "
-                 "of Wan 1.3B on OpenVid-1M: another network, other clips, another metric.")
+    head = ["", "setting", *(m.label for m in shown.values()), *["FVD in the paper"] * bool(paper)]
+    note = ("  The last column is the paper's Table 2, of Wan 1.3B on OpenVid-1M: another network, other "
+            "clips, another metric.") * bool(paper)
+    return Table(title, head, lines, f"× is the ratio to the first setting of its group.{note}")
 
 
 def as_json(rows: list[Row], *, against: str = "teacher") -> list[dict]:
