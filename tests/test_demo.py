@@ -15,6 +15,7 @@ from swiftvideo_fast.demo.stages import (
     STAGES,
     STUDENT_STEPS,
     TEACHER_STEPS,
+    UNJUDGED,
     VARIANT_STEPS,
     VARIANTS,
     Seed,
@@ -25,7 +26,7 @@ from swiftvideo_fast.evaluate.tables import METRICS, Row
 
 CONFIGS = Path(__file__).parents[1] / "configs/demo"
 STEPS = {"teacher": TEACHER_STEPS} | dict.fromkeys((*STAGES, FULL, *ALIGNED), STUDENT_STEPS)
-STEPS |= dict.fromkeys(VARIANTS, VARIANT_STEPS)
+STEPS |= dict.fromkeys((UNJUDGED, *VARIANTS), VARIANT_STEPS)
 
 
 @pytest.fixture
@@ -47,13 +48,20 @@ def rows_of(result: Seed) -> list[Row]:
 
 def test_each_run_starts_from_the_student_before_it(tmp_path):
     runs = dict(students(tmp_path, CONFIGS, seed=3, overrides=[]))
-    assert [*runs] == [*STAGES, FULL, *ALIGNED, *VARIANTS]
+    assert [*runs] == [*STAGES, UNJUDGED, FULL, *ALIGNED, *VARIANTS]
     assert all(cfg.run.seed == 3 for cfg in runs.values())
     assert len({cfg.run.dir for cfg in runs.values()}) == len(runs)
     chain = [*STAGES, *ALIGNED]
     for before, after in zip(chain, chain[1:], strict=False):
         assert runs[after].model.student == f"{runs[before].run.dir}/average.safetensors"
     assert [runs[name].objective.steps for name in ALIGNED] == [(8, 4), (4, 2)]
+
+
+def test_what_is_unjudged_differs_by_its_adversary_alone(tmp_path):
+    runs = dict(students(tmp_path, CONFIGS, seed=0, overrides=[]))
+    judged, unjudged = (config.to_dict(runs[name]) for name in (LAST, UNJUDGED))
+    changed = {d.partition(":")[0].partition(".")[0] for d in config.differences(judged, unjudged)}
+    assert changed == {"run", "da"} and runs[UNJUDGED].da is None
 
 
 def test_variants_differ_from_the_first_round_in_what_they_try_alone(tmp_path):
@@ -71,9 +79,9 @@ def test_the_tables_have_the_papers_layouts(result):
     methods, added, rounds = page.tables(rows_of(result), clips=256)
     assert [(row[0], row[1]) for row in methods.rows[:6]] == [
         *(("teacher", str(n)) for n in TEACHER_STEPS), ("CCD", "8")]
-    assert not {row[0] for row in methods.rows} & {*VARIANTS}
+    assert not {row[0] for row in methods.rows} & {UNJUDGED, *VARIANTS}
     settings = [row[1] for row in added.rows]
-    assert settings == [*STAGES, LAST, ALIGNED[0], ALIGNED[0], *VARIANTS]
+    assert settings == ["CCD", UNJUDGED, LAST, LAST, ALIGNED[0], ALIGNED[0], *VARIANTS]
     assert [row[-1] for row in added.rows if row[1] == "CCD"][0] == "172.54"
     assert [row[1] for row in rounds.rows] == [LAST, *ALIGNED]
 

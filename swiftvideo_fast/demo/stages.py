@@ -17,12 +17,13 @@ from swiftvideo_fast.train.loop import AVERAGE, load_latents, train
 from swiftvideo_fast.train.report import read_log
 from swiftvideo_fast.train.rounds import averages, make_pairs, rounds
 
-STAGES = {"CCD": "ccd.yaml"}                                    # each from the student of the one before
-LAST = [*STAGES][-1]
+STAGES = {"CCD": "ccd.yaml", "CCD + DA": "da.yaml"}             # each from the student of the one before
+FIRST, LAST = STAGES
+UNJUDGED = "CCD + CCD"                                          # the steps of DA without its adversary
 FULL = "CCD, full"
 ALIGNED = f"{LAST} + TA", f"{LAST} + TA + TA"
 ROUNDS = [8, 4, 2]
-VARIANTS = {                                                    # of the first round
+VARIANTS = {                                                    # of the first round of alignment
     "DPO alone": {"reflow": 0.0},
     "reflow alone": {"beta": 0.0},
     "real winners": {"winner": "real", "pairs": None},
@@ -54,7 +55,7 @@ def run_seed(folder: Path, configs: Path, seed: int, clips: int, overrides: list
             make_pairs(cfg)
         train(cfg)
 
-    cfg = runs[LAST]
+    cfg = runs[FIRST]
     teacher, codec = weights.load(cfg.model.weights), PcaCodec.load(cfg.model.codec)
     guidance = cfg.objective.guidance
 
@@ -76,7 +77,7 @@ def run_seed(folder: Path, configs: Path, seed: int, clips: int, overrides: list
         measure("teacher", teacher, Sampling(steps, guidance=guidance))
     for name, cfg in runs.items():
         net = weights.load(Path(cfg.run.dir) / AVERAGE)
-        for steps in VARIANT_STEPS if name in VARIANTS else STUDENT_STEPS:
+        for steps in VARIANT_STEPS if name in (UNJUDGED, *VARIANTS) else STUDENT_STEPS:
             measure(name, net, Sampling(steps, cfg.sample.sampler, cfg.sample.shift))
     found.pixels["real", 0] = bench.real[:SHOWN]
 
@@ -94,16 +95,19 @@ def students(folder: Path, configs: Path, seed: int, overrides: list[str]) -> It
         return replace(cfg, run=replace(cfg.run, seed=seed, dir=str(folder / Path(file).stem)),
                        model=replace(cfg.model, student=student))
 
+    def elsewhere(cfg: Config, name: str, **changes) -> Config:
+        return replace(cfg, run=replace(cfg.run, dir=str(folder / name.replace(" ", "-"))), **changes)
+
     student = None
     for name, file in STAGES.items():
         cfg = load(file, student)
         yield name, cfg
         student = f"{cfg.run.dir}/{AVERAGE}"
+    yield UNJUDGED, elsewhere(cfg, "da-unjudged", da=None)
     yield FULL, load("ccd-full.yaml", None)
 
     first, *_ = aligned = [*rounds(load("ta.yaml", student), ROUNDS)]
     yield from zip(ALIGNED, aligned, strict=True)
     for name, options in VARIANTS.items():
         objective = replace(first.objective, **{"pairs": f"{first.run.dir}/pairs"} | options)
-        run = replace(first.run, dir=str(folder / name.replace(" ", "-")))
-        yield name, replace(first, run=run, objective=objective)
+        yield name, elsewhere(first, name, objective=objective)
