@@ -39,7 +39,7 @@ def headline(rows: list[Row]) -> list[tuple[str, str]]:
 
     return [(against(FIRST, 4, "trajectory"), "trajectory error at 4 steps, of the teacher's"),
             (against(LAST, 4, "frechet"), "Frechet distance at 4 steps, of the teacher's"),
-            (against(ALIGNED[1], 2, "frechet", LAST), "Frechet distance at 2 steps, aligned twice, of before"),
+            (against(ALIGNED[1], 2, "frechet", LAST), "Frechet distance at 2 steps, after TA, of before"),
             (against(FULL, 1, "frechet"), "Frechet distance at 1 step, full distillation")]
 
 
