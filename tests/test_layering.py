@@ -21,7 +21,7 @@ swiftvideo_fast
 swiftvideo_fast.models  swiftvideo_fast.path
 swiftvideo_fast.data
 swiftvideo_fast.objectives  swiftvideo_fast.sampler
-swiftvideo_fast.train   swiftvideo_fast.evaluate    swiftvideo_fast.plan
+swiftvideo_fast.train   swiftvideo_fast.evaluate    swiftvideo_fast.plan        swiftvideo_fast.doctor
 swiftvideo_fast.demo
 swiftvideo_fast.cli
 swiftvideo_fast.__main__

