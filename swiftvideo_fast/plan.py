@@ -1,18 +1,18 @@
 """What a run takes before it is run: memory a rank by part, work, traffic; and what would make it fit.
 
-    python -m swiftvideo_fast plan --preset wan-14b --gpus 64 --memory 80
+    swiftvideo plan --preset wan-14b --gpus 64 --memory 80
 
-Everything a rank holds of a parameter of n elements is its stretch of ceil(n / gpus) (train/engine.py); the sizes
-are those of the tensors, so they are exact.  Activations are planes of (tokens / sequence) x dim as stored:
-    teacher, jvp     HELD planes at once under no_grad, the tangent's among them, and the MLP's chunk
-    student          a plane a block kept for the backward, and one block run again: QKV planes and the MLP's
-(`python -m bench memory` accounts for every tensor and is the measure of both.)
-Work is counted in multiply-adds x 2 of the matrix products; a step's time is that over a rate you have measured.
+What a rank holds of a parameter of n elements is a stretch of ceil(n / gpus) (train/engine.py): these sizes
+are exact.  Activations are planes of (tokens / sequence) x dim, as stored:
+    teacher, jvp    few at once under no_grad, the tangent's among them, and the MLP's in chunks of rows
+    student         one a block, kept for the backward, and those of one block that is run again
+(counted by `python -m bench memory`, which follows every tensor).
+Work is two operations a multiplication in matrix products; its time is that over a rate you have measured.
 """
 
-import math
+import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -23,12 +23,14 @@ USABLE = 0.94           # of a device: context, workspaces and fragments take th
 STRIDE_T, STRIDE = 4, 8
 SCALES = 256            # 8-bit moments share a scale of 4 bytes by so many
 BUCKET = 100_000_000    # as train/engine.py's
+HELD, CHUNKED = 11, 6   # planes under no_grad: in attention; beside the MLP's chunk of rows
+BLOCK = 21              # planes of a block run again, beside three of the MLP's width (39 at 1.3B, 29 at 14B)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A CCD run with recomputed blocks under ZeRO-3.  memory: of a GPU, in GB.  frames, size: of a clip in pixels;
-    micro: clips a backward pass.  moments: bits.  sequence: GPUs that share a clip's tokens."""
+    """A CCD run with recomputed blocks under ZeRO-3.  memory: of a GPU, in GB.  frames, size: of a clip, in
+    pixels.  micro: clips a backward pass.  moments: bits.  sequence: GPUs that share a clip's tokens."""
 
     preset: str
     gpus: int
@@ -82,7 +84,7 @@ class Plan:
         tokens = self.tokens // self.sequence
         plane = self.micro * tokens * c.dim * stored
         wide = c.ffn_dim / c.dim
-        jvp = plane * (HELD + 4 * wide * min(1, MLP_ROWS / tokens))
+        jvp = plane * max(HELD, CHUNKED + 4 * wide * min(1, MLP_ROWS / tokens))
         student = plane * (c.layers + BLOCK + 3 * wide)
         return int(max(jvp, student))
 
@@ -95,7 +97,7 @@ class Plan:
         return self.total <= USABLE * self.memory * 1e9
 
     def work(self) -> float:
-        """Operations of a pass on each GPU: guided teacher (2), value and tangent, student twice and backward."""
+        """Operations of a pass on a GPU: the guided teacher (2), the jvp, the student twice, its backward."""
         c = PRESETS[self.preset]
         sizes, blocks = parameters(self.preset)
         linear = 2 * blocks * c.layers * self.tokens
@@ -143,6 +145,28 @@ def changes(plan: Plan) -> Iterator[tuple[str, Plan]]:
         yield f"--gpus {plan.gpus << n}", replace(plan, gpus=plan.gpus << n)
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", required=True, choices=[f"wan-{name}" for name in PRESETS])
+    parser.add_argument("--gpus", type=int, required=True)
+    parser.add_argument("--memory", type=float, default=80, help="of a GPU, in GB")
+    parser.add_argument("--frames", type=int, default=Plan.frames)
+    parser.add_argument("--size", default="832x480", help="width x height in pixels")
+    parser.add_argument("--micro", type=int, default=Plan.micro, help="clips a backward pass")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=Plan.dtype)
+    parser.add_argument("--moments", type=int, choices=(8, 32), default=Plan.moments, help="bits")
+    parser.add_argument("--sequence", type=int, default=Plan.sequence, help="GPUs that share a clip's tokens")
+    parser.add_argument("--offload", action="store_true", help="masters and moments on the CPU")
+    parser.add_argument("--tflops", type=float, help="a measured rate, for the time of a pass")
+
+
+def from_arguments(args: argparse.Namespace) -> Plan:
+    """ValueError for what cannot be shared out."""
+    given = {f.name: getattr(args, f.name) for f in fields(Plan)}
+    width, _, height = args.size.partition("x")
+    want(width.isdecimal() and height.isdecimal(), "--size", args.size, "as 832x480")
+    return Plan(**given | {"preset": args.preset.removeprefix("wan-"), "size": (int(width), int(height))})
+
+
 def report(plan: Plan, tflops: float | None = None) -> str:
     """The plan in words."""
     w, h = plan.size
@@ -156,13 +180,10 @@ def report(plan: Plan, tflops: float | None = None) -> str:
               + ("fits" if plan.fits else "does not fit")]
     if not plan.fits:
         found = mend(plan)
-        lines += [f"the cheapest change that makes it fit: {found[0]} ({found[1].total / 1e9:.2f} GB)" if found
-                  else "no single change makes it fit"]
+        lines += [f"the cheapest change that makes it fit: {found[0]} ({found[1].total / 1e9:.2f} GB)"
+                  if found else "no single change makes it fit"]
     lines += [f"{bytes_ / 1e9:10.2f} GB  received a pass, {name}" for name, bytes_ in plan.traffic().items()]
     lines += [f"{plan.work() / 1e12:10.0f} TFLOP a pass" + (
         f": {plan.work() / 1e12 / tflops:.1f} s at {tflops:g} TFLOP/s" if tflops else
         "; --tflops, a rate that `python -m bench` gives on that GPU, makes it a time")]
     return "\n".join(lines)
-
-
-HELD, BLOCK = 11, 16

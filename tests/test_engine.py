@@ -20,6 +20,8 @@ import sharded  # noqa: E402  (after the skip)
 from test_train import everything  # noqa: E402
 
 from swiftvideo_fast.models import weights  # noqa: E402
+from swiftvideo_fast.models.wan import PRESETS  # noqa: E402
+from swiftvideo_fast.plan import Plan  # noqa: E402
 from swiftvideo_fast.train import checkpoint, loop  # noqa: E402
 from swiftvideo_fast.train.report import read_log  # noqa: E402
 
@@ -48,7 +50,7 @@ def config(inputs: Path, run: str, world: int, steps: int = 6, batch: int = 2, *
 
 def ended(processes, cfg, world: int, work=tiny.train) -> Path:
     """The folder of a run by so many processes."""
-    assert fleet.Fleet(processes, max(1, world), work, cfg).join(300) == [0] * max(1, world)
+    assert fleet.Fleet(processes, max(1, world), work, cfg).join(900) == [0] * max(1, world)
     return Path(cfg.run.dir)
 
 
@@ -117,7 +119,8 @@ def test_the_average_follows_the_masters_through_a_gather_and_a_resume(dtype, in
     assert far["tangent"] < (2e-5 if dtype == "float32" else 0.05)
 
 
-def test_two_ranks_hold_half_of_what_one_holds(inputs, processes, tmp_path):
+def test_two_ranks_hold_half_of_what_one_holds_and_both_what_was_planned(inputs, processes, tmp_path,
+                                                                         monkeypatch):
     held = {}
     for world in (1, 2):
         assert fleet.Fleet(processes, world, sharded.weigh, config(inputs, "weighed", world),
@@ -126,6 +129,12 @@ def test_two_ranks_hold_half_of_what_one_holds(inputs, processes, tmp_path):
     for part, whole in held[1][0].items():
         assert all(rank[part] <= 0.55 * whole for rank in held[2]), (part, held)
     assert held[2][0]["gathered"] == 0, "a parameter stayed whole"
+
+    monkeypatch.setitem(PRESETS, "tests", tiny.SIZES)
+    for world, ranks in held.items():
+        planned = Plan("tests", world, 80, tiny.FRAMES, (tiny.SIZE, tiny.SIZE), dtype="float32").parts()
+        for part in ("parameters", "masters", "optimizer", "average"):
+            assert ranks[0][part] == pytest.approx(planned[part], rel=0.02), (world, part)
 
 
 def undisturbed(processes, cfg, world: int) -> Path:

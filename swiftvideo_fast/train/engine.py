@@ -199,7 +199,9 @@ def _start(device: torch.device):
         import deepspeed
     except ImportError as why:
         raise ValueError("engine.name zero3 wants DeepSpeed: pip install swiftvideo_fast[deepspeed]") from why
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    log = logging.getLogger("DeepSpeed")
+    log.setLevel(logging.WARNING)
+    log.addFilter(lambda record: "unknown inputs or outputs" not in record.getMessage())    # Duals: no backward
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
     # Else DeepSpeed compiles a C++ all-reduce on first use, and hangs on the lock that a killed compile left.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from swiftvideo_fast import path
 from swiftvideo_fast.atomic import whole
-from swiftvideo_fast.config import Ccd, Config, Dcd, Flow, Optim, Ta, differences, to_dict
+from swiftvideo_fast.config import Ccd, Config, Dcd, Flow, Optim, Ta, differences, from_dict, to_dict
 from swiftvideo_fast.config.strict import one_of
 from swiftvideo_fast.data.clips import demo_clips
 from swiftvideo_fast.data.crops import CropSource
@@ -88,22 +88,21 @@ def train(cfg: Config) -> Path:
                 report.sync()
                 state = {"config": to_dict(cfg), "skipped": skipped}
                 checkpoint.save(run, done, parts=parts, state=state, keep=cfg.run.keep, ranks=ranks)
-    if ranks.rank == 0:
-        export(cfg, run)
+    for part, file in (("student", STUDENT), ("average", AVERAGE)) if ranks.rank == 0 else ():
+        export(checkpoint.newest(run), part, run / file)
     ranks.gather("exported")
     return run
 
 
-def export(cfg: Config, run: Path) -> None:
-    """The weights of the last checkpoint as files of their own; wants no GPU, and one process."""
-    saved = checkpoint.Saved(checkpoint.newest(run))
-    about = {"sample": asdict(cfg.sample), "trained": to_dict(cfg)}
-    for file, part in ((STUDENT, "student"), (AVERAGE, "average")):
-        net = starting_network(cfg)
-        net.load_state_dict(saved.tensors(f"{part}/weight/"), strict=False)
-        if adapted(cfg):
-            lora.save(net, run / f"lora-{file}", **about)
-        weights.save(lora.merged(net) if adapted(cfg) else net, run / file, **about)
+def export(folder: Path, part: str, file: Path) -> None:
+    """A checkpoint's student or average as a weight file; wants no GPU, no DeepSpeed, and one process."""
+    saved = checkpoint.Saved(folder)
+    cfg = from_dict(saved.state["config"])
+    net, about = starting_network(cfg), {"sample": asdict(cfg.sample), "trained": to_dict(cfg)}
+    net.load_state_dict(saved.tensors(f"{part}/weight/"), strict=False)
+    if adapted(cfg):
+        lora.save(net, file.with_name(f"lora-{file.name}"), **about)
+    weights.save(lora.merged(net) if adapted(cfg) else net, file, **about)
 
 
 def start_engine(cfg: Config) -> Engine:

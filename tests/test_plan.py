@@ -1,0 +1,64 @@
+"""A plan before a run: its sizes against tensors that are there, its advice against itself."""
+
+import pytest
+import torch
+
+from swiftvideo_fast import cli, plan
+from swiftvideo_fast.models.wan import PRESETS, Wan
+from swiftvideo_fast.plan import Plan
+
+
+def test_one_gpu_holds_every_byte_of_the_network_and_its_states():
+    with torch.device("meta"):
+        count = sum(p.numel() for p in Wan(PRESETS["1.3b"]).parameters())
+    held = Plan("1.3b", gpus=1, memory=80).held()
+    assert count == 1_564_428_608
+    assert {name: held[name] / count for name in ("parameters", "masters", "optimizer", "average")} == {
+        "parameters": 2, "masters": 4, "optimizer": 8, "average": 6}
+
+
+def test_many_gpus_share_the_states_and_sequence_the_activations():
+    one, many = Plan("1.3b", 1, 80).held(), Plan("1.3b", 64, 80, sequence=4).held()
+    assert many["optimizer"] == pytest.approx(one["optimizer"] / 64, rel=1e-3)
+    assert many["activations"] < 0.3 * one["activations"]
+
+
+def test_what_does_not_fit_is_given_the_cheapest_change_that_does():
+    tight = Plan("14b", 8, 60)
+    words, mended = plan.mend(tight)
+    assert not tight.fits and mended.fits
+    assert f"the cheapest change that makes it fit: {words}" in plan.report(tight)
+    assert plan.mend(Plan("14b", 8, 1)) is None
+
+
+def test_every_change_takes_less():
+    before = Plan("14b", 8, 60, micro=2)
+    assert all(change.total < before.total for _, change in plan.changes(before))
+
+
+@pytest.mark.parametrize("flags, why", [
+    (["--gpus", "6", "--sequence", "4"], "--gpus is 6; want a multiple of --sequence 4"),
+    (["--gpus", "5", "--sequence", "5"], "--sequence is 5; want a divisor of 12 heads and 24960 tokens"),
+    (["--gpus", "1", "--frames", "60"], "--frames is 60; want 4n + 1"),
+    (["--gpus", "1", "--size", "big"], "--size is big; want as 832x480"),
+])
+def test_a_plan_that_cannot_be_is_one_line(flags, why, capsys):
+    assert cli.main(["plan", "--preset", "wan-1.3b", *flags]) == 2
+    assert capsys.readouterr().err == f"swiftvideo plan: {why}\n"
+
+
+def test_a_rate_makes_a_time_of_the_work(capsys):
+    assert cli.main(["plan", "--preset", "wan-1.3b", "--gpus", "8", "--tflops", "500"]) == 0
+    said = capsys.readouterr().out
+    work = Plan("1.3b", 8, 80).work() / 1e12
+    assert f"{work:.0f} TFLOP a pass: {work / 500:.1f} s at 500 TFLOP/s" in said and "fits" in said
+
+
+def test_the_doctor_names_what_is_there_and_how_to_get_what_is_not(capsys, monkeypatch):
+    from swiftvideo_fast import doctor
+
+    monkeypatch.setitem(doctor.EXTRAS, "no-such-package", ("gpu", "nothing"))
+    assert cli.main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert f"ok  torch {torch.__version__}" in said and "CPU room: C++ at baseline" in said
+    assert "--  no-such-package: nothing; pip install 'swiftvideo_fast[gpu]'" in said
