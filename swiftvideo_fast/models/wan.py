@@ -73,8 +73,9 @@ class Wan(nn.Module):
         self.patch_embedding = nn.Conv3d(c.latent + c.condition, c.dim, (1, PATCH, PATCH), (1, PATCH, PATCH))
         self.text_embedding = nn.Sequential(
             nn.Linear(c.text_dim, c.dim), nn.GELU(approximate="tanh"), nn.Linear(c.dim, c.dim))
-        self.time_embedding = nn.Sequential(nn.Linear(c.freq_dim, c.dim), nn.SiLU(), nn.Linear(c.dim, c.dim))
-        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(c.dim, 6 * c.dim))
+        self.time_embedding = nn.Sequential(
+            WideLinear(c.freq_dim, c.dim), nn.SiLU(), WideLinear(c.dim, c.dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), WideLinear(c.dim, 6 * c.dim))
         if c.image_dim:
             self.img_emb = ImageEmbedding(c.image_dim, c.dim)
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
@@ -126,7 +127,7 @@ class Wan(nn.Module):
         half = self.config.freq_dim // 2
         frequency = THETA ** (-torch.arange(half, dtype=torch.float64, device=t_B.device) / half)
         angle = (t_B.double() * self.config.time_scale)[:, None] * frequency
-        return torch.cat([angle.cos(), angle.sin()], 1).to(self.time_embedding[0].weight.dtype)
+        return torch.cat([angle.cos(), angle.sin()], 1).to(_wide(self.time_embedding[0].weight).dtype)
 
     def _check(self, x, t, text, condition, image) -> None:
         c = self.config
@@ -173,11 +174,18 @@ class Block(nn.Module):
         return ops.gate(x_BNC, self.ffn(ops.modulate(x_BNC, scale, shift, self.eps)), gate)
 
 
+class WideLinear(nn.Linear):
+    """Of time: in fp32 even where an engine stores every weight as bf16."""
+
+    def forward(self, x):
+        return F.linear(x, _wide(self.weight), _wide(self.bias))
+
+
 class LayerNorm(nn.LayerNorm):
     """The affine one: ops.modulate by a gain and a shift that all clips share, fp32 beside a bf16 stream."""
 
     def forward(self, x_BNC):
-        s_BC, b_BC = (a.repeat(x_BNC.shape[0], 1) for a in (self.weight - 1, self.bias))
+        s_BC, b_BC = (a.repeat(x_BNC.shape[0], 1) for a in (_wide(self.weight) - 1, _wide(self.bias)))
         return ops.modulate(x_BNC, s_BC, b_BC, self.eps)
 
 
@@ -266,6 +274,10 @@ class ImageEmbedding(nn.Module):
 
     def forward(self, image_BME: Tensor) -> Tensor:
         return self.proj(image_BME)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _attend(q_BNC, k_BMC, v_BMC, heads: int):

@@ -201,7 +201,7 @@ def _start(device: torch.device):
         raise ValueError("engine.name zero3 wants DeepSpeed: pip install swiftvideo_fast[deepspeed]") from why
     log = logging.getLogger("DeepSpeed")
     log.setLevel(logging.WARNING)
-    log.addFilter(lambda record: "unknown inputs or outputs" not in record.getMessage())    # Duals: no backward
+    log.addFilter(lambda record: "unknown inputs or outputs" not in record.getMessage())    # Duals
     warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
     # Else DeepSpeed compiles a C++ all-reduce on first use, and hangs on the lock that a killed compile left.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
