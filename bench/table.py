@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch.profiler import profile
 
-from bench.harness import CASES, Case, Row, absent, device_name, fault, heading, measure
+from bench.harness import CASES, Case, Row, absent, device_name, fault, heading, keep_pages, measure
 from swiftvideo_fast.atomic import whole
 
 # {device: {case: {"ratio": ours / torch, "peak": bytes, "share": of the limit's rate}}}
@@ -118,6 +118,7 @@ def main(argv: list[str]) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     torch.set_num_threads(args.threads)
+    keep_pages()
     named = device_name(device)
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     known, rows, failed = record.setdefault(named, {}), [], []
