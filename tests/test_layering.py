@@ -30,6 +30,7 @@ RANK = {name: line for line, names in enumerate(ORDER.splitlines()) for name in 
 ONLY_IN = {                                     # package: the one place that imports it
     "deepspeed": "swiftvideo_fast.train.engine",
     "nvidia": "swiftvideo_fast.data.clips",     # DALI
+    "peft": "swiftvideo_fast.models.lora",
     "triton": "swiftvideo_kernels",
     "flash_attn": "swiftvideo_kernels.attention",
     "flash_attn_interface": "swiftvideo_kernels.attention",
