@@ -35,10 +35,11 @@ def result() -> Seed:
     places = [(name, n) for name, steps in STEPS.items() for n in steps]
     rows = {place: {key: 1.0 + i for key in METRICS} for i, place in enumerate(places)}
     pixels = dict.fromkeys([*places, ("real", 0)], torch.zeros(SHOWN, 3, 5, 8, 8))
-    keys = ("loss", "tangent", "dF_dt", "win_diff", "accuracy")
+    keys = ["loss", "tangent", "dF_dt", "win_diff", "accuracy", "discriminator", "gradient/ratio"]
+    keys += [f"held out/{kind} on {side}" for kind in ("spatial", "temporal") for side in ("real", "fake")]
     logs = dict.fromkeys(STEPS, [{"step": step} | dict.fromkeys(keys, 0.5) for step in (10, 20)])
     progress = {name: {20: 5.0, 40: 4.0} for name in (ALIGNED[0], *VARIANTS)}
-    return Seed(["a clip"] * SHOWN, logs, rows, pixels, progress)
+    return Seed(["a clip"] * SHOWN, "filters", logs, rows, pixels, progress)
 
 
 def rows_of(result: Seed) -> list[Row]:
@@ -83,7 +84,7 @@ def test_the_tables_have_the_papers_layouts(result):
     settings = [row[1] for row in added.rows]
     assert settings == ["CCD", UNJUDGED, LAST, LAST, ALIGNED[0], ALIGNED[0], *VARIANTS]
     assert [row[-1] for row in added.rows if row[1] == "CCD"][0] == "172.54"
-    assert [row[1] for row in rounds.rows] == [LAST, *ALIGNED]
+    assert [row[1] for row in rounds.rows] == [UNJUDGED, LAST, LAST, *ALIGNED]
 
 
 def test_ratios_in_the_second_table_are_to_the_first_of_their_group(result):
@@ -96,6 +97,6 @@ def test_ratios_in_the_second_table_are_to_the_first_of_their_group(result):
 
 def test_the_page_shows_figures_6_and_8_and_the_samples(result):
     html = render(page.TITLE, page.sections([result, result], rows_of(result), clips=256))
-    for said in ("2 seeds in all", "Frechet distance at 4 steps", "Win Diff", "DPO alone from 5 to 4",
-                 f"{ALIGNED[1]}, 2", "FVD in the paper"):
+    for said in ("2 seeds in all", "looks through filters", "temporal heads, fake", "DPO alone from 5 to 4",
+                 "Frechet distance at 4 steps", "Win Diff", f"{ALIGNED[1]}, 2", "FVD in the paper"):
         assert said in html

@@ -8,6 +8,7 @@ from swiftvideo_fast.evaluate.charts import Chart, Curves, Series, logged
 from swiftvideo_fast.evaluate.report import Headline, Section, Text
 from swiftvideo_fast.evaluate.samples import Samples
 from swiftvideo_fast.evaluate.tables import Row, Table, ablation, comparison, ratio
+from swiftvideo_fast.models.discriminator import KINDS
 
 TITLE = "From 25 steps to 4, 2 and 1"
 PAPER = {"CCD": 172.54, "CCD + DA": 136.14, "CCD + DA + TA": 118.89}        # Table 2: FVD at 4 steps
@@ -17,7 +18,8 @@ def sections(results: list[Seed], rows: list[Row], clips: int) -> list[Section]:
     """All of the page; samples and logs are those of the first seed."""
     seeds = f"{len(results)} seed{'s' * (len(results) > 1)}"
     return [Text("", INTRODUCTION.format(clips=clips, seeds=seeds)), Headline("", headline(rows)),
-            *tables(rows, clips), alignment(results), curves(results[0]), samples(results[0])]
+            *tables(rows, clips), adversary(results[0]), alignment(results), curves(results[0]),
+            samples(results[0])]
 
 
 def tables(rows: list[Row], clips: int) -> list[Table]:
@@ -27,7 +29,8 @@ def tables(rows: list[Row], clips: int) -> list[Table]:
                  "trajectory alignment": [LAST, ALIGNED[0]], "what that consists of": [ALIGNED[0], *VARIANTS]}
     return [comparison(stages, title=f"{clips} held-out clips"),
             ablation(rows, questions, steps=4, paper=PAPER, title="What each stage adds, at 4 steps"),
-            ablation(rows, {"rounds": [LAST, *ALIGNED]}, steps=2, paper={}, title="Rounds, at 2 steps")]
+            ablation(rows, {"distribution alignment": [UNJUDGED, LAST], "rounds": [LAST, *ALIGNED]}, steps=2,
+                     paper={}, title="Distribution alignment and rounds, at 2 steps")]
 
 
 def headline(rows: list[Row]) -> list[tuple[str, str]]:
@@ -41,6 +44,18 @@ def headline(rows: list[Row]) -> list[tuple[str, str]]:
             (against(LAST, 4, "frechet"), "Frechet distance at 4 steps, of the teacher's"),
             (against(ALIGNED[1], 2, "frechet", LAST), "Frechet distance at 2 steps, after TA, of before"),
             (against(FULL, 1, "frechet"), "Frechet distance at 1 step, full distillation")]
+
+
+def adversary(result: Seed) -> Curves:
+    log = result.logs[LAST]
+    told = [logged(log, f"held out/{kind} on {side}", name=f"{kind} heads, {side}")
+            for kind in KINDS for side in ("real", "fake")]
+    return Curves("Distribution alignment", [
+        Chart("share of held-out clips told rightly", told, x_label="step"),
+        Chart("loss of the heads", [logged(log, "discriminator", smooth=3)], x_label="step"),
+        Chart("gradient at x0-hat, of the distillation's", [logged(log, "gradient/ratio", smooth=3)],
+              x_label="step")],
+        note=f"The adversary looks through {result.backbone}.  Its loss is 2 a head where it tells nothing.")
 
 
 def alignment(results: list[Seed]) -> Curves:

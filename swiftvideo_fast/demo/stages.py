@@ -37,10 +37,11 @@ SHOWN = 6       # clips in the report
 class Seed:
     """One seed's figures, logs and first few samples: name -> steps -> ...
 
-    progress: run of alignment -> step -> Frechet distance at 4 steps.
+    backbone: the adversary's.  progress: run of alignment -> step -> Frechet distance at 4 steps.
     """
 
     captions: list[str]
+    backbone: str
     logs: dict[str, list[dict]]
     rows: dict[tuple[str, int], dict[str, float]] = field(default_factory=dict)
     pixels: dict[tuple[str, int], Tensor] = field(default_factory=dict)
@@ -50,7 +51,9 @@ class Seed:
 def run_seed(folder: Path, configs: Path, seed: int, clips: int, overrides: list[str]) -> Seed:
     """Train what is not trained yet, then sample and measure."""
     runs = dict(students(folder, configs, seed, overrides))
-    for cfg in runs.values():
+    for name, cfg in runs.items():
+        if cfg.da:
+            print(f"{name}: real and generated clips are told apart through {cfg.da.backbone}", flush=True)
         if isinstance(cfg.objective, config.Ta):
             make_pairs(cfg)
         train(cfg)
@@ -66,7 +69,7 @@ def run_seed(folder: Path, configs: Path, seed: int, clips: int, overrides: list
     print(f"sampling and measuring {clips} held-out clips, seed {seed}", flush=True)
     bench = benchmark("test", clips)
     logs = {name: read_log(Path(cfg.run.dir)) for name, cfg in runs.items()}
-    found = Seed(bench.clips.captions[:SHOWN], logs)
+    found = Seed(bench.clips.captions[:SHOWN], runs[LAST].da.backbone, logs)
 
     def measure(name: str, net: Wan, how: Sampling) -> None:
         z = bench.reference if (name, how.steps) == ("teacher", REFERENCE_STEPS) else bench.sample(net, how)
