@@ -70,7 +70,7 @@ def test_loss_gradient_and_log_are_those_of_eq_11(beta, reflow, noise, drawn):
     inside = -beta / 2 * (win - lose)
     assert log == pytest.approx({
         "win_diff": win.mean().item(), "lose_diff": lose.mean().item(),
-        "accuracy": sum(x > 0 for x in inside.tolist()) / B,
+        "accuracy": sum(w < l for w, l in zip(win.tolist(), lose.tolist(), strict=True)) / B,
         "saturation": sum(1 / (1 + math.exp(-x)) for x in inside.tolist()) / B,
         "reflow": error(student, point.x0, eps, point.t, pairs.condition).mean().item()}, rel=1e-12)
 

@@ -47,6 +47,6 @@ class TrajectoryAlignment(Objective):
         win, lose = (ours - began).chunk(2)
         margin = -o.beta / 2 * (win - lose)
         reflow = ours[:B].mean()
-        log = {"win_diff": win.mean(), "lose_diff": lose.mean(), "accuracy": (margin > 0).to(margin).mean(),
+        log = {"win_diff": win.mean(), "lose_diff": lose.mean(), "accuracy": (win < lose).to(win).mean(),
                "saturation": margin.sigmoid().mean(), "reflow": reflow}
         return o.reflow * reflow - logsigmoid(margin).mean(), {name: x.item() for name, x in log.items()}
