@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 import torch
+import torch.autograd.forward_ad as fwd
 from torch import Tensor
 from torch.nn.utils import _named_member_accessor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from swiftvideo_fast.dual import Dual, call, carries, parts, spoken, writes_in_place
@@ -23,6 +24,9 @@ def jvp(func: Callable, primals: tuple, tangents: tuple, *, strict: bool = False
     Raises RuntimeError for structures, shapes, dtypes that do not match, NoTangent where a tangent would be
     lost.
     """
+    modes = _get_current_function_mode_stack()
+    if fwd._current_level >= 0 or any([isinstance(mode, Forward) for mode in modes]):
+        raise RuntimeError("jvp: inside another jvp, torch.func.jvp or forward_ad; want one level")
     if not isinstance(primals, tuple):
         raise RuntimeError(f"jvp: primals is a {type(primals).__name__}; want a tuple of arguments")
     try:

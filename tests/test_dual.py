@@ -101,6 +101,7 @@ IN_PLACE = {
     "a view taken before the write": lambda x: _seen_through_a_view(x),
     "augmented assignment": lambda x: _written(x, lambda y: y.__iadd__(x).__imul__(3)),
     "a buffer of the network's own": lambda x: _buffered(x),
+    "a buffer as an argument": lambda x: _beside(x, torch.zeros(4, 4, dtype=x.dtype)),
     "masked_fill_": lambda x: _written(x, lambda y: y.masked_fill_(y > 0, 1.0)),
     "copy_ into new_zeros": lambda x: x.new_zeros(x.shape).copy_(x) * x,
     "index_add_": lambda x: _written(x, lambda y: y.index_add_(0, torch.tensor([0, 2]), x[:2])),
@@ -135,6 +136,13 @@ def _buffered(x):
     buffer[1, :, ::2] = x[:, ::2]
     view += x
     return (buffer.sum(0) * x, view)
+
+
+def _beside(x, buffer):
+    """A plain tensor that holds a tangent is the other argument of operators, methods and functions."""
+    buffer[:, ::2] = x[:, ::2]
+    y = (x * 1).copy_(buffer).add_(buffer)
+    return x * buffer + x.mul(buffer) @ buffer + x.where(x > 0, buffer) + buffer * x, x.atan2(buffer + 2), y
 
 
 @pytest.mark.parametrize("name", IN_PLACE)
@@ -244,6 +252,48 @@ def test_a_write_into_a_plain_tensor_outside_jvp_raises(rng):
     x, buffer = draw(rng, 3), torch.zeros(3).double()
     with pytest.raises(NoTangent, match="__setitem__"):
         buffer[1:] = Dual(x, x)[1:]
+
+
+@pytest.mark.parametrize("nested", [
+    lambda x, inner: inner(lambda y: x * y, (ONES[0, :3],), (ONES[0, :3],))[1],
+    lambda x, inner: inner(lambda y: y**3, (x,), (ONES[0, :3],))[1],
+    lambda x, inner: inner(lambda y: ops.attention(*[y.view(1, 1, 3, 1)] * 3), (x,), (ONES[0, :3],))[1],
+])
+@pytest.mark.parametrize("outer, inner", [(jvp, jvp), (torch.func.jvp, jvp), (jvp, torch.func.jvp)])
+def test_forward_mode_inside_forward_mode_raises(rng, nested, outer, inner):
+    x = draw(rng, 3)
+    with pytest.raises(RuntimeError, match="jvp"):
+        outer(lambda x: nested(x, inner), (x,), (x,))
+
+
+def test_two_levels_of_torchs_own_forward_mode_do_not_lose_one_in_a_fused_op(rng):
+    q = draw(rng, 1, 1, 3, 4)
+    once = lambda q: torch.func.jvp(lambda k: ops.attention(k, k, k), (q,), (q,))[1]    # noqa: E731
+    with pytest.raises(NoTangent, match="attention: forward mode inside forward mode"):
+        torch.func.jvp(once, (q,), (q,))
+
+
+def test_einops_takes_a_dual(rng):
+    einops = pytest.importorskip("einops")
+
+    def heads(x):
+        y = einops.repeat(einops.rearrange(x, "n (h d) -> h n d", h=2), "h n d -> (h r) n d", r=3)
+        return einops.reduce(y, "h n d -> n d", "mean") + einops.einsum(x, x, "n c, m c -> n m").sum()
+    assert_same(heads, draw(rng, 5, 8), rng=rng)
+
+
+def test_group_norm_takes_channels_last_where_torchs_forward_mode_fails(rng):
+    norm, x = nn.GroupNorm(2, 8).double(), draw(rng, 2, 8, 3, 4)
+    assert_same(norm, x, rng=rng)
+    got = jvp(norm, (x.to(memory_format=torch.channels_last),), (x,))
+    torch.testing.assert_close(got, jvp(norm, (x,), (x,)))
+
+
+def test_a_mixture_of_experts_is_a_product_an_expert(rng):
+    x, w, tx, tw = (draw(rng, *shape).float() for shape in ((16, 8), (2, 8, 8)) * 2)
+    grouped = lambda x, w: F.grouped_mm(x, w, offs=torch.tensor([4, 16], dtype=torch.int32))     # noqa: E731
+    by_hand = lambda x, w: torch.cat([x[:4] @ w[0], x[4:] @ w[1]])                               # noqa: E731
+    torch.testing.assert_close(jvp(grouped, (x, w), (tx, tw)), torch.func.jvp(by_hand, (x, w), (tx, tw)))
 
 
 def test_autocast_gives_both_halves_one_dtype(rng):

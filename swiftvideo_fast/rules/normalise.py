@@ -3,6 +3,7 @@
     softmax      y' = y (x' - sum(e x') / sum e),  e = exp(x - max x)
     layer norm   n = (x - mean x) r,  r = 1 / sqrt(var x + eps):    n' = (x' - mean x') r + (x - mean x) r'
     RMS norm     n = x r,             r = 1 / sqrt(mean x^2 + eps): n' = x' r + x r'
+A group norm is a layer norm of each group.
 Networks in float64 have islands in float32 (softmax, norms, time embeddings): there the same order gives the
 same bits, and the whole agrees with torch.func.jvp to float64.
 """
@@ -36,16 +37,32 @@ def log_softmax(y, input, dim=None, *_, **__):
 @tangent("layer_norm")
 def layer_norm(y, input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
     (x, tx), (w, tw), (_, tb) = parts(input), parts(weight), parts(bias)
-    dims = _last(normalized_shape)
-    x = x.to(y.dtype)
-    _, mean, r = torch.native_layer_norm(x, normalized_shape, None, None, eps)
-    centred, tn = x - mean, None
-    if tx is not None:
-        tx = tx.to(y.dtype)
-        centred_t = tx - tx.mean(dims, keepdim=True)
-        tr = (-(r**3) * centred_t * centred).sum(dims, keepdim=True) / math.prod(normalized_shape)
-        tn = centred_t * r + centred * tr
-    return _affine(y, centred * r, tn, w, tw, tb)
+    n, tn = _standardised(x.to(y.dtype), tx, normalized_shape, eps)
+    return _affine(y, n, tn, w, tw, tb)
+
+
+@tangent("group_norm")
+def group_norm(y, input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
+    (x, tx), (w, tw), (_, tb) = parts(input), parts(weight), parts(bias)
+    x, tx = _shaped((x.shape[0], num_groups, -1), x.to(y.dtype), tx)
+    n, tn = _shaped(y.shape, *_standardised(x, tx, x.shape[2:], eps))
+    return _affine(y, n, tn, *_shaped((-1, *[1] * (y.dim() - 2)), w, tw, tb))
+
+
+def _shaped(shape, *tensors: Tensor | None) -> list[Tensor | None]:
+    return [x if x is None else x.reshape(shape) for x in tensors]
+
+
+def _standardised(x: Tensor, tx: Tensor | None, shape, eps: float) -> tuple[Tensor, Tensor | None]:
+    """(n, n') over the last axes, which have this shape."""
+    _, mean, r = torch.native_layer_norm(x, shape, None, None, eps)
+    centred = x - mean
+    if tx is None:
+        return centred * r, None
+    tx, dims = tx.to(x.dtype), _last(shape)
+    centred_t = tx - tx.mean(dims, keepdim=True)
+    tr = (-(r**3) * centred_t * centred).sum(dims, keepdim=True) / math.prod(shape)
+    return centred * r, centred_t * r + centred * tr
 
 
 @tangent("rms_norm")

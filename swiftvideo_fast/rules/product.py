@@ -23,6 +23,12 @@ for _function in named(*BILINEAR.split()):
     tangent(_function)(partial(_bilinear, _function))
 
 
+@tangent("_grouped_mm", "grouped_mm")
+def grouped_mm(y, a, b, *, bias=None, **kwargs):
+    """The experts of a mixture; torch itself takes no bias yet."""
+    return _bilinear(torch._grouped_mm, y, a, b, **kwargs)
+
+
 @rule(Tensor.__rmatmul__)
 def rmatmul(input, other):
     return torch.matmul(other, input)
