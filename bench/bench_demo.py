@@ -1,0 +1,41 @@
+"""The demo's CCD step, loss and gradients at its own sizes, against reference ops and torch.func.jvp."""
+
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from bench.harness import Case, case
+from bench.passes import plain_torch
+from swiftvideo_fast import path
+from swiftvideo_fast.config import Ccd
+from swiftvideo_fast.data.latents import Latents
+from swiftvideo_fast.models.conditioning import Condition
+from swiftvideo_fast.models.wan import PRESETS, Wan
+from swiftvideo_fast.objectives import ccd
+
+
+@case("demo_step", cpu_demo=(16, 5, 8, 8))
+def build(B: int, T: int, H: int, W: int, device: str, dtype: torch.dtype) -> Case:
+    c = PRESETS["tiny"]
+    net = Wan(c).to(device, dtype)
+    x0, x1 = torch.randn(2, B, c.latent, T, H, W, device=device, dtype=dtype)
+    frames = torch.randn(B, c.condition, T, H, W, device=device, dtype=dtype)
+    text, null_text = torch.randn(2, B, 8, c.text_dim, device=device, dtype=dtype)
+    t = torch.rand(B, device=device)
+    point = path.Point(x0, x1, t, path.interpolate(x0, x1, t))
+    batch = Latents(x0, Condition(frames, text, null_text), [])
+    objective = ccd.ConsistencyDistillation(Ccd(), net, net, net)
+
+    def ours() -> list[Tensor]:
+        loss, _ = objective(point, batch, 500, None)
+        loss.backward()
+        found = [loss.detach(), *(p.grad for p in net.blocks.parameters())]
+        net.zero_grad()
+        return found
+
+    def by_torch() -> list[Tensor]:
+        with plain_torch(), patch.object(ccd, "jvp", torch.func.jvp):
+            return ours()
+
+    return Case(ours, by_torch)
