@@ -109,6 +109,8 @@ class Forward(TorchFunctionMode):
                 args, kwargs = self._with_twins(args), self._with_twins(kwargs)
             if args and type(args[0]) is Tensor and _writes(func) and carries((args[1:], kwargs)):
                 args = (self._twin(args[0]), *args[1:])
+            if Dual in types:                           # Python's own slots refuse one, tangent or not
+                return call(func, args, kwargs)
         return call(func, args, kwargs) if carries((args, kwargs)) else spoken(func)(*args, **kwargs)
 
     def dual(self, x):

@@ -101,6 +101,7 @@ IN_PLACE = {
     "a view taken before the write": lambda x: _seen_through_a_view(x),
     "augmented assignment": lambda x: _written(x, lambda y: y.__iadd__(x).__imul__(3)),
     "a buffer of the network's own": lambda x: _buffered(x),
+    "a constant, then x, into new_zeros": lambda x: _filled(x, x.new_zeros(4, 4)),
     "a buffer as an argument": lambda x: _beside(x, torch.zeros(4, 4, dtype=x.dtype)),
     "masked_fill_": lambda x: _written(x, lambda y: y.masked_fill_(y > 0, 1.0)),
     "copy_ into new_zeros": lambda x: x.new_zeros(x.shape).copy_(x) * x,
@@ -136,6 +137,12 @@ def _buffered(x):
     buffer[1, :, ::2] = x[:, ::2]
     view += x
     return (buffer.sum(0) * x, view)
+
+
+def _filled(x, buffer):
+    buffer[0] = ONES[0]
+    buffer[1:] = x[1:]
+    return buffer * x
 
 
 def _beside(x, buffer):
