@@ -8,7 +8,8 @@ from swiftvideo_fast.config.strict import one_of, want
 
 @dataclass(frozen=True)
 class Run:
-    """Where and how long.  steps: optimizer steps.  keep: newest checkpoints kept."""
+    """Where and how long.  steps: optimizer steps.  keep: newest checkpoints kept.  watch_every: steps from
+    one look at samples to the next; 0 for none."""
 
     dir: str
     steps: int
@@ -16,6 +17,7 @@ class Run:
     save_every: int = 500
     log_every: int = 10
     keep: int = 2
+    watch_every: int = 0
 
 
 @dataclass(frozen=True)
@@ -231,8 +233,9 @@ LIMITS = [
     ("run.steps run.save_every run.log_every run.keep data.pool data.batch optim.lr optim.clip times.std "
      "sample.shift objective.c objective.grid objective.count engine.micro engine.sequence da.lr da.window",
      lambda x: x > 0, "a positive number"),
-    ("run.seed data.speed optim.warmup optim.weight_decay optim.skips objective.warmup objective.beta "
-     "objective.reflow objective.rank da.weight da.start da.watch", lambda x: x >= 0, "0 or more"),
+    ("run.seed run.watch_every data.speed optim.warmup optim.weight_decay optim.skips objective.warmup "
+     "objective.beta objective.reflow objective.rank da.weight da.start da.watch", lambda x: x >= 0,
+     "0 or more"),
     ("objective.drop_text objective.r_max", lambda x: 0 <= x <= 1, "a number in [0, 1]"),
     ("ema", lambda x: 0 <= x < 1, "a number in [0, 1)"),
     ("objective.steps", lambda pair: min(pair) > 0, "two positive numbers"),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from swiftvideo_fast import path
 from swiftvideo_fast.data.latents import Latents
@@ -14,9 +14,11 @@ Log = dict[str, float | Tensor]         # a tensor is shown as a histogram
 
 class Objective:
     """What the loop asks for.  trained: what it trains beside the student, by name, as an engine hands it out
-    (`engine.trained(net, optim)`): the checkpoint keeps it, the objective calls its backward and step."""
+    (`engine.trained(net, optim)`): the checkpoint keeps it, the objective calls its backward and step.
+    teacher: frozen, for those who watch."""
 
     trained: Mapping[str, object] = {}
+    teacher: nn.Module | None = None
 
     def __call__(self, point: path.Point, batch: Latents, step: int,
                  rng: torch.Generator) -> tuple[Tensor, Log]:

@@ -60,7 +60,7 @@ class DistributionAlignment(Objective):
 
     def __init__(self, options: Da, distillation: Consistency, judge, backbone: nn.Module, codec,
                  held_out: tuple[path.Point, Latents] | None = None):
-        self.options, self.distillation = options, distillation
+        self.options, self.distillation, self.teacher = options, distillation, distillation.teacher
         self.backbone, self.codec, self.held_out = backbone, codec, held_out
         self.trained, self.judge = {"judge": judge}, judge.net
         self.exhibits: list[Exhibit] = []

@@ -32,13 +32,14 @@ from swiftvideo_fast.objectives.flow import FlowMatching
 from swiftvideo_fast.objectives.ta import TrajectoryAlignment
 from swiftvideo_fast.seeds import generator
 from swiftvideo_fast.train import checkpoint
-from swiftvideo_fast.train.callbacks import Guard
+from swiftvideo_fast.train.callbacks import Guard, Watch
 from swiftvideo_fast.train.plain import Engine, Plain
 from swiftvideo_fast.train.ranks import Ranks, launched, passes_of
 from swiftvideo_fast.train.report import Report, Silence
 
 OBJECTIVES = {Flow: FlowMatching, Ccd: ConsistencyDistillation, Dcd: DiscreteDistillation}
 WATCHED = 32        # held-out clips that an adversary is watched by
+SHOWN = 4           # clips in the samples of a run
 CONFIG, STUDENT, AVERAGE = "config.yaml", "student.safetensors", "average.safetensors"
 
 
@@ -62,6 +63,7 @@ def train(cfg: Config) -> Path:
         return run
 
     data = training_data(cfg, student.net)
+    watch = watching(cfg, engine, {"student": student.net, "average": ema.net, "teacher": objective.teacher})
     if ranks.rank == 0:
         with whole(run / CONFIG) as aside:
             aside.write_text(yaml.safe_dump(to_dict(cfg), sort_keys=False))
@@ -81,7 +83,12 @@ def train(cfg: Config) -> Path:
                 log |= {"skipped": skipped}
             log |= objective.after_step()
 
-            if done % cfg.run.log_every == 0 or done == cfg.run.steps or skipped:
+            watched = watch and done % cfg.run.watch_every == 0
+            if watched:
+                figures, image = watch(done)
+                report.image(done, image)
+                log |= figures
+            if done % cfg.run.log_every == 0 or done == cfg.run.steps or skipped or watched:
                 report(done, log)
             report.tick()
             if done % cfg.run.save_every == 0 or done == cfg.run.steps:
@@ -238,6 +245,15 @@ def load_latents(cfg: Config, part: str, text_dim: int, count: int, seed: int) -
         warnings.warn(f"left out: {clip}", stacklevel=2)
     return encode_crops(source, count, seed, codec, WordVectors(text_dim),
                         keep_pixels=bool(cfg.da and cfg.da.raw))
+
+
+def watching(cfg: Config, engine: Engine, nets: dict[str, nn.Module | None]) -> Watch | None:
+    """What looks at samples of these networks, where the config asks for it."""
+    if not cfg.run.watch_every:
+        return None
+    clips = load_latents(cfg, "valid", nets["student"].config.text_dim, SHOWN, cfg.run.seed)
+    nets = {name: net for name, net in nets.items() if net is not None}
+    return Watch(cfg, nets, clips, PcaCodec.load(cfg.model.codec), engine)
 
 
 def learning_rate(cfg: Config, step: int) -> float:

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -30,7 +31,7 @@ class Report:
         self.log = open(run / LOG, "a", buffering=1)  # noqa: SIM115  (closed in close)
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
         self.bar = tqdm(total=steps, initial=start, unit="step", desc=run.name, mininterval=1.0, disable=None)
-        self.name, self.start, self.steps = run.name, start, steps
+        self.run, self.name, self.start, self.steps = run, run.name, start, steps
         self.began = self.spoke = time.monotonic()
 
     def __call__(self, step: int, values: dict[str, float | Tensor]) -> None:
@@ -44,6 +45,13 @@ class Report:
         self.bar.set_postfix(shown, refresh=False)
         if self.bar.disable:
             self._speak(step, shown)
+
+    def image(self, step: int, image_3HW: Tensor) -> None:
+        """In [0, 1]: samples/step-XXXXXXXX.png, and TensorBoard."""
+        with whole(self.run / f"samples/step-{step:08d}.png") as aside:
+            pixels = (image_3HW * 255).round().byte().permute(1, 2, 0)
+            Image.fromarray(pixels.numpy()).save(aside, "png")
+        self.board.add_image("samples", image_3HW, step)
 
     def tick(self) -> None:
         self.bar.update()
@@ -71,6 +79,8 @@ class Silence:
     """What the other ranks say."""
 
     def __call__(self, step: int, values: dict) -> None: ...
+
+    def image(self, step: int, image_3HW: Tensor) -> None: ...
 
     def tick(self) -> None: ...
 
