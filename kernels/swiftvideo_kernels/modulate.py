@@ -132,5 +132,6 @@ def modulate_backward(dy: Tensor, x: Tensor, s: Tensor, eps: float) -> tuple[Ten
     dx = torch.empty_like(x)
     chunks = triton.cdiv(N, CHUNK)
     ds, db = (torch.empty(B, chunks, C, dtype=torch.float32, device=x.device) for _ in range(2))
-    _modulate_backward_kernel[chunks, B](dy, x, s, dx, ds, db, N, C, eps, CHUNK=CHUNK, **whole_rows(C))
+    _modulate_backward_kernel[chunks, B](
+        dy, x, s, dx, ds, db, N, C, eps, CHUNK=CHUNK, **whole_rows(C, values=8))
     return dx, ds.sum(1).to(s.dtype), db.sum(1).to(s.dtype)

@@ -146,5 +146,5 @@ def norm_rope_backward(dy: Tensor, x: Tensor, w: Tensor, cos: Tensor | None, sin
     dx = torch.empty_like(x)
     dw = torch.empty(B, chunks, C, dtype=torch.float32, device=x.device)
     _norm_rope_backward_kernel[chunks, B](
-        dy, x, w, cos, sin, dx, dw, N, C, R, eps, CHUNK=CHUNK, **whole_rows(C))
+        dy, x, w, cos, sin, dx, dw, N, C, R, eps, CHUNK=CHUNK, **whole_rows(C, values=8))
     return dx, dw.sum((0, 1)).to(w.dtype)

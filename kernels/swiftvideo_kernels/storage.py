@@ -13,14 +13,14 @@ def contiguous(op: str, *tensors: Tensor | None) -> list[Tensor | None]:
     return [x if x is None else x.contiguous() for x in tensors]
 
 
-def whole_rows(C: int) -> dict[str, int]:
-    """The tile of a kernel that needs whole rows of C channels: about 4096 values, 16 a thread."""
+def whole_rows(C: int, values: int = 16) -> dict[str, int]:
+    """The tile of a kernel that needs whole rows of C channels: about 4096 values, so many a thread."""
     block_c = triton.next_power_of_2(C)
     rows = max(1, 4096 // max(block_c, 512))
-    return {"ROWS": rows, "BLOCK_C": block_c, "num_warps": min(16, max(1, rows * block_c // 512))}
+    return {"ROWS": rows, "BLOCK_C": block_c, "num_warps": min(32, max(1, rows * block_c // (32 * values)))}
 
 
 def part_rows(C: int) -> dict[str, int]:
-    """The tile of a kernel that may cut a row: about 2048 values, 16 a thread."""
+    """The tile of a kernel that may cut a row: about 4096 values, 16 a thread."""
     block_c = min(512, triton.next_power_of_2(C))
-    return {"ROWS": 4, "BLOCK_C": block_c, "num_warps": max(1, block_c // 128)}
+    return {"ROWS": 8, "BLOCK_C": block_c, "num_warps": max(1, block_c // 64)}

@@ -56,7 +56,7 @@ TILES: dict[tuple[str, str, int], tuple[Tile, ...]] = {
     ("attention_jvp", "sm100", 64): (Tile(128, 64, 8, 2),),
     ("attention_jvp", "sm100", 128): (Tile(128, 64, 8, 2, True), Tile(64, 32, 4, 2)),
     ("attention_jvp", "sm100", 256): (Tile(64, 32, 8, 2, True),),
-    ("attention_tangent", "sm100", 64): (Tile(128, 64, 8, 2),),
+    ("attention_tangent", "sm100", 64): (Tile(128, 64, 8, 2, True),),
     ("attention_tangent", "sm100", 128): (Tile(128, 64, 8, 2, True), Tile(64, 32, 4, 2)),
     ("attention_tangent", "sm100", 256): (Tile(64, 32, 8, 2, True),),
     ("attention_jvp", "fp32", 64): (Tile(32, 16, 4, 1),),
