@@ -44,8 +44,9 @@ SHARED = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}     # bytes of shared 
 N = 24960                                                     # tokens of 61 frames of 832 x 480
 F32 = torch.float32
 SAMPLE = (                                                    # every kernel, and what is nearest to a spill
-    "attention_jvp sm90 128: 128x64", "attention_jvp sm90 128: 128x32, 8 warps",
-    "attention_tangent sm90 128: 128x64", "attention_tangent sm90 256: 64x32",
+    "attention_jvp sm90 128: 128x64", "attention_jvp sm90 128: 128x32, 8 warps, 3 stages, TMA, causal",
+    "attention_tangent sm90 128: 128x64, 8 warps, 2 stages, TMA, causal",
+    "attention_tangent sm90 128: 128x64, 4 warps, 2 stages, TMA, specialised, causal",
     "modulate_jvp 5120", "modulate_backward 5120", "norm_rope_jvp 5120", "norm_rope_backward 5120",
     "gate_jvp 5120", "gate_backward 5120", "gelu_jvp", "tangent", "ccd_loss", "ema_")
 
