@@ -117,12 +117,42 @@ void gather(const T* from, int64_t stride, int64_t tokens, int64_t D, Wide<T>* t
   }
 }
 
-// The same, transposed and scaled: (D, QUERIES).
+// A square at `from`, `rows` x `columns` of it there and the rest zero, transposed.
+template <typename T, typename F>
+SV_INLINE void turn(const T* from, int64_t stride, int64_t rows, int64_t columns, F use) {
+  using A = Wide<T>;
+  V<A> square[LANES<A>];
+#pragma GCC unroll 16
+  for (int row = 0; row < LANES<A>; ++row) {
+    const T* at = from + row * stride;
+    square[row] = row >= rows ? V<A>{} : columns < LANES<A> ? load(at, Some{columns}) : load(at);
+  }
+  transpose<A>(square);
+#pragma GCC unroll 16
+  for (int column = 0; column < LANES<A>; ++column)
+    if (column < columns) use(column, square[column]);
+}
+
+// `tokens` rows of D, scaled, as columns, up to a full register of them: (D, QUERIES).
 template <typename T>
 void gather_lanes(const T* from, int64_t stride, int64_t tokens, int64_t D, Wide<T> scale, Wide<T>* to) {
-  memset(to, 0, D * QUERIES * sizeof *to);
-  for (int64_t n = 0; n < tokens; ++n)
-    for (int64_t d = 0; d < D; ++d) to[d * QUERIES + n] = scale * widen(from[n * stride + d]);
+  constexpr int lanes = LANES<Wide<T>>;
+  for (int64_t n = 0; n < tokens; n += lanes)
+    for (int64_t d = 0; d < D; d += lanes)
+      turn(from + n * stride + d, stride, tokens - n, least(lanes, D - d),
+           [&](int64_t column, auto v) { store(to + (d + column) * QUERIES + n, v * scale); });
+}
+
+// And back: (D, QUERIES) to `tokens` rows of D.
+template <typename T>
+void scatter_lanes(const Wide<T>* from, int64_t tokens, int64_t D, int64_t stride, T* to) {
+  constexpr int lanes = LANES<Wide<T>>;
+  for (int64_t n = 0; n < tokens; n += lanes)
+    for (int64_t d = 0; d < D; d += lanes)
+      turn(from + d * QUERIES + n, QUERIES, D - d, least(lanes, tokens - n), [&](int64_t column, auto v) {
+        T* row = to + (n + column) * stride + d;
+        D - d < lanes ? store(row, v, Some{D - d}) : store(row, v);
+      });
 }
 
 template <typename T> SV_INLINE V<Wide<T>> as_stored(V<Wide<T>> v) {
@@ -172,15 +202,19 @@ template <typename T> struct AttentionTask {
     }
 
     for (int64_t j = 0; j < queries; ++j) {
-      const int64_t n = first + j, out = ((clip * a.N + n) * a.H + head) * a.D;
-      const A inverse = l[j] > 0 ? 1 / l[j] : l[j] == 0 ? 0 : l[j], mean = r[j] * inverse;  // no keys: zero
-      for (int64_t d = 0; d < a.D; ++d) {
-        const A o = O[d * QUERIES + j];
-        put(a.o + out + d, o * inverse);
-        if (a.to) put(a.to + out + d, (tO[d * QUERIES + j] - mean * o) * inverse);
-      }
-      a.lse[(clip * a.H + head) * a.N + n] = m[j] + A(std::log(double(exact[j])));
+      a.lse[(clip * a.H + head) * a.N + first + j] = m[j] + A(std::log(double(exact[j])));
+      l[j] = l[j] > 0 ? 1 / l[j] : l[j] == 0 ? 0 : l[j];  // no keys: zero
+      r[j] *= l[j];
     }
+    for (int64_t d = 0; d < a.D; ++d)
+      for (int64_t j = 0; j < queries; j += LANES<A>) {
+        A *o = O + d * QUERIES + j, *to = tO + d * QUERIES + j;
+        store(o, load(o) * load(l + j));
+        if (a.to) store(to, load(to) * load(l + j) - load(r + j) * load(o));
+      }
+    const int64_t out = ((clip * a.N + first) * a.H + head) * a.D;
+    scatter_lanes(O, queries, a.D, a.H * a.D, a.o + out);
+    if (a.to) scatter_lanes(tO, queries, a.D, a.H * a.D, a.to + out);
   }
 
   // S, tS -> p, h for one register of queries from `j`; key i is seen by query j if i <= j + diagonal.

@@ -262,15 +262,30 @@ std::tuple<Tensor, Tensor> gate_backward(Tensor dz, Tensor y, const Tensor& g) {
   return {dy, dg.sum(1).to(g.scalar_type())};
 }
 
-std::tuple<Tensor, Tensor> gelu_jvp(Tensor x, Tensor tx) {
-  x = dense(x), tx = dense(tx);
-  const Tensor y = output(x), ty = output(x);
-  by_dtype("gelu_jvp", x.scalar_type(), [&](auto zero) {
+void gelu_of(const Tensor& x, const Maybe& tx, const Maybe& y, const Maybe& ty) {
+  by_dtype("gelu", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const Gelu<T> a{data<T>(x), data<T>(tx), data<T>(y), data<T>(ty)};
     over(x.numel(), 1, [&](int64_t begin, int64_t end) { kernels<T>().gelu(a, begin, end); });
   });
+}
+Tensor gelu(Tensor x) {
+  x = dense(x);
+  const Tensor y = output(x);
+  gelu_of(x, {}, y, {});
+  return y;
+}
+std::tuple<Tensor, Tensor> gelu_jvp(Tensor x, Tensor tx) {
+  x = dense(x), tx = dense(tx);
+  const Tensor y = output(x), ty = output(x);
+  gelu_of(x, tx, y, ty);
   return {y, ty};
+}
+Tensor gelu_backward(Tensor dy, Tensor x) {
+  x = dense(x), dy = dense(dy);
+  const Tensor dx = output(x);
+  gelu_of(x, dy, {}, dx);
+  return dx;
 }
 
 std::tuple<Tensor, Tensor> tangent(Tensor v, Tensor F, Tensor dF, const Tensor& t, double r,
@@ -367,7 +382,9 @@ PYBIND11_MODULE(_C, m) {
   def("gate", &gate);
   def("gate_jvp", &gate_jvp);
   def("gate_backward", &gate_backward);
+  def("gelu", &gelu);
   def("gelu_jvp", &gelu_jvp);
+  def("gelu_backward", &gelu_backward);
   def("tangent", &tangent);
   def("ccd_loss", &ccd_loss);
   def("ema_", &ema_);

@@ -1,4 +1,4 @@
-// GELU (tanh) and its tangent.
+// GELU (tanh), its tangent and its backward: elementwise, so dx is as a tangent, of dy.
 //
 //   tanh(u) = 2 sigma(2u) - 1, so      y  = x sigma(z)        z = 2 sqrt(2 / pi) (x + 0.044715 x^3)
 //                                      ty = (sigma + x sigma (1 - sigma) z') tx
@@ -11,7 +11,7 @@ namespace swiftvideo {
 
 template <typename T> struct Gelu {
   const T *x, *tx;
-  T *y, *ty;
+  T *y, *ty;  // one of them may be null: not wanted
 };
 
 namespace SV_LEVEL {
@@ -20,13 +20,15 @@ template <typename T> void gelu(const Gelu<T>& a, int64_t begin, int64_t end) {
   using A = Wide<T>;
   constexpr A slope = A(1.5957691216057307), cubic = A(1.5957691216057307 * 0.044715);
   sweep<A>(end - begin, [&](int64_t i, auto n) {
-    const V<A> x = load(a.x + begin + i, n), tx = load(a.tx + begin + i, n), square = x * x;
-    const V<A> z = x * (slope + cubic * square), dz = slope + 3 * cubic * square;
+    const V<A> x = load(a.x + begin + i, n), square = x * x;
+    const V<A> z = x * (slope + cubic * square);
     // Both halves of sigma from e^-|z|: 1 - sigma would cancel where sigma is near 1.
     const V<A> e = exp<A>(z < 0 ? z : -z), near = A(1) / (A(1) + e), far = e * near;
-    const V<A> sigma = z < 0 ? far : near, rest = z < 0 ? near : far;
-    store(a.y + begin + i, x * sigma, n);
-    store(a.ty + begin + i, sigma * (A(1) + x * rest * dz) * tx, n);
+    const V<A> sigma = z < 0 ? far : near;
+    if (a.y) store(a.y + begin + i, x * sigma, n);
+    if (!a.ty) return;
+    const V<A> rest = z < 0 ? near : far, dz = slope + 3 * cubic * square;
+    store(a.ty + begin + i, sigma * (A(1) + x * rest * dz) * load(a.tx + begin + i, n), n);
   });
 }
 

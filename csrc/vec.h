@@ -192,6 +192,23 @@ template <typename A> SV_INLINE A across(V<A> v) {
   return v[0];
 }
 
+// Rows of a square become its columns: at each step the off-diagonal corners of every pair of squares change places.
+template <typename A> SV_INLINE void transpose(V<A> (&rows)[LANES<A>]) {
+#pragma GCC unroll 4
+  for (int step = 1; step < LANES<A>; step *= 2) {
+    const Ints<A> lane = iota<A>(), right = lane & Index<A>(step);
+    const Ints<A> left_of = lane + (right ? Ints<A>{} + Index<A>(LANES<A> - step) : Ints<A>{});
+    const Ints<A> right_of = lane + (right ? Ints<A>{} + Index<A>(LANES<A>) : Ints<A>{} + Index<A>(step));
+#pragma GCC unroll 16
+    for (int row = 0; row < LANES<A>; ++row)
+      if (!(row & step)) {
+        const V<A> upper = rows[row], lower = rows[row + step];
+        rows[row] = __builtin_shuffle(upper, lower, left_of);
+        rows[row + step] = __builtin_shuffle(upper, lower, right_of);
+      }
+  }
+}
+
 // Sums over a row: each lane adds RUN registers in A, then joins a double.  A running float sum over 1536 channels
 // alone errs more than torch's whole op; converting every register costs more than all the rest of a row.
 constexpr int64_t RUN = 16;

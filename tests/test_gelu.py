@@ -8,7 +8,7 @@ from oracle import DTYPES, LENGTHS, LEVELS, assert_as_good_as_torch, at_level, f
 
 from swiftvideo_fast.dual import Dual
 from swiftvideo_fast.ops import gelu, reference
-from swiftvideo_fast.ops.gelu import gelu_jvp
+from swiftvideo_fast.ops.gelu import gelu_backward, gelu_jvp, gelu_op
 
 
 def meaning(x, tx):
@@ -23,7 +23,9 @@ def test_matches_forward_mode(level, dtype, B, N, C, strided, scale):
     x, tx = (normal(rng, B, N, C, dtype=dtype, strided=strided) for _ in range(2))
     with at_level(level):
         got = gelu_jvp(scale * x, tx)
+        apart = gelu_op(scale * x), gelu_backward(tx, scale * x)
     assert_as_good_as_torch("y ty", got, meaning, scale * x, tx)
+    assert all(map(torch.equal, apart, got))                    # elementwise: the backward is the tangent
 
 
 def test_far_from_zero_it_is_the_identity_or_nothing():
@@ -44,12 +46,14 @@ def test_is_linear_in_the_tangent(rng):
 
 def test_gradients_pass_gradcheck(rng):
     x, tx = normal(rng, 2, 7).requires_grad_(), normal(rng, 2, 7)
+    torch.autograd.gradcheck(gelu, (x,))
     torch.autograd.gradcheck(lambda x: gelu(Dual(x, tx)).p, (x,))
 
 
-def test_op_is_well_formed(rng):
+def test_ops_are_well_formed(rng):
     x, tx = (normal(rng, 3, 4, dtype=torch.float32) for _ in range(2))
-    torch.library.opcheck(gelu_jvp, (x.requires_grad_(), tx))
+    torch.library.opcheck(gelu_op, (x.requires_grad_(),))
+    torch.library.opcheck(gelu_jvp, (x, tx))
 
 
 def test_says_which_argument_is_wrong(rng):

@@ -1,11 +1,10 @@
-"""GELU (tanh) and its tangent in one pass: swiftvideo_fast::gelu_jvp.  The plain op is torch's own.
+"""GELU (tanh) and its tangent: swiftvideo_fast::gelu, ::gelu_jvp and the backward both share.
 
 y is differentiable in x; ty is not: the losses stop the gradient there.
-Any shape; outputs are contiguous, in x's dtype.
+Any shape; outputs are contiguous, in x's dtype.  On a GPU the plain op and the backward are torch's own.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from swiftvideo_fast import _C
@@ -17,7 +16,25 @@ from swiftvideo_fast.ops import check
 def gelu(x: Tensor | Dual) -> Tensor | Dual:
     """The tanh-approximated GELU."""
     x, tx = parts(x)
-    return F.gelu(x, approximate="tanh") if tx is None else Dual(*gelu_jvp(x, tx))
+    return gelu_op(x) if tx is None else Dual(*gelu_jvp(x, tx))
+
+
+@torch.library.custom_op("swiftvideo_fast::gelu", mutates_args=(), device_types="cpu")
+def gelu_op(x: Tensor) -> Tensor:
+    """gelu(x)."""
+    check.stored("gelu", x.dtype, x=x)
+    return _C.gelu(x)
+
+
+@gelu_op.register_kernel("cuda")
+def _(x):
+    check.stored("gelu", x.dtype, x=x)
+    return torch.ops.aten.gelu(x.contiguous(), approximate="tanh")
+
+
+@gelu_op.register_fake
+def _(x):
+    return x.new_empty(x.shape)
 
 
 @torch.library.custom_op("swiftvideo_fast::gelu_jvp", mutates_args=(), device_types="cpu")
@@ -40,6 +57,22 @@ def _(x, tx):
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
+@torch.library.custom_op("swiftvideo_fast::gelu_backward", mutates_args=(), device_types="cpu")
+def gelu_backward(dy: Tensor, x: Tensor) -> Tensor:
+    """gelu'(x) dy."""
+    return _C.gelu_backward(dy, x)
+
+
+@gelu_backward.register_kernel("cuda")
+def _(dy, x):
+    return torch.ops.aten.gelu_backward(dy.contiguous(), x.contiguous(), approximate="tanh")
+
+
+@gelu_backward.register_fake
+def _(dy, x):
+    return x.new_empty(x.shape)
+
+
 def _check(x: Tensor, tx: Tensor) -> None:
     check.shaped("gelu_jvp", "x's axes", x.shape, tx=tx)
     check.stored("gelu_jvp", x.dtype, x=x, tx=tx)
@@ -47,11 +80,13 @@ def _check(x: Tensor, tx: Tensor) -> None:
 
 def _save(ctx, inputs, output):
     ctx.save_for_backward(inputs[0])
+
+
+def _save_jvp(ctx, inputs, output):
+    ctx.save_for_backward(inputs[0])
     ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx, dy, _):
-    return torch.ops.aten.gelu_backward(dy, *ctx.saved_tensors, approximate="tanh"), None
-
-
-gelu_jvp.register_autograd(_backward, setup_context=_save)
+gelu_op.register_autograd(lambda ctx, dy: gelu_backward(dy, *ctx.saved_tensors), setup_context=_save)
+gelu_jvp.register_autograd(lambda ctx, dy, _: (gelu_backward(dy, *ctx.saved_tensors), None),
+                           setup_context=_save_jvp)
