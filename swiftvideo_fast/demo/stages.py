@@ -8,14 +8,15 @@ from torch import Tensor
 
 from swiftvideo_fast import config
 from swiftvideo_fast.config import Config
+from swiftvideo_fast.demo.crew import train_all
 from swiftvideo_fast.evaluate.benchmark import REFERENCE_STEPS, Benchmark
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.codec import PcaCodec
 from swiftvideo_fast.models.wan import Wan
 from swiftvideo_fast.sampler import Sampling
-from swiftvideo_fast.train.loop import AVERAGE, load_latents, train
+from swiftvideo_fast.train.loop import AVERAGE, load_latents
 from swiftvideo_fast.train.report import read_log
-from swiftvideo_fast.train.rounds import averages, make_pairs, rounds
+from swiftvideo_fast.train.rounds import averages, rounds
 
 STAGES = {"CCD": "ccd.yaml", "CCD + DA": "da.yaml"}             # each from the student of the one before
 FIRST, LAST = STAGES
@@ -54,9 +55,7 @@ def run_seed(folder: Path, configs: Path, seed: int, clips: int, overrides: list
     for name, cfg in runs.items():
         if cfg.da:
             print(f"{name}: real and generated clips are told apart through {cfg.da.backbone}", flush=True)
-        if isinstance(cfg.objective, config.Ta):
-            make_pairs(cfg)
-        train(cfg)
+    train_all(list(runs.values()))
 
     cfg = runs[FIRST]
     teacher, codec = weights.load(cfg.model.weights), PcaCodec.load(cfg.model.codec)
