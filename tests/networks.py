@@ -1,6 +1,6 @@
 """Other people's networks, small and randomly initialised, as functions of floating-point tensors.
 
-Each builder gives (function, arguments) in float64: the function is the unmodified module, its constant
+Each builder gives (function, arguments) in the dtype D: the function is the unmodified module, its constant
 inputs bound.
 """
 
