@@ -113,7 +113,7 @@ def test_a_video_is_whole_or_absent(tmp_path, monkeypatch):
         raise RuntimeError("midway")
 
     (tmp_path / "clip.mp4").write_bytes(b"old")
-    monkeypatch.setattr(clips.av.VideoFrame, "from_ndarray", fail, raising=False)
+    monkeypatch.setattr(av.VideoFrame, "from_ndarray", fail, raising=False)
     with pytest.raises(RuntimeError, match="midway"):
         write_video(tmp_path / "clip.mp4", torch.zeros(3, 2, 16, 16))
     assert os.listdir(tmp_path) == ["clip.mp4"] and (tmp_path / "clip.mp4").read_bytes() == b"old"

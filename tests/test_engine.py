@@ -26,7 +26,8 @@ from swiftvideo_fast.train import checkpoint, loop  # noqa: E402
 from swiftvideo_fast.train.report import read_log  # noqa: E402
 
 SPLITS = [(1, 1), (2, 1), (2, 2), (4, 2)]       # processes, those that share the tokens of a clip
-SLACK = 8                                       # of what rounding does, measured on one other rounding
+SHAKES = 2                                      # other roundings that what rounding does is measured on
+SLACK = 8                                       # of the largest of them
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +55,11 @@ def ended(processes, cfg, world: int, work=tiny.train) -> Path:
     return Path(cfg.run.dir)
 
 
-def shaken(inputs: Path) -> Path:
+def shaken(inputs: Path, seed: int) -> Path:
     """The inputs, each weight moved by about half the spacing of floats there: what any rounding may do."""
-    folder = inputs / "shaken"
+    folder = inputs / f"shaken-{seed}"
     folder.mkdir(exist_ok=True)
-    net, rng = weights.load(inputs / "teacher.safetensors"), torch.Generator().manual_seed(0)
+    net, rng = weights.load(inputs / "teacher.safetensors"), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in net.parameters():
             p *= 1 + torch.finfo(p.dtype).eps * (torch.rand(p.shape, generator=rng) - 0.5)
@@ -80,8 +81,9 @@ def distance(a: Path, b: Path) -> tuple[float, float]:
 
 def compare(inputs: Path, processes, splits, steps: int, work=tiny.train) -> dict:
     """Distances from one process without DeepSpeed, by split; under (0, 0) those that rounding makes."""
-    alone = ended(processes, config(inputs, f"alone-{work.__name__}", 0, steps), 0, work)
-    found = {(0, 0): distance(alone, ended(processes, config(shaken(inputs), "run", 0, steps), 0, work))}
+    alone, *rounded = (ended(processes, config(folder, f"alone-{work.__name__}", 0, steps), 0, work)
+                       for folder in (inputs, *(shaken(inputs, seed) for seed in range(SHAKES))))
+    found = {(0, 0): tuple(map(max, zip(*(distance(alone, other) for other in rounded), strict=True)))}
     for world, sequence in splits:
         cfg = config(inputs, f"{work.__name__}-{world}-{sequence}", world, steps, sequence=sequence)
         found[world, sequence] = distance(alone, ended(processes, cfg, world, work))
@@ -98,7 +100,7 @@ def test_zero3_and_ulysses_are_the_same_run(inputs, processes):
 
 
 def test_they_are_with_the_reference_ops_too(inputs, processes):
-    assert_within_rounding(compare(inputs, processes, [(2, 2)], steps=4, work=sharded.train_by_reference))
+    assert_within_rounding(compare(inputs, processes, [(2, 2)], steps=6, work=sharded.train_by_reference))
 
 
 def test_the_shared_tokens_have_the_value_tangent_and_gradients_of_the_whole(processes, tmp_path):
