@@ -14,19 +14,8 @@ from swiftvideo_fast import cli, config
 from swiftvideo_fast.data import index
 from swiftvideo_fast.train import loop
 
+pytestmark = pytest.mark.usefixtures("tiny_clips")
 COMMANDS = ["train", "pairs", "align", "codec", "sample", "evaluate", "demo"]
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    tiny.write_inputs(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def tiny_clips(monkeypatch):
-    monkeypatch.setattr(loop, "demo_clips", lambda height: list(tiny.clips()))
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
 """The demo's runs and page, without the training: what starts from what, and what the report shows."""
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 
 from swiftvideo_fast import config
-from swiftvideo_fast.demo import page
+from swiftvideo_fast.demo import crew, page
 from swiftvideo_fast.demo.stages import (
     ALIGNED,
     FULL,
@@ -23,6 +26,8 @@ from swiftvideo_fast.demo.stages import (
 )
 from swiftvideo_fast.evaluate.report import render
 from swiftvideo_fast.evaluate.tables import METRICS, Row
+from swiftvideo_fast.models import weights
+from swiftvideo_fast.train.loop import AVERAGE, train
 
 CONFIGS = Path(__file__).parents[1] / "configs/demo"
 STEPS = {"teacher": TEACHER_STEPS} | dict.fromkeys((*STAGES, FULL, *ALIGNED), STUDENT_STEPS)
@@ -74,6 +79,69 @@ def test_variants_differ_from_the_first_round_in_what_they_try_alone(tmp_path):
     assert tried == {"DPO alone": {"objective.reflow"} | pairs, "reflow alone": {"objective.beta"} | pairs,
                      "real winners": {"objective.winner", "run.dir"}}
     assert runs["DPO alone"].objective.pairs == f"{runs[ALIGNED[0]].run.dir}/pairs"
+
+
+class Fake:
+    """A crew of threads, so that a test can watch it."""
+
+    def __init__(self, workers, context, begin):
+        self.pool = ThreadPoolExecutor(4)
+
+    def __enter__(self):
+        return self.pool
+
+    def __exit__(self, *why):
+        self.pool.shutdown()
+
+
+def test_a_run_waits_for_those_it_starts_from_and_for_no_others(tmp_path, monkeypatch):
+    runs = dict(students(tmp_path, CONFIGS, seed=0, overrides=[]))
+    names = {cfg.run.dir: name for name, cfg in runs.items()}
+    before = {name: {other for other in runs if crew.starts_from(runs[name], runs[other])} for name in runs}
+    first, second = ALIGNED
+    assert before == {"CCD": set(), LAST: {"CCD"}, UNJUDGED: {"CCD"}, FULL: set(), first: {LAST},
+                      second: {first}, "DPO alone": {LAST, first}, "reflow alone": {LAST, first},
+                      "real winners": {LAST}}
+
+    done = []
+
+    def finish(cfg) -> None:
+        assert before[names[cfg.run.dir]] <= set(done)
+        done.append(names[cfg.run.dir])
+
+    monkeypatch.setattr(crew, "ProcessPoolExecutor", Fake)
+    monkeypatch.setattr(crew, "finish", finish)
+    crew.train_all([*runs.values()])
+    assert sorted(done) == sorted(runs)
+
+
+def test_the_first_error_of_a_run_ends_the_crew(tmp_path, monkeypatch):
+    def finish(cfg) -> None:
+        started.append(cfg.run.dir)
+        raise ValueError("no such teacher")
+
+    started = []
+    runs = dict(students(tmp_path, CONFIGS, seed=0, overrides=[]))
+    monkeypatch.setattr(crew, "ProcessPoolExecutor", Fake)
+    monkeypatch.setattr(crew, "finish", finish)
+    with pytest.raises(ValueError, match="no such teacher"):
+        crew.train_all([*runs.values()])
+    assert set(started) <= {runs["CCD"].run.dir, runs[FULL].run.dir}
+
+
+def test_a_crew_of_processes_trains_to_the_same_bits_as_the_loop(inputs, tmp_path):
+    """On the real clips: what a test patches does not reach another process."""
+    cfg = tiny.config(inputs, "ccd", run=str(tmp_path / "beside"))
+    cfg = replace(cfg, data=replace(cfg.data, pool=4), run=replace(cfg.run, steps=2))
+    crew.train_all([cfg])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = train(replace(cfg, run=replace(cfg.run, dir=str(tmp_path / "alone"))))
+    finally:
+        torch.set_num_threads(threads)
+    ours, theirs = (weights.read(run / AVERAGE)[0] for run in (tmp_path / "beside", alone))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_the_tables_have_the_papers_layouts(result):

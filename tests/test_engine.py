@@ -31,13 +31,6 @@ SLACK = 8                                       # of the largest of them
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    tiny.write_inputs(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def processes():
     return fleet.server()
 

@@ -19,19 +19,8 @@ from swiftvideo_fast.models.encoders import WordVectors
 from swiftvideo_fast.train import checkpoint, loop, rounds
 from swiftvideo_fast.train.ema import Ema
 
+pytestmark = pytest.mark.usefixtures("tiny_clips")
 COUNT = 2 * pairs.SHARD + 3         # the last shard is not full
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    tiny.write_inputs(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def tiny_clips(monkeypatch):
-    monkeypatch.setattr(loop, "demo_clips", lambda height: list(tiny.clips()))
 
 
 def config(inputs: Path, folder: Path, **options):

@@ -19,19 +19,8 @@ from swiftvideo_fast.train import checkpoint, loop, report
 from swiftvideo_fast.train.ema import Ema
 from swiftvideo_fast.train.report import Report, read_log
 
+pytestmark = pytest.mark.usefixtures("tiny_clips")
 KILLED = -signal.SIGKILL
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    tiny.write_inputs(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def tiny_clips(monkeypatch):
-    monkeypatch.setattr(loop, "demo_clips", lambda height: list(tiny.clips()))
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from swiftvideo_fast.atomic import whole
 from swiftvideo_fast.demo import page
 from swiftvideo_fast.demo.stages import run_seed
 from swiftvideo_fast.evaluate.report import write_report
@@ -15,5 +16,6 @@ def demo(folder: Path, configs: Path, seeds: int = 1, clips: int = 256, override
     rows = [Row(name, steps, {m: [r.rows[name, steps][m] for r in results] for m in figures})
             for (name, steps), figures in results[0].rows.items()]
     print("".join(f"\n{table.text()}\n" for table in page.tables(rows, clips)))
-    (folder / "table.json").write_text(json.dumps(as_json(rows), indent=1) + "\n")
+    with whole(folder / "table.json") as aside:
+        aside.write_text(json.dumps(as_json(rows), indent=1) + "\n")
     return write_report(folder / "report.html", page.TITLE, page.sections(results, rows, clips))

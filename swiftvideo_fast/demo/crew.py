@@ -18,11 +18,10 @@ from swiftvideo_fast.train.rounds import make_pairs
 
 def train_all(runs: list[Config]) -> None:
     """Train each config to its end, in their order where cores are short.  The first error ends it."""
-    workers = min(len(runs), os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count())
     spawn = multiprocessing.get_context("spawn")
     running: dict[Future, Config] = {}
     waiting = list(runs)
-    with ProcessPoolExecutor(workers, spawn, begin) as crew:
+    with ProcessPoolExecutor(os.cpu_count(), spawn, begin) as crew:
         try:
             while waiting or running:
                 unfinished = [*waiting, *running.values()]
@@ -54,8 +53,8 @@ def begin() -> None:
     """A worker: one thread, and no longer alive than the process that started it."""
     torch.set_num_threads(1)
 
-    def outlive() -> None:
+    def end_with_it() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    threading.Thread(target=outlive, daemon=True).start()
+    threading.Thread(target=end_with_it, daemon=True).start()
