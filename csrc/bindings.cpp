@@ -81,6 +81,7 @@ void over(int64_t items, int64_t elements_each, const std::function<void(int64_t
   at::parallel_for(0, items, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, elements_each)), run);
 }
 int64_t pieces(int64_t n, int64_t each) { return (n + each - 1) / each; }
+bool past_caches(const Tensor& plane, int64_t planes) { return planes * int64_t(plane.nbytes()) > CACHE; }
 
 // --- ops ---------------------------------------------------------------------------------------------------------
 
@@ -145,8 +146,9 @@ std::tuple<Tensor, Maybe> modulated(Tensor x, Maybe tx, Tensor s, Maybe ts, Tens
   by_dtype("modulate", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Wide<T>;
-    const Modulate<T> a{data<T>(x), data<T>(tx), data<A>(s), data<A>(ts), data<A>(b), data<A>(tb),
-                        data<T>(y), data<T>(ty), N,          C,           eps};
+    const Modulate<T> a{data<T>(x), data<T>(tx), data<A>(s), data<A>(ts),
+                        data<A>(b), data<A>(tb), data<T>(y), data<T>(ty),
+                        N,          C,           eps,        past_caches(x, tx ? 4 : 2)};
     over(x.size(0) * N, C, [&](int64_t begin, int64_t end) { kernels<T>().modulate(a, begin, end); });
   });
   return {y, ty};
@@ -183,9 +185,18 @@ std::tuple<Tensor, Maybe> norm_roped(Tensor x, Maybe tx, Tensor w, Maybe cos, Ma
   by_dtype("norm_rope", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Wide<T>;
-    const NormRope<T> a{
-        data<T>(x), data<T>(tx), data<A>(w), data<A>(cos), data<A>(sin), data<T>(y), data<T>(ty),
-        N,          C,           D,          eps};
+    const NormRope<T> a{data<T>(x),
+                        data<T>(tx),
+                        data<A>(w),
+                        data<A>(cos),
+                        data<A>(sin),
+                        data<T>(y),
+                        data<T>(ty),
+                        N,
+                        C,
+                        D,
+                        eps,
+                        past_caches(x, tx ? 4 : 2)};
     over(x.size(0) * N, C, [&](int64_t begin, int64_t end) { kernels<T>().norm_rope(a, begin, end); });
   });
   return {y, ty};
@@ -233,8 +244,17 @@ std::tuple<Tensor, Maybe> gated(Tensor x, Maybe tx, Tensor y, Maybe ty, Tensor g
   by_dtype("gate", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Wide<T>;
-    const Gate<T> a{data<T>(x),  data<T>(tx), data<T>(y),  data<T>(ty), data<A>(g),
-                    data<A>(tg), data<T>(z),  data<T>(tz), N,           C};
+    const Gate<T> a{data<T>(x),
+                    data<T>(tx),
+                    data<T>(y),
+                    data<T>(ty),
+                    data<A>(g),
+                    data<A>(tg),
+                    data<T>(z),
+                    data<T>(tz),
+                    N,
+                    C,
+                    past_caches(x, tangent ? 6 : 3)};
     over(x.size(0) * N, C, [&](int64_t begin, int64_t end) { kernels<T>().gate(a, begin, end); });
   });
   return {z, tz};
@@ -265,8 +285,11 @@ std::tuple<Tensor, Tensor> gate_backward(Tensor dz, Tensor y, const Tensor& g) {
 void gelu_of(const Tensor& x, const Maybe& tx, const Maybe& y, const Maybe& ty) {
   by_dtype("gelu", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const Gelu<T> a{data<T>(x), data<T>(tx), data<T>(y), data<T>(ty)};
-    over(x.numel(), 1, [&](int64_t begin, int64_t end) { kernels<T>().gelu(a, begin, end); });
+    const Gelu<T> a{data<T>(x), data<T>(tx), data<T>(y), data<T>(ty), past_caches(x, tx ? 4 : 2)};
+    const int64_t size = x.numel();
+    over(pieces(size, GRAIN), GRAIN, [&](int64_t begin, int64_t end) {
+      kernels<T>().gelu(a, begin * GRAIN, std::min(size, end * GRAIN));
+    });
   });
 }
 Tensor gelu(Tensor x) {
@@ -298,8 +321,9 @@ std::tuple<Tensor, Tensor> tangent(Tensor v, Tensor F, Tensor dF, const Tensor& 
   by_dtype("tangent", F.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Wide<T>;
-    Tangent<T> a{data<T>(v), data<T>(F), data<T>(dF), data<A>(g), data<A>(rt), nullptr, data<double>(squares),
-                 size,       parts};
+    Tangent<T> a{data<T>(v),  data<T>(F),       data<T>(dF),           data<A>(g),
+                 data<A>(rt), nullptr,          data<double>(squares), size,
+                 parts,       past_caches(F, 4)};
     const auto run = [&](auto kernel) {
       over(B * parts, std::min(size, PIECE), [&](int64_t begin, int64_t end) { kernel(a, begin, end); });
       length = squares.sum(1).sqrt();
@@ -327,7 +351,8 @@ std::tuple<Tensor, Tensor> ccd_loss(Tensor F_student, Tensor F, Tensor g) {
                        data<T>(residual),
                        data<double>(squares),
                        size,
-                       parts};
+                       parts,
+                       past_caches(F, 4)};
     over(B * parts, std::min(size, PIECE),
          [&](int64_t begin, int64_t end) { kernels<T>().ccd_loss(a, begin, end); });
   });

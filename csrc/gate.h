@@ -13,6 +13,7 @@ template <typename T> struct Gate {
   const Wide<T>*g, *tg;      // (B, C)
   T *z, *tz;                 // (B * N, C); tz null: primal only
   int64_t N, C;
+  bool past_caches;
 };
 template <typename T> struct GateBackward {
   const T *dz, *y;   // (B * N, C)
@@ -26,16 +27,17 @@ namespace SV_LEVEL {
 
 template <typename T> void gate(const Gate<T>& a, int64_t row_begin, int64_t row_end) {
   using A = Wide<T>;
+  const Plane z(a.z, a.C, a.past_caches), tz(a.tz, a.C, a.past_caches);
   for (int64_t row = row_begin; row < row_end; ++row) {
     const int64_t at = row * a.C, clip = row / a.N * a.C;
     sweep<A>(a.C, [&](int64_t c, auto n) {
       const V<A> g = load(a.g + clip + c, n), y = load(a.y + at + c, n);
-      store(a.z + at + c, load(a.x + at + c, n) + g * y, n);
+      z.put(at + c, load(a.x + at + c, n) + g * y, n);
       if (a.tz)
-        store(a.tz + at + c,
-              load_or_zero(a.tx, at + c, n) + g * load_or_zero(a.ty, at + c, n) +
-                  load_or_zero(a.tg, clip + c, n) * y,
-              n);
+        tz.put(at + c,
+               load_or_zero(a.tx, at + c, n) + g * load_or_zero(a.ty, at + c, n) +
+                   load_or_zero(a.tg, clip + c, n) * y,
+               n);
     });
   }
 }

@@ -12,12 +12,15 @@ namespace swiftvideo {
 template <typename T> struct Gelu {
   const T *x, *tx;
   T *y, *ty;  // one of them may be null: not wanted
+  bool past_caches;
 };
 
 namespace SV_LEVEL {
 
+// Elements [begin, end); begin is a multiple of 64 bytes.
 template <typename T> void gelu(const Gelu<T>& a, int64_t begin, int64_t end) {
   using A = Wide<T>;
+  const Plane y(a.y, 0, a.past_caches), ty(a.ty, 0, a.past_caches);
   constexpr A slope = A(1.5957691216057307), cubic = A(1.5957691216057307 * 0.044715);
   sweep<A>(end - begin, [&](int64_t i, auto n) {
     const V<A> x = load(a.x + begin + i, n), square = x * x;
@@ -25,10 +28,10 @@ template <typename T> void gelu(const Gelu<T>& a, int64_t begin, int64_t end) {
     // Both halves of sigma from e^-|z|: 1 - sigma would cancel where sigma is near 1.
     const V<A> e = exp<A>(z < 0 ? z : -z), near = A(1) / (A(1) + e), far = e * near;
     const V<A> sigma = z < 0 ? far : near;
-    if (a.y) store(a.y + begin + i, x * sigma, n);
+    if (a.y) y.put(begin + i, x * sigma, n);
     if (!a.ty) return;
     const V<A> rest = z < 0 ? near : far, dz = slope + 3 * cubic * square;
-    store(a.ty + begin + i, sigma * (A(1) + x * rest * dz) * load(a.tx + begin + i, n), n);
+    ty.put(begin + i, sigma * (A(1) + x * rest * dz) * load(a.tx + begin + i, n), n);
   });
 }
 

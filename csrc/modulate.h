@@ -19,6 +19,7 @@ template <typename T> struct Modulate {
   T *y, *ty;                      // (B * N, C); ty null: primal only
   int64_t N, C;
   double eps;
+  bool past_caches;
 };
 template <typename T> struct ModulateBackward {
   const T *dy, *x;   // (B * N, C)
@@ -65,6 +66,7 @@ SV_INLINE Norm<Wide<T>> norm(const T* x, const T* v, const Wide<T>* s, int64_t C
 
 template <typename T> void modulate(const Modulate<T>& a, int64_t row_begin, int64_t row_end) {
   using A = Wide<T>;
+  const Plane y(a.y, a.C, a.past_caches), ty(a.ty, a.C, a.past_caches);
   for (int64_t row = row_begin; row < row_end; ++row) {
     const int64_t at = row * a.C, clip = row / a.N * a.C;
     const T* tx = a.tx ? a.tx + at : nullptr;
@@ -74,11 +76,11 @@ template <typename T> void modulate(const Modulate<T>& a, int64_t row_begin, int
       if (tx) __builtin_prefetch(tx + a.C + c);
       const V<A> n = (load(a.x + at + c, some) - stats.mean) * stats.rstd;
       const V<A> gain = load(a.s + clip + c, some) + A(1);
-      store(a.y + at + c, n * gain + load(a.b + clip + c, some), some);
+      y.put(at + c, n * gain + load(a.b + clip + c, some), some);
       if (!a.ty) return;
-      V<A> ty = load_or_zero(a.tb, clip + c, some) + n * load_or_zero(a.ts, clip + c, some);
-      if (tx) ty += (load(tx + c, some) - stats.mean_v - n * stats.mean_nv) * stats.rstd * gain;  // (1)
-      store(a.ty + at + c, ty, some);
+      V<A> t = load_or_zero(a.tb, clip + c, some) + n * load_or_zero(a.ts, clip + c, some);
+      if (tx) t += (load(tx + c, some) - stats.mean_v - n * stats.mean_nv) * stats.rstd * gain;  // (1)
+      ty.put(at + c, t, some);
     });
   }
 }

@@ -19,6 +19,7 @@ template <typename T> struct NormRope {
   T *y, *ty;                // (B * N, C)
   int64_t N, C, D;
   double eps;
+  bool past_caches;
 };
 template <typename T> struct NormRopeBackward {
   const T *dy, *x;  // (B * N, C)
@@ -46,8 +47,18 @@ template <typename A> struct Rotation {
       : D(D), period(period_of(D)), memory(2 * period), cos(memory.data), sin(cos + period) {}
 
   // sign -1 turns back.
-  void set(const A* cos_row, const A* sin_row, A sign) {
-    for (int64_t pair = 0; pair < D / 2; ++pair) {
+  SV_INLINE void set(const A* cos_row, const A* sin_row, A sign) {
+    const Ints<A> low = iota<A>() >> 1, high = low + Index<A>(LANES<A> / 2);
+    const V<A> signs = (iota<A>() & Index<A>(1)) ? splat<A>(sign) : splat<A>(-sign);
+    int64_t pair = 0;
+    for (; pair + LANES<A> <= D / 2; pair += LANES<A>) {
+      const V<A> c = load(cos_row + pair), s = load(sin_row + pair);
+      store(cos + 2 * pair, __builtin_shuffle(c, low));
+      store(cos + 2 * pair + LANES<A>, __builtin_shuffle(c, high));
+      store(sin + 2 * pair, __builtin_shuffle(s, low) * signs);
+      store(sin + 2 * pair + LANES<A>, __builtin_shuffle(s, high) * signs);
+    }
+    for (; pair < D / 2; ++pair) {
       cos[2 * pair] = cos[2 * pair + 1] = cos_row[pair];
       sin[2 * pair] = -sign * sin_row[pair];
       sin[2 * pair + 1] = sign * sin_row[pair];
@@ -67,6 +78,7 @@ template <typename A> struct Rotation {
 template <typename T> void norm_rope(const NormRope<T>& a, int64_t row_begin, int64_t row_end) {
   using A = Wide<T>;
   Rotation<A> turn(a.D);
+  const Plane y(a.y, a.C, a.past_caches), ty(a.ty, a.C, a.past_caches);
   for (int64_t row = row_begin; row < row_end; ++row) {
     const T *x = a.x + row * a.C, *tx = a.tx ? a.tx + row * a.C : nullptr;
     if (a.cos) turn.set(a.cos + row % a.N * (a.D / 2), a.sin + row % a.N * (a.D / 2), A(1));
@@ -84,12 +96,11 @@ template <typename T> void norm_rope(const NormRope<T>& a, int64_t row_begin, in
     int64_t at = 0;
     sweep<A>(a.C, [&](int64_t c, auto some) {
       const V<A> n = load(x + c, some) * rstd, w = load(a.w + c, some);
-      const V<A> y = n * w;
-      store(a.y + row * a.C + c, a.cos ? turn(y, at) : y, some);
-      if (tx) {
-        const V<A> ty = (load(tx + c, some) - n * mean_nt) * rstd * w;  // (1)
-        store(a.ty + row * a.C + c, a.cos ? turn(ty, at) : ty, some);
-      }
+      const auto put = [&](const Plane<T>& plane, V<A> nw) {
+        plane.put(row * a.C + c, a.cos ? turn(nw, at) : nw, some);
+      };
+      put(y, n * w);
+      if (tx) put(ty, (load(tx + c, some) - n * mean_nt) * rstd * w);  // (1)
       at = turn.after(at);
     });
   }

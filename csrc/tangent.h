@@ -17,6 +17,7 @@ template <typename T> struct Tangent {
   const Wide<T>* factor;  // (B): 1 / (norm + c); null: clamp
   double* squares;        // (B, pieces): sums of g^2; null: not wanted
   int64_t size, pieces;
+  bool past_caches;
 };
 template <typename T> struct CcdLoss {
   const T *F_student, *F;  // (B, size)
@@ -24,6 +25,7 @@ template <typename T> struct CcdLoss {
   T* residual;             // (B, size)
   double* squares;         // (B, pieces)
   int64_t size, pieces;
+  bool past_caches;
 };
 constexpr int64_t PIECE = 1 << 14;
 
@@ -62,6 +64,7 @@ template <typename T> void measure(const Tangent<T>& a, int64_t begin, int64_t e
 // g of pieces [begin, end), scaled or clamped; in the clamped form also their sums.
 template <typename T> void tangent(const Tangent<T>& a, int64_t begin, int64_t end) {
   using A = Wide<T>;
+  const Plane out(a.g, a.size, a.past_caches);
   for (int64_t index = begin; index < end; ++index) {
     const Piece piece(index, a.pieces, a.size);
     Sum<A> squares;
@@ -69,9 +72,9 @@ template <typename T> void tangent(const Tangent<T>& a, int64_t begin, int64_t e
         piece.length,
         [&](int64_t i, auto n) {
           const V<A> g = raw_g(a, piece.begin + i, a.rt[piece.clip], n);
-          if (a.factor) return store(a.g + piece.begin + i, g * a.factor[piece.clip], n);
+          if (a.factor) return out.put(piece.begin + i, g * a.factor[piece.clip], n);
           squares.add(g * g);
-          store(a.g + piece.begin + i, g < A(-1) ? splat<A>(-1) : g > A(1) ? splat<A>(1) : g, n);
+          out.put(piece.begin + i, g < A(-1) ? splat<A>(-1) : g > A(1) ? splat<A>(1) : g, n);
         },
         squares);
     if (!a.factor) a.squares[index] = squares.total();
@@ -81,6 +84,7 @@ template <typename T> void tangent(const Tangent<T>& a, int64_t begin, int64_t e
 // Residual and its sum of squares for pieces [begin, end).
 template <typename T> void ccd_loss(const CcdLoss<T>& a, int64_t begin, int64_t end) {
   using A = Wide<T>;
+  const Plane out(a.residual, a.size, a.past_caches);
   for (int64_t index = begin; index < end; ++index) {
     const Piece piece(index, a.pieces, a.size);
     Sum<A> squares;
@@ -90,7 +94,7 @@ template <typename T> void ccd_loss(const CcdLoss<T>& a, int64_t begin, int64_t 
           const int64_t at = piece.begin + i;
           const V<A> residual = load(a.F_student + at, n) - load(a.F + at, n) - load(a.g + at, n);
           squares.add(residual * residual);
-          store(a.residual + at, residual, n);
+          out.put(at, residual, n);
         },
         squares);
     a.squares[index] = squares.total();

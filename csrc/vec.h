@@ -104,7 +104,7 @@ SV_INLINE void store(double* p, V<double> v) { memcpy(p, &v, sizeof v); }
 SV_INLINE Halves upper_halves(V<float> v) {
   const Words words = (Words)v >> 16;
 #if defined(__AVX512F__)
-  return (Halves)_mm512_cvtepi32_epi16((__m512i)words);
+  return (Halves)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)words);  // the plain one warns in GCC 12
 #else
   return __builtin_convertvector(words, Halves);
 #endif
@@ -114,7 +114,7 @@ SV_INLINE void store(bf16* p, V<float> v) {
   memcpy(p, &h, sizeof h);
 }
 
-// Past the caches, for what will not be read again soon; p aligned to the value.  Follow the last by `fence`.
+// Past the caches, for what will not be read again soon; p aligned to the value.  A fence follows the last.
 template <typename T, typename R> SV_INLINE void past_caches(T* p, R v) {
 #if defined(__AVX512F__)
   if constexpr (sizeof v == 64) return _mm512_stream_si512((__m512i*)p, (__m512i)v);
@@ -130,11 +130,6 @@ template <typename T, typename R> SV_INLINE void past_caches(T* p, R v) {
 SV_INLINE void stream(float* p, V<float> v) { past_caches(p, v); }
 SV_INLINE void stream(double* p, V<double> v) { past_caches(p, v); }
 SV_INLINE void stream(bf16* p, V<float> v) { past_caches(p, upper_halves(nearest_bf16(v))); }
-SV_INLINE void fence() {
-#if defined(__x86_64__)
-  _mm_sfence();
-#endif
-}
 
 SV_INLINE void put(float* p, float x) { *p = x; }
 SV_INLINE void put(double* p, double x) { *p = x; }
@@ -166,6 +161,27 @@ template <typename T> SV_INLINE void store(T* p, V<Wide<T>> v, Some some) {
   store(whole, v);
   memcpy(p, whole, some.n * sizeof(T));
 }
+
+// An output plane of rows.  Larger than any cache, it is written past them: a plain store would first read the line
+// that it replaces.  Last lanes, and planes not aligned to a register, go the plain way.
+template <typename T> struct Plane {
+  T* data;
+  bool streams;
+  Plane(T* data, int64_t row, bool past_caches)
+      : data(data), streams(past_caches && !((uintptr_t)data % REGISTER) && !(row * sizeof(T) % REGISTER)) {}
+  ~Plane() {
+#if defined(__x86_64__)
+    if (streams) _mm_sfence();
+#endif
+  }
+  Plane(const Plane&) = delete;
+  template <typename N> SV_INLINE void put(int64_t at, V<Wide<T>> v, N n) const {
+    if (streams && full(n))
+      stream(data + at, v);
+    else
+      store(data + at, v, n);
+  }
+};
 // A tangent that is not there is zero.
 template <typename T, typename N> SV_INLINE V<Wide<T>> load_or_zero(const T* p, int64_t at, N n) {
   return p ? load(p + at, n) : V<Wide<T>>{};
