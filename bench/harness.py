@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 AGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 3e-2}       # relative, Frobenius; tests/ ask for more
 BURST = 5e-3                                                  # seconds that one timing on a GPU spans
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4                         # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3                   # of malloc.h
+LARGE = 32 << 20                                              # glibc's own largest threshold
 MATMUL = {"cpu": 768, "cuda": 8192}                           # side of the square product that is the limit
 
 
@@ -113,13 +114,14 @@ def device_name(device: str) -> str:
 
 
 def keep_pages() -> None:
-    """Let glibc keep all memory it has had.  Else a case pays for fresh pages, or not, by what ran before it.
+    """Let glibc keep all memory it has had but large blocks, which are mapped anew at each call: where a process
+    ends up that has run for long.  Else a case pays for fresh pages, or not, by what ran before it.
 
     Then torch's side of attention_jvp/cpu_demo takes 1.5 times as long in a fresh process (EPYC, 2026-11-24).
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def heading(device: str, dtype: torch.dtype) -> str:
