@@ -246,7 +246,9 @@ def main(name: str, extra: str, *command: str) -> int:
         set_up(extra)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    process = subprocess.Popen(command, cwd=ROOT)
+    environment = os.environ.copy()
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)    # else each of many processes compiles torch's modules
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)        # what Ctrl-C means is the command's to say
     code = process.wait()
     say(f"{name}: {span(time.monotonic() - begin)}")

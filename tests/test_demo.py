@@ -9,35 +9,34 @@ import tiny
 import torch
 
 from swiftvideo_fast import config
-from swiftvideo_fast.demo import crew, page
+from swiftvideo_fast.demo import crew, measure, page
+from swiftvideo_fast.demo.measure import SHOWN
+from swiftvideo_fast.demo.seed import PROGRESS, ROWS, STEPS, TEACHER, TRAINED, WATCHED, Seed, tasks
 from swiftvideo_fast.demo.stages import (
     ALIGNED,
     FULL,
     LAST,
-    SHOWN,
     STAGES,
-    STUDENT_STEPS,
-    TEACHER_STEPS,
     UNJUDGED,
-    VARIANT_STEPS,
     VARIANTS,
-    Seed,
+    finish,
+    needed,
     students,
 )
+from swiftvideo_fast.evaluate.benchmark import REFERENCE_STEPS
 from swiftvideo_fast.evaluate.report import render
 from swiftvideo_fast.evaluate.tables import METRICS, Row
 from swiftvideo_fast.models import weights
+from swiftvideo_fast.sampler import Sampling
 from swiftvideo_fast.train.loop import AVERAGE, train
 
 CONFIGS = Path(__file__).parents[1] / "configs/demo"
-STEPS = {"teacher": TEACHER_STEPS} | dict.fromkeys((*STAGES, FULL, *ALIGNED), STUDENT_STEPS)
-STEPS |= dict.fromkeys((UNJUDGED, *VARIANTS), VARIANT_STEPS)
 
 
 @pytest.fixture
 def result() -> Seed:
     """Figures that count up, so that each is another."""
-    places = [(name, n) for name, steps in STEPS.items() for n in steps]
+    places = [(TEACHER, REFERENCE_STEPS), *((name, n) for name, steps in STEPS.items() for n in steps)]
     rows = {place: {key: 1.0 + i for key in METRICS} for i, place in enumerate(places)}
     pixels = dict.fromkeys([*places, ("real", 0)], torch.zeros(SHOWN, 3, 5, 8, 8))
     keys = ["loss", "tangent", "dF_dt", "win_diff", "accuracy", "discriminator", "gradient/ratio"]
@@ -94,46 +93,61 @@ class Fake:
         self.pool.shutdown()
 
 
-def test_a_run_waits_for_those_it_starts_from_and_for_no_others(tmp_path, monkeypatch):
+def test_a_run_needs_those_it_starts_from_and_no_others(tmp_path):
     runs = dict(students(tmp_path, CONFIGS, seed=0, overrides=[]))
-    names = {cfg.run.dir: name for name, cfg in runs.items()}
-    before = {name: {other for other in runs if crew.starts_from(runs[name], runs[other])} for name in runs}
     first, second = ALIGNED
-    assert before == {"CCD": set(), LAST: {"CCD"}, UNJUDGED: {"CCD"}, FULL: set(), first: {LAST},
-                      second: {first}, "DPO alone": {LAST, first}, "reflow alone": {LAST, first},
-                      "real winners": {LAST}}
+    assert {name: set(needed(run, runs)) for name, run in runs.items()} == {
+        "CCD": set(), LAST: {"CCD"}, UNJUDGED: {"CCD"}, FULL: set(), first: {LAST}, second: {first},
+        "DPO alone": {LAST, first}, "reflow alone": {LAST, first}, "real winners": {LAST}}
 
-    done = []
 
-    def finish(cfg) -> None:
-        assert before[names[cfg.run.dir]] <= set(done)
-        done.append(names[cfg.run.dir])
+def test_a_student_is_measured_once_it_is_trained_and_the_teacher_measured(tmp_path):
+    runs = dict(students(tmp_path, CONFIGS, seed=5, overrides=[]))
+    todo = tasks(5, runs, 8, tmp_path)
+    assert {name for seed, name, kind in todo if kind == TRAINED} == {*runs}
+    assert {name for seed, name, kind in todo if kind == ROWS} == {*STEPS, "real"}
+    for name in runs:
+        assert todo[5, name, ROWS].after == {(5, name, TRAINED), (5, TEACHER, ROWS)}
+    for name in WATCHED:
+        assert todo[5, name, PROGRESS].after == {(5, name, TRAINED)}
+    assert todo[5, UNJUDGED, TRAINED].after == {(5, "CCD", TRAINED)}
 
+
+def call(place: tuple) -> tuple:
+    """A task that tells when it ran."""
+    DONE.append(place)
+    return place
+
+
+DONE = []
+
+
+def test_a_task_waits_for_those_it_comes_after(monkeypatch):
+    DONE.clear()
     monkeypatch.setattr(crew, "ProcessPoolExecutor", Fake)
-    monkeypatch.setattr(crew, "finish", finish)
-    crew.train_all([*runs.values()])
-    assert sorted(done) == sorted(runs)
+    after = {(n,): frozenset((m,) for m in range(n + 1, 9, 3)) for n in range(9)}
+    found = crew.work({place: crew.Task(call, (place,), those) for place, those in after.items()})
+    assert found == {place: place for place in after}
+    assert all(DONE.index(other) < DONE.index(place) for place in after for other in after[place])
 
 
-def test_the_first_error_of_a_run_ends_the_crew(tmp_path, monkeypatch):
-    def finish(cfg) -> None:
-        started.append(cfg.run.dir)
+def test_the_first_error_of_a_task_ends_the_crew(monkeypatch):
+    def fail(place):
         raise ValueError("no such teacher")
 
-    started = []
-    runs = dict(students(tmp_path, CONFIGS, seed=0, overrides=[]))
+    DONE.clear()
     monkeypatch.setattr(crew, "ProcessPoolExecutor", Fake)
-    monkeypatch.setattr(crew, "finish", finish)
+    todo = {("a",): crew.Task(fail, (("a",),)), ("b",): crew.Task(call, (("b",),), frozenset({("a",)}))}
     with pytest.raises(ValueError, match="no such teacher"):
-        crew.train_all([*runs.values()])
-    assert set(started) <= {runs["CCD"].run.dir, runs[FULL].run.dir}
+        crew.work(todo)
+    assert not DONE
 
 
 def test_a_crew_of_processes_trains_to_the_same_bits_as_the_loop(inputs, tmp_path):
     """On the real clips: what a test patches does not reach another process."""
     cfg = tiny.config(inputs, "ccd", run=str(tmp_path / "beside"))
     cfg = replace(cfg, data=replace(cfg.data, pool=4), run=replace(cfg.run, steps=2))
-    crew.train_all([cfg])
+    crew.work({("beside",): crew.Task(finish, (cfg,))})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -144,10 +158,27 @@ def test_a_crew_of_processes_trains_to_the_same_bits_as_the_loop(inputs, tmp_pat
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_rows_of_teacher_and_student_are_those_of_the_benchmark(inputs, tmp_path, tiny_clips):
+    """Figures by hand from the same samples; the teacher's many-step samples have no error of trajectory."""
+    cfg = tiny.config(inputs, "ccd", run=str(tmp_path / "run"))
+    run = train(cfg)
+    file = tmp_path / "reference.safetensors"
+    measure.benchmark.cache_clear()
+    teacher = measure.teacher_rows(cfg, 4, (2, 1), file)
+    student = measure.student_rows(cfg, 4, (2,), file, cfg)
+    assert [*teacher] == [REFERENCE_STEPS, 2, 1] and teacher[REFERENCE_STEPS][0]["trajectory"] == 0
+    bench, net = measure.benchmark(cfg, "test", 4), weights.load(run / AVERAGE)
+    reference = bench.reference(weights.load(cfg.model.weights), cfg.objective.guidance)
+    z = bench.sample(net, Sampling(2))
+    assert student[2][0] == bench.figures(z, reference)
+    assert torch.equal(torch.from_numpy(student[2][1]), bench.codec.decode(z[:SHOWN]))
+    assert student[2][0]["trajectory"] > 0
+
+
 def test_the_tables_have_the_papers_layouts(result):
     methods, added, rounds = page.tables(rows_of(result), clips=256)
     assert [(row[0], row[1]) for row in methods.rows[:6]] == [
-        *(("teacher", str(n)) for n in TEACHER_STEPS), ("CCD", "8")]
+        *((TEACHER, str(n)) for n in (REFERENCE_STEPS, *STEPS[TEACHER])), ("CCD", "8")]
     assert not {row[0] for row in methods.rows} & {UNJUDGED, *VARIANTS}
     settings = [row[1] for row in added.rows]
     assert settings == ["CCD", UNJUDGED, LAST, LAST, ALIGNED[0], ALIGNED[0], *VARIANTS]

@@ -1,6 +1,7 @@
 """A file decoded: the only module that talks to a video decoder for pixels."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +39,12 @@ def decode(path: Path | str, *, height: int) -> tuple[np.ndarray, float]:
     return np.stack(pixels), file.fps
 
 
-def demo_clips(height: int = 72) -> list[Clip]:
-    """The three real clips of the demo, scaled to `height` rows."""
+@cache
+def demo_clips(height: int = 72) -> tuple[Clip, ...]:
+    """The three real clips of the demo, scaled to `height` rows; decoded once in a process."""
     paths = packaged_clips(list(DEMO_CAPTIONS))
     decoded = ((p.stem, *decode(p, height=height)) for p in paths)
-    return [Clip(name, DEMO_CAPTIONS[name], fps, frames) for name, frames, fps in decoded]
+    return tuple(Clip(name, DEMO_CAPTIONS[name], fps, frames) for name, frames, fps in decoded)
 
 
 def write_video(path: Path | str, clip_3THW: Tensor, fps: int = 25) -> None:

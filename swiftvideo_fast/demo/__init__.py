@@ -5,14 +5,23 @@ from pathlib import Path
 
 from swiftvideo_fast.atomic import whole
 from swiftvideo_fast.demo import page
-from swiftvideo_fast.demo.stages import run_seed
+from swiftvideo_fast.demo.crew import work
+from swiftvideo_fast.demo.seed import result, tasks
+from swiftvideo_fast.demo.stages import LAST, students
 from swiftvideo_fast.evaluate.report import write_report
 from swiftvideo_fast.evaluate.tables import Row, as_json
 
 
 def demo(folder: Path, configs: Path, seeds: int = 1, clips: int = 256, overrides: list[str] = ()) -> Path:
     """Train, measure and report under `folder`; returns the report.  A second call goes on from the first."""
-    results = [run_seed(folder / f"seed-{seed}", configs, seed, clips, overrides) for seed in range(seeds)]
+    runs, todo = [], {}
+    for seed in range(seeds):
+        place = folder / f"seed-{seed}"
+        runs.append(dict(students(place, configs, seed, overrides)))
+        todo |= tasks(seed, runs[seed], clips, place)
+    print(f"{LAST}: real and generated clips are told apart through {runs[0][LAST].da.backbone}", flush=True)
+    done = work(todo)
+    results = [result(seed, runs[seed], done) for seed in range(seeds)]
     rows = [Row(name, steps, {m: [r.rows[name, steps][m] for r in results] for m in figures})
             for (name, steps), figures in results[0].rows.items()]
     print("".join(f"\n{table.text()}\n" for table in page.tables(rows, clips)))

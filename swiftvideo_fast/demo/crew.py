@@ -1,4 +1,4 @@
-"""Many small runs on one machine: each in a process of one thread, as soon as what it starts from is there.
+"""Many small tasks on one machine: each in a process of one thread, as soon as what it waits for is done.
 
 A second thread makes one run of so small a network a quarter faster; a second run beside it doubles the work.
 """
@@ -6,47 +6,42 @@ A second thread makes one run of so small a network a quarter faster; a second r
 import multiprocessing
 import os
 import threading
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from pathlib import Path
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from swiftvideo_fast.config import Config, Ta
-from swiftvideo_fast.train.loop import train
-from swiftvideo_fast.train.rounds import make_pairs
+
+@dataclass(frozen=True)
+class Task:
+    """call(*args), in another process, once the tasks named in `after` have ended."""
+
+    call: Callable
+    args: tuple
+    after: frozenset[tuple] = frozenset()
 
 
-def train_all(runs: list[Config]) -> None:
-    """Train each config to its end, in their order where cores are short.  The first error ends it."""
+def work(tasks: dict[tuple, Task]) -> dict[tuple, Any]:
+    """What each returns; begun in their order where cores are short.  The first error ends it."""
     spawn = multiprocessing.get_context("spawn")
-    running: dict[Future, Config] = {}
-    waiting = list(runs)
+    waiting, running, results = dict(tasks), {}, {}
     with ProcessPoolExecutor(os.cpu_count(), spawn, begin) as crew:
         try:
             while waiting or running:
-                unfinished = [*waiting, *running.values()]
-                for cfg in [c for c in waiting if not any(starts_from(c, other) for other in unfinished)]:
-                    waiting.remove(cfg)
-                    running[crew.submit(finish, cfg)] = cfg
+                ready = [name for name, task in waiting.items() if task.after <= results.keys()]
+                for name in ready[:os.cpu_count() - len(running)]:
+                    task = waiting.pop(name)
+                    running[crew.submit(task.call, *task.args)] = name
                 for done in wait(running, return_when=FIRST_COMPLETED).done:
-                    running.pop(done)
-                    done.result()
+                    name = running.pop(done)
+                    results[name] = done.result()
+                    print(f"{len(results)} of {len(tasks)} done: {', '.join(map(str, name))}", flush=True)
         except BaseException:
             crew.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def starts_from(cfg: Config, other: Config) -> bool:
-    """Whether a file that cfg reads lies in the folder of the other run."""
-    reads = [cfg.model.student, getattr(cfg.objective, "pairs", None)]
-    return cfg is not other and any(Path(other.run.dir) in Path(file).parents for file in reads if file)
-
-
-def finish(cfg: Config) -> None:
-    """What is not done yet of one run, its pairs first."""
-    if isinstance(cfg.objective, Ta):
-        make_pairs(cfg)
-    train(cfg)
+    return results
 
 
 def begin() -> None:

@@ -2,7 +2,9 @@
 
 from statistics import fmean
 
-from swiftvideo_fast.demo.stages import ALIGNED, FIRST, FULL, LAST, SHOWN, STAGES, UNJUDGED, VARIANTS, Seed
+from swiftvideo_fast.demo.measure import SHOWN
+from swiftvideo_fast.demo.seed import REAL, TEACHER, Seed
+from swiftvideo_fast.demo.stages import ALIGNED, FIRST, FULL, LAST, STAGES, UNJUDGED, VARIANTS
 from swiftvideo_fast.evaluate.benchmark import REFERENCE_STEPS
 from swiftvideo_fast.evaluate.charts import Chart, Curves, Series, logged
 from swiftvideo_fast.evaluate.report import Headline, Section, Text
@@ -37,7 +39,7 @@ def headline(rows: list[Row]) -> list[tuple[str, str]]:
     """The figures that say it."""
     by = {(row.name, row.steps): row for row in rows}
 
-    def against(name: str, steps: int, metric: str, other: str = "teacher") -> str:
+    def against(name: str, steps: int, metric: str, other: str = TEACHER) -> str:
         return f"×{ratio(by[name, steps], by[other, steps], metric):.2f}"
 
     return [(against(FIRST, 4, "trajectory"), "trajectory error at 4 steps, of the teacher's"),
@@ -85,11 +87,11 @@ def curves(result: Seed) -> Curves:
 
 
 def samples(result: Seed) -> Samples:
-    shown = [("condition", None), ("real", ("real", 0))]
-    shown += [(f"teacher, {s}", ("teacher", s)) for s in (REFERENCE_STEPS, 4)]
+    shown = [("condition", None), ("real", (REAL, 0))]
+    shown += [(f"teacher, {s}", (TEACHER, s)) for s in (REFERENCE_STEPS, 4)]
     shown += [(f"{name}, {s}", (name, s)) for name in (*STAGES, *ALIGNED) for s in (4, 2)]
     shown += [(f"{FULL}, 1", (FULL, 1))]
-    rows = [[result.pixels["real", 0][i, :, :1] if key is None else result.pixels[key][i] for _, key in shown]
+    rows = [[result.pixels[REAL, 0][i, :, :1] if key is None else result.pixels[key][i] for _, key in shown]
             for i in range(SHOWN)]
     return Samples("Samples", [name for name, _ in shown], result.captions, rows,
                    note="The number is the count of steps.  Real clips went through the codec, as measured.")

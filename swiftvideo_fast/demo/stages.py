@@ -1,22 +1,13 @@
-"""One seed of the demo: every student trained, every row of the tables measured."""
+"""The demo's runs: each stage, its controls and variants, and the order in which they can be trained."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
 from swiftvideo_fast import config
-from swiftvideo_fast.config import Config
-from swiftvideo_fast.demo.crew import train_all
-from swiftvideo_fast.evaluate.benchmark import REFERENCE_STEPS, Benchmark
-from swiftvideo_fast.models import weights
-from swiftvideo_fast.models.codec import PcaCodec
-from swiftvideo_fast.models.wan import Wan
-from swiftvideo_fast.sampler import Sampling
-from swiftvideo_fast.train.loop import AVERAGE, load_latents
-from swiftvideo_fast.train.report import read_log
-from swiftvideo_fast.train.rounds import averages, rounds
+from swiftvideo_fast.config import Config, Ta
+from swiftvideo_fast.train.loop import AVERAGE, train
+from swiftvideo_fast.train.rounds import make_pairs, rounds
 
 STAGES = {"CCD": "ccd.yaml", "CCD + DA": "da.yaml"}             # each from the student of the one before
 FIRST, LAST = STAGES
@@ -29,65 +20,6 @@ VARIANTS = {                                                    # of the first r
     "reflow alone": {"beta": 0.0},
     "real winners": {"winner": "real", "pairs": None},
 }
-TEACHER_STEPS, STUDENT_STEPS, VARIANT_STEPS = (REFERENCE_STEPS, 8, 4, 2, 1), (8, 4, 2, 1), (4, 2)
-WATCHED = 128   # validation clips that progress is measured on
-SHOWN = 6       # clips in the report
-
-
-@dataclass(frozen=True)
-class Seed:
-    """One seed's figures, logs and first few samples: name -> steps -> ...
-
-    backbone: the adversary's.  progress: run of alignment -> step -> Frechet distance at 4 steps.
-    """
-
-    captions: list[str]
-    backbone: str
-    logs: dict[str, list[dict]]
-    rows: dict[tuple[str, int], dict[str, float]] = field(default_factory=dict)
-    pixels: dict[tuple[str, int], Tensor] = field(default_factory=dict)
-    progress: dict[str, dict[int, float]] = field(default_factory=dict)
-
-
-def run_seed(folder: Path, configs: Path, seed: int, clips: int, overrides: list[str]) -> Seed:
-    """Train what is not trained yet, then sample and measure."""
-    runs = dict(students(folder, configs, seed, overrides))
-    for name, cfg in runs.items():
-        if cfg.da:
-            print(f"{name}: real and generated clips are told apart through {cfg.da.backbone}", flush=True)
-    train_all(list(runs.values()))
-
-    cfg = runs[FIRST]
-    teacher, codec = weights.load(cfg.model.weights), PcaCodec.load(cfg.model.codec)
-    guidance = cfg.objective.guidance
-
-    def benchmark(part: str, count: int) -> Benchmark:
-        held_out = load_latents(cfg, part, teacher.config.text_dim, count, seed)
-        return Benchmark(held_out, codec, teacher, seed, guidance)
-
-    print(f"sampling and measuring {clips} held-out clips, seed {seed}", flush=True)
-    bench = benchmark("test", clips)
-    logs = {name: read_log(Path(cfg.run.dir)) for name, cfg in runs.items()}
-    found = Seed(bench.clips.captions[:SHOWN], runs[LAST].da.backbone, logs)
-
-    def measure(name: str, net: Wan, how: Sampling) -> None:
-        z = bench.reference if (name, how.steps) == ("teacher", REFERENCE_STEPS) else bench.sample(net, how)
-        found.rows[name, how.steps] = bench.figures(z)
-        found.pixels[name, how.steps] = codec.decode(z[:SHOWN])
-
-    for steps in TEACHER_STEPS:
-        measure("teacher", teacher, Sampling(steps, guidance=guidance))
-    for name, cfg in runs.items():
-        net = weights.load(Path(cfg.run.dir) / AVERAGE)
-        for steps in VARIANT_STEPS if name in (UNJUDGED, *VARIANTS) else STUDENT_STEPS:
-            measure(name, net, Sampling(steps, cfg.sample.sampler, cfg.sample.shift))
-    found.pixels["real", 0] = bench.real[:SHOWN]
-
-    watch = benchmark("valid", WATCHED)
-    for name in (ALIGNED[0], *VARIANTS):
-        found.progress[name] = {step: watch.distance(codec.decode(watch.sample(net, Sampling(ROUNDS[1]))))
-                                for step, net in averages(runs[name])}
-    return found
 
 
 def students(folder: Path, configs: Path, seed: int, overrides: list[str]) -> Iterator[tuple[str, Config]]:
@@ -113,3 +45,17 @@ def students(folder: Path, configs: Path, seed: int, overrides: list[str]) -> It
     for name, options in VARIANTS.items():
         objective = replace(first.objective, **{"pairs": f"{first.run.dir}/pairs"} | options)
         yield name, elsewhere(first, name, objective=objective)
+
+
+def needed(cfg: Config, runs: dict[str, Config]) -> list[str]:
+    """Those of the runs in whose folders lies what cfg reads."""
+    reads = [Path(file) for file in (cfg.model.student, getattr(cfg.objective, "pairs", None)) if file]
+    return [name for name, run in runs.items()
+            if run is not cfg and any(Path(run.run.dir) in file.parents for file in reads)]
+
+
+def finish(cfg: Config) -> None:
+    """What is not done yet of one run, its pairs first."""
+    if isinstance(cfg.objective, Ta):
+        make_pairs(cfg)
+    train(cfg)

@@ -1,7 +1,5 @@
 """The benchmark: held-out clips, the same first frames and noise for every sampler, a row of figures each."""
 
-from functools import cached_property
-
 import torch
 from torch import Tensor
 
@@ -14,7 +12,7 @@ from swiftvideo_fast.models.wan import Wan
 from swiftvideo_fast.sampler import Sampling
 from swiftvideo_fast.seeds import generator
 
-REFERENCE_STEPS = 25        # of the teacher, for the trajectory error
+REFERENCE_STEPS = 25
 
 
 def sample(net: Wan, clips: Latents, how: Sampling, seed: int, batch: int = 32) -> Tensor:
@@ -28,27 +26,26 @@ def sample(net: Wan, clips: Latents, how: Sampling, seed: int, batch: int = 32) 
 
 
 class Benchmark:
-    """Real clips through the codec, and the teacher's 25-step samples, to hold every other sample against."""
+    """Real clips through the codec, to hold samples of the same conditions against."""
 
-    def __init__(self, clips: Latents, codec: PcaCodec, teacher: Wan, seed: int, guidance: float = 3.0):
+    def __init__(self, clips: Latents, codec: PcaCodec, seed: int):
         self.clips, self.codec, self.seed = clips, codec, seed
-        self.teacher, self.guidance = teacher, guidance
         self.nets = {"frechet": trained_net(), "frechet_random": random_net()}
         self.real = codec.decode(clips.x0)
         self.fits = {name: frechet.fit(net.extract(self.real)) for name, net in self.nets.items()}
 
-    @cached_property
-    def reference(self) -> Tensor:
-        return self.sample(self.teacher, Sampling(REFERENCE_STEPS, guidance=self.guidance))
-
     def sample(self, net: Wan, how: Sampling) -> Tensor:
         return sample(net, self.clips, how, self.seed)
 
-    def figures(self, z: Tensor) -> dict[str, float]:
+    def reference(self, teacher: Wan, guidance: float) -> Tensor:
+        """The teacher's samples of many steps, for the trajectory error."""
+        return self.sample(teacher, Sampling(REFERENCE_STEPS, guidance=guidance))
+
+    def figures(self, z: Tensor, reference: Tensor) -> dict[str, float]:
         """metric -> value (evaluate.tables.METRICS), of generated latents for these clips."""
         pixels = self.codec.decode(z)
         return {name: self.distance(pixels, name) for name in self.nets} | {
-            "trajectory": fidelity.trajectory_error(z, self.reference).mean().item(),
+            "trajectory": fidelity.trajectory_error(z, reference).mean().item(),
             "detail": fidelity.detail_ratio(pixels, self.real),
             "motion": fidelity.motion_ratio(pixels, self.real),
             "psnr": fidelity.first_frame_psnr(pixels, self.real[:, :, 0]).mean().item(),

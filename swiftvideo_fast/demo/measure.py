@@ -1,0 +1,64 @@
+"""What is measured of a network, each by itself, so that a crew can share the work."""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.config import Config
+from swiftvideo_fast.evaluate.benchmark import REFERENCE_STEPS, Benchmark
+from swiftvideo_fast.models import weights
+from swiftvideo_fast.models.codec import PcaCodec
+from swiftvideo_fast.sampler import Sampling
+from swiftvideo_fast.train.loop import AVERAGE, load_latents
+from swiftvideo_fast.train.rounds import averages
+
+WATCHED = 128                                               # validation clips that progress is measured on
+SHOWN = 6                                                   # clips in the report
+Measured = dict[int, tuple[dict[str, float], np.ndarray]]   # steps -> figures, pixels of the clips shown
+
+
+@lru_cache(1)
+def benchmark(cfg: Config, part: str, count: int) -> Benchmark:
+    """Of the clips a config names.  A process keeps one: it holds their pixels."""
+    text_dim = weights.load(cfg.model.weights).config.text_dim
+    return Benchmark(load_latents(cfg, part, text_dim, count, cfg.run.seed), PcaCodec.load(cfg.model.codec),
+                     cfg.run.seed)
+
+
+def teacher_rows(cfg: Config, clips: int, steps: tuple[int, ...], file: Path) -> Measured:
+    """`file` then holds its samples of REFERENCE_STEPS, for the trajectory errors of all."""
+    bench, net = benchmark(cfg, "test", clips), weights.load(cfg.model.weights)
+    guidance = cfg.objective.guidance
+    reference = bench.reference(net, guidance)
+    with whole(file) as aside:
+        save_file({"reference": reference}, aside)
+    sampled = {n: bench.sample(net, Sampling(n, guidance=guidance)) for n in steps}
+    return {n: row(bench, z, reference) for n, z in ({REFERENCE_STEPS: reference} | sampled).items()}
+
+
+def student_rows(cfg: Config, clips: int, steps: tuple[int, ...], file: Path, run: Config) -> Measured:
+    """The student that `run` ended with, on the clips of `cfg`."""
+    bench, net, how = benchmark(cfg, "test", clips), weights.load(Path(run.run.dir) / AVERAGE), run.sample
+    reference = load_file(file)["reference"]
+    return {n: row(bench, bench.sample(net, Sampling(n, how.sampler, how.shift)), reference) for n in steps}
+
+
+def row(bench: Benchmark, z: Tensor, reference: Tensor) -> tuple[dict[str, float], np.ndarray]:
+    return bench.figures(z, reference), bench.codec.decode(z[:SHOWN]).numpy()
+
+
+def shown(cfg: Config, clips: int) -> tuple[list[str], np.ndarray]:
+    """The first clips as they are: captions, pixels."""
+    bench = benchmark(cfg, "test", clips)
+    return bench.clips.captions[:SHOWN], bench.real[:SHOWN].numpy()
+
+
+def progress(cfg: Config, run: Config, steps: int) -> dict[int, float]:
+    """Step of a run -> Frechet distance to validation clips then."""
+    bench = benchmark(cfg, "valid", WATCHED)
+    return {step: bench.distance(bench.codec.decode(bench.sample(net, Sampling(steps))))
+            for step, net in averages(run)}
