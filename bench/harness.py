@@ -114,8 +114,8 @@ def device_name(device: str) -> str:
 
 
 def keep_pages() -> None:
-    """Let glibc keep all memory it has had but large blocks, which are mapped anew at each call: where a process
-    ends up that has run for long.  Else a case pays for fresh pages, or not, by what ran before it.
+    """Let glibc keep all memory it has had, but for large blocks, which are mapped anew at each call: where a
+    long process ends up.  Else a case pays for fresh pages, or not, by what ran before it.
 
     Then torch's side of attention_jvp/cpu_demo takes 1.5 times as long in a fresh process (EPYC, 2026-11-24).
     """
