@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from swiftvideo_fast.data import clips, index
 from swiftvideo_fast.data.clips import Clip, decode, write_video
 from swiftvideo_fast.data.crops import PANS, CropSource
-from swiftvideo_fast.data.index import SPLITS, packaged_clips, probe, shots, split
+from swiftvideo_fast.data.index import SPLITS, changes, packaged_clips, probe, shots, split
 from swiftvideo_fast.data.latents import encode_crops, fit_codec
 from swiftvideo_fast.models.encoders import WordVectors
 
@@ -132,13 +132,13 @@ def test_shots_are_what_lies_between_cuts(lengths):
     greys = np.repeat([0, 200, 60, 255, 120][:len(lengths)], lengths).astype(np.uint8)
     frames = np.broadcast_to(greys[:, None, None, None], (len(greys), 8, 8, 3))
     edges = np.cumsum([0, *lengths])
-    assert shots(frames) == [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    assert shots(changes(frames)) == [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
 
 @given(start=st.integers(0, 50), length=st.integers(0, 200), window=st.integers(1, 40))
 def test_a_split_holds_out_a_window_each_without_overlap_and_fits_its_windows(start, length, window):
     shot = range(start, start + length)
-    parts = split(shot, window)
+    parts = split(shot, window, np.zeros(start + length))
     assert tuple(parts) == SPLITS
     assert sorted(i for pieces in parts.values() for piece in pieces for i in piece) == list(shot)
     held = [piece for part in ("valid", "test") for piece in parts[part]]
@@ -149,6 +149,19 @@ def test_a_split_holds_out_a_window_each_without_overlap_and_fits_its_windows(st
         assert all(len(piece) >= window for piece in parts["train"])
     if length >= 5 * window:        # what is held out lies between what is trained on
         assert parts["train"][0].start == shot.start and parts["train"][-1].stop == shot.stop
+
+
+@pytest.mark.parametrize("fast", [(0.0, 1.0), (5.0, 1.0), (1.0, 9.0)])
+def test_the_test_is_the_window_that_moves_as_the_training_frames_do(fast):
+    """A shot of 9 windows: training moves by 3 a frame, the two that are held out by `fast`."""
+    places = split(range(10, 100), 10, np.zeros(99))
+    first, second = sorted((places["valid"][0], places["test"][0]), key=lambda r: r.start)
+    change = np.full(99, 3.0)
+    for window, speed in zip((first, second), fast, strict=True):
+        change[window.start:window.stop - 1] = speed
+    found = split(range(10, 100), 10, change)
+    nearer, other = sorted((first, second), key=lambda r: abs(change[r.start] - 3))
+    assert found == {"train": places["train"], "valid": [other], "test": [nearer]}
 
 
 # Crops.
@@ -208,7 +221,7 @@ def test_no_frame_is_in_two_parts():
 def test_no_window_crosses_a_cut():
     clip = map_clip()
     bright = Clip("cut", "", 25.0, np.concatenate([clip.frames[:11], 255 - clip.frames[:11]]))
-    assert [len(s) for s in shots(bright.frames)] == [11, 11]
+    assert [len(s) for s in shots(changes(bright.frames))] == [11, 11]
     crops = source(given=[bright]).draw(100, seed=0)
     jumps = (crops.pixels[:, :, 1:] - crops.pixels[:, :, :-1]).abs().mean((1, 3, 4))
     assert jumps.max() < 0.1

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from swiftvideo_fast.data.clips import Clip
-from swiftvideo_fast.data.index import SPLITS, shots, split
+from swiftvideo_fast.data.index import SPLITS, changes, shots, split
 
 PANS = 0, 1, -1     # still, right, left
 
@@ -39,7 +39,8 @@ class CropSource:
         self.skipped, self.windows, self.captions = [], [], []
         for clip in clips:
             T, H, W, _ = clip.frames.shape
-            runs = [r for s in shots(clip.frames) for r in split(s, frames)[part] if len(r) >= frames]
+            change = changes(clip.frames)
+            runs = [r for s in shots(change) for r in split(s, frames, change)[part] if len(r) >= frames]
             if not runs or size > H or reach > W:
                 self.skipped.append(f"{clip.name} ({T} frames of {W}x{H}) has no {part} window of {frames} "
                                     f"frames of {reach}x{size}")

@@ -72,22 +72,28 @@ def packaged_clips(names: list[str]) -> list[Path]:
     return [shipped[n] for n in names]
 
 
-def shots(frames_THWC: np.ndarray, cut: float = 40.0) -> list[range]:
-    """Runs of frames between cuts; a cut is a mean absolute change above `cut` grey levels of 255.
+def changes(frames_THWC: np.ndarray) -> np.ndarray:
+    """(T - 1,) mean absolute change from each frame to the next, in grey levels of 255."""
+    small = frames_THWC[:, ::4, ::4].astype(np.int16)
+    return np.abs(np.diff(small, axis=0)).mean((1, 2, 3))
+
+
+def shots(change: np.ndarray, cut: float = 40.0) -> list[range]:
+    """Runs of frames between cuts; a cut is a change above `cut`.
 
     (Within the demo's clips the change is below 22, and at their cuts above 50.)
     """
-    small = frames_THWC[:, ::4, ::4].astype(np.int16)
-    change = np.abs(np.diff(small, axis=0)).mean((1, 2, 3))
-    edges = [0, *(int(i) + 1 for i in np.flatnonzero(change > cut)), len(frames_THWC)]
+    edges = [0, *(int(i) + 1 for i in np.flatnonzero(change > cut)), len(change) + 1]
     return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
 
-def split(shot: range, window: int) -> dict[str, list[range]]:
+def split(shot: range, window: int, change: np.ndarray) -> dict[str, list[range]]:
     """Training, validation and test frames of a shot, without overlap.
 
     Each held-out part is one window.  In a long shot training lies before, between and behind the two, in a
-    shorter one between them; a shot too short to leave a window in all three is training.
+    shorter one between them; a shot too short to leave a window in all three is training.  The test is the
+    window that moves more nearly as the training frames do: far from them a figure tells of the clip, and
+    not of what is measured on it.
     """
     rest = len(shot) - 2 * window
     if rest < window:
@@ -95,5 +101,11 @@ def split(shot: range, window: int) -> dict[str, list[range]]:
     before = rest // 3 if rest >= 3 * window else 0
     a, c = before, before + window + (rest - 2 * before)
     b, d = a + window, c + window
-    train = [shot[:a], shot[b:c], shot[d:]]
-    return {"train": [piece for piece in train if piece], "valid": [shot[a:b]], "test": [shot[c:d]]}
+    train = [piece for piece in (shot[:a], shot[b:c], shot[d:]) if piece]
+
+    def motion(pieces: list[range]) -> float:
+        within = np.concatenate([change[piece.start:piece.stop - 1] for piece in pieces])
+        return within.sum() / max(len(within), 1)
+
+    test, valid = sorted((shot[a:b], shot[c:d]), key=lambda held: abs(motion([held]) - motion(train)))
+    return {"train": train, "valid": [valid], "test": [test]}
