@@ -39,8 +39,8 @@ def result() -> Seed:
     places = [(TEACHER, REFERENCE_STEPS), *((name, n) for name, steps in STEPS.items() for n in steps)]
     rows = {place: {key: 1.0 + i for key in METRICS} for i, place in enumerate(places)}
     pixels = dict.fromkeys([*places, ("real", 0)], torch.zeros(SHOWN, 3, 5, 8, 8))
-    keys = ["loss", "tangent", "dF_dt", "win_diff", "accuracy", "discriminator", "gradient/ratio"]
-    keys += [f"held out/{kind} on {side}" for kind in ("spatial", "temporal") for side in ("real", "fake")]
+    keys = ["loss", "tangent", "dF_dt", "win_diff", "lose_diff", "accuracy", "reflow", "discriminator",
+            "gradient/ratio", "held out/spatial", "held out/temporal"]
     logs = dict.fromkeys(STEPS, [{"step": step} | dict.fromkeys(keys, 0.5) for step in (10, 20)])
     progress = {name: {20: 5.0, 40: 4.0} for name in (ALIGNED[0], *VARIANTS)}
     return Seed(["a clip"] * SHOWN, "filters", logs, rows, pixels, progress)
@@ -75,9 +75,10 @@ def test_variants_differ_from_the_first_round_in_what_they_try_alone(tmp_path):
     tried = {name: {d.partition(":")[0] for d in config.differences(first, config.to_dict(runs[name]))}
              for name in VARIANTS}
     pairs = {"objective.pairs", "run.dir"}
-    assert tried == {"DPO alone": {"objective.reflow"} | pairs, "reflow alone": {"objective.beta"} | pairs,
+    assert tried == {"reflow alone": {"objective.beta"} | pairs, "fresh noise": {"objective.noise"} | pairs,
+                     "fresh noise, DPO alone": {"objective.noise", "objective.reflow"} | pairs,
                      "real winners": {"objective.winner", "run.dir"}}
-    assert runs["DPO alone"].objective.pairs == f"{runs[ALIGNED[0]].run.dir}/pairs"
+    assert runs["reflow alone"].objective.pairs == f"{runs[ALIGNED[0]].run.dir}/pairs"
 
 
 class Fake:
@@ -98,7 +99,8 @@ def test_a_run_needs_those_it_starts_from_and_no_others(tmp_path):
     first, second = ALIGNED
     assert {name: set(needed(run, runs)) for name, run in runs.items()} == {
         "CCD": set(), LAST: {"CCD"}, UNJUDGED: {"CCD"}, FULL: set(), first: {LAST}, second: {first},
-        "DPO alone": {LAST, first}, "reflow alone": {LAST, first}, "real winners": {LAST}}
+        "reflow alone": {LAST, first}, "fresh noise": {LAST, first},
+        "fresh noise, DPO alone": {LAST, first}, "real winners": {LAST}}
 
 
 def test_a_student_is_measured_once_it_is_trained_and_the_teacher_measured(tmp_path):
@@ -176,7 +178,7 @@ def test_rows_of_teacher_and_student_are_those_of_the_benchmark(inputs, tmp_path
 
 
 def test_the_tables_have_the_papers_layouts(result):
-    methods, added, rounds = page.tables(rows_of(result), clips=256)
+    methods, added, rounds, *_ = page.tables([result], rows_of(result), clips=256)
     assert [(row[0], row[1]) for row in methods.rows[:6]] == [
         *((TEACHER, str(n)) for n in (REFERENCE_STEPS, *STEPS[TEACHER])), ("CCD", "8")]
     assert not {row[0] for row in methods.rows} & {UNJUDGED, *VARIANTS}
@@ -187,7 +189,7 @@ def test_the_tables_have_the_papers_layouts(result):
 
 
 def test_ratios_in_the_second_table_are_to_the_first_of_their_group(result):
-    _, added, _ = page.tables(rows_of(result), clips=256)
+    _, added, *_ = page.tables([result], rows_of(result), clips=256)
     by = {place: found["frechet"] for place, found in result.rows.items()}
     aligned = next(row for row in added.rows if row[1] == ALIGNED[0])
     assert aligned[2].remark == f"×{by[ALIGNED[0], 4] / by[LAST, 4]:.2f}"
@@ -196,6 +198,6 @@ def test_ratios_in_the_second_table_are_to_the_first_of_their_group(result):
 
 def test_the_page_shows_figures_6_and_8_and_the_samples(result):
     html = render(page.TITLE, page.sections([result, result], rows_of(result), clips=256))
-    for said in ("2 seeds in all", "looks through filters", "temporal heads, fake", "DPO alone from 5 to 4",
+    for said in ("2 seeds in all", "looks through filters", "temporal heads", "reflow alone from 5 to 4",
                  "Frechet distance at 4 steps", "Win Diff", f"{ALIGNED[1]}, 2", "FVD in the paper"):
         assert said in html

@@ -60,14 +60,16 @@ def block(x_SCL, of):
 
 
 def literal(x_SCL, head, c):
-    """(1) and (2) of models/discriminator.py, for the sequences of a real clip and the one beside it."""
+    """(1) to (3) of models/discriminator.py, for the sequences of a real clip and the one beside it."""
     h = block(x_SCL, head.near)
     h = (block(h, head.far) + h) * (1 / math.sqrt(2))
     y = circular(h, head.out)
     if head.code is None:
-        return y[:, 0]
-    code = head.code.weight @ c + head.code.bias
-    return sum(y[:, i] * code[i] for i in range(CODE)) / math.sqrt(CODE)
+        D = y[:, 0]
+    else:
+        code = head.code.weight @ c + head.code.bias
+        D = sum(y[:, i] * code[i] for i in range(CODE)) / math.sqrt(CODE)
+    return D - D.mean()
 
 
 @pytest.mark.parametrize("told", [TOLD, 0])

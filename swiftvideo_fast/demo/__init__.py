@@ -24,7 +24,7 @@ def demo(folder: Path, configs: Path, seeds: int = 1, clips: int = 256, override
     results = [result(seed, runs[seed], done) for seed in range(seeds)]
     rows = [Row(name, steps, {m: [r.rows[name, steps][m] for r in results] for m in figures})
             for (name, steps), figures in results[0].rows.items()]
-    print("".join(f"\n{table.text()}\n" for table in page.tables(rows, clips)))
+    print("".join(f"\n{table.text()}\n" for table in page.tables(results, rows, clips)))
     with whole(folder / "table.json") as aside:
         aside.write_text(json.dumps(as_json(rows), indent=1) + "\n")
     return write_report(folder / "report.html", page.TITLE, page.sections(results, rows, clips))

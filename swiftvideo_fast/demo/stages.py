@@ -16,8 +16,9 @@ FULL = "CCD, full"
 ALIGNED = f"{LAST} + TA", f"{LAST} + TA + TA"
 ROUNDS = [8, 4, 2]
 VARIANTS = {                                                    # of the first round of alignment
-    "DPO alone": {"reflow": 0.0},
     "reflow alone": {"beta": 0.0},
+    "fresh noise": {"noise": "fresh"},
+    "fresh noise, DPO alone": {"noise": "fresh", "reflow": 0.0},
     "real winners": {"winner": "real", "pairs": None},
 }
 

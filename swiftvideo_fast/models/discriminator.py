@@ -3,9 +3,11 @@
     block_k(x)   LeakyReLU(norm(conv_k(x)))         conv: circular, of spectral norm 1; norm: see PairNorm
     D(x)         h = block_1(x)     D = conv_1((h + block_9(h)) / sqrt 2)                             (1)
     D(x, c)      <conv_1(...), A c> / sqrt 64       where told of c, conv_1 onto 64 channels          (2)
+    D            less its mean over the real clip and the generated one beside it                     (3)
 
 Each level of features has a head of each kind: a spatial one reads the N patches of a frame as a sequence, a
-temporal one the T frames at a patch.
+temporal one the T frames at a patch.  (3) is not StyleGAN-T's: what both of a pair have in common tells
+nothing, and its drift hid what they have not.
 
 Letters: B clips, the first half real, the second what was generated beside them; T frames, N patches of a
 frame, C channels, S sequences of length L: T of N or N of T.
@@ -90,7 +92,8 @@ class Head(nn.Module):
         y = self.out((h + self.far(h)) / 2**0.5)                                                        # (1)
         if self.code:
             y = y * self.code(c)[:, None, :, None] / CODE**0.5                                          # (2)
-        return y.sum(2)
+        D = y.sum(2).unflatten(0, (2, -1))
+        return (D - D.mean((0, 2, 3), keepdim=True)).flatten(0, 1)                                      # (3)
 
 
 class Discriminator(nn.Module):

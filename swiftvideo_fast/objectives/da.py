@@ -157,14 +157,12 @@ def hinge(logits: Logits, sign: int) -> Tensor:
 
 
 def accuracy(where: str, real: Logits, fake: Logits) -> dict[str, float]:
-    """For each kind of head the share of clips whose mean logit is above 0 if real, below 0 if generated."""
-    def share(heads: list[Tensor], sign: int) -> float:
-        mean_B = sum(D_k.flatten(1).mean(1) for D_k in heads)
-        return (sign * mean_B > 0).float().mean().item()
+    """For each kind of head the share of pairs in which the real clip has the higher mean logit."""
+    def mean_B(heads: list[Tensor]) -> Tensor:
+        return sum(D_k.flatten(1).mean(1) for D_k in heads)
 
-    sides = ("real", real, 1), ("fake", fake, -1)
-    return {f"{where}/{kind} on {name}": share(heads, sign)
-            for name, logits, sign in sides for kind, heads in logits.items()}
+    return {f"{where}/{kind}": (mean_B(real[kind]) > mean_B(fake[kind])).float().mean().item()
+            for kind in real}
 
 
 def told(t: Tensor, condition: Condition) -> Tensor:
