@@ -22,7 +22,7 @@ from swiftvideo_fast.config import Config, Optim
 from swiftvideo_fast.models.ulysses import Ulysses
 from swiftvideo_fast.models.wan import Block, Wan, share_tokens
 from swiftvideo_fast.train.checkpoint import Piece
-from swiftvideo_fast.train.optimizer import adamw, prime, set_rate, set_steps
+from swiftvideo_fast.train.optimizer import adamw, moments, prime, set_rate, set_steps
 from swiftvideo_fast.train.ranks import Ranks, launched, passes_of
 
 BUCKET = 100_000_000        # gradients reduced at once
@@ -116,13 +116,12 @@ class ShardedTrained:
         """As plain.Trained's; but 8-bit moments have their scales in common and stay with their ranks."""
         found = {f"weight/{name}": self._piece(name) for name in self.named}
         for i, flat in enumerate(self.zero.fp32_partitioned_groups_flat):
-            state = self.optimizer.state[flat]
-            kinds = [kind for kind, x in state.items() if kind != "step" and torch.is_tensor(x)]
-            if all(state[kind].shape == flat.shape for kind in kinds):
-                found |= {f"{kind}/{name}": self._piece(name, kind) for kind in kinds
+            state = moments(self.optimizer.state[flat])
+            if all(x.shape == flat.shape for x in state.values()):
+                found |= {f"{kind}/{name}": self._piece(name, kind) for kind in state
                           for name, p in self.named.items() if self._place(p)[0] == i}
             else:
-                found |= {f"{kind}/group {i}": self._own(state[kind]) for kind in kinds}
+                found |= {f"{kind}/group {i}": self._own(x) for kind, x in state.items()}
         found |= {f"buffer/{name}": Piece.whole(b) for name, b in self.net.named_buffers()}
         return found | {"steps": Piece.whole(self.steps)}
 
