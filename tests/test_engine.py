@@ -167,6 +167,21 @@ def test_low_precision_and_offloading_resume_to_the_same_bits(inputs, processes)
     assert kill(processes, cfg, 2, want, times=1, seed=1, seconds=2) == []
 
 
+@pytest.mark.parametrize("world", [0, 2])
+def test_eight_bit_moments_resume_to_the_same_bits(world, processes, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    tiny.write_inputs(tmp_path, replace(tiny.SIZES, ffn_dim=256))       # less than 4096 elements stay float32
+    cfg = config(tmp_path, "eight", world, steps=4)
+    cfg = replace(cfg, run=replace(cfg.run, keep=2), optim=replace(cfg.optim, moments=8))
+    run = ended(processes, cfg, world)
+    want, saved = everything(run), checkpoint.Saved(checkpoint.newest(run))
+    kept = {saved.read(name, 0, 1).dtype for name in saved.shapes if name.startswith("student/state1/")}
+    assert torch.uint8 in kept
+    shutil.rmtree(saved.folder)
+    (run / loop.STUDENT).unlink()
+    assert everything(ended(processes, cfg, world)) == want
+
+
 @pytest.mark.parametrize("world", [1, 3])
 def test_two_ranks_are_gone_on_with_by_another_number(world, inputs, processes):
     cfg = config(inputs, f"by-{world}", 2, batch=6)
