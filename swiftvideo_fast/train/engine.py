@@ -142,13 +142,20 @@ class ShardedTrained:
 
 
 class Called:
-    """The module, called as DeepSpeed wants it when a backward is to follow."""
+    """The module, called as DeepSpeed wants it when a backward is to follow: in training, with grad on.
+
+    DeepSpeed counts the passes of a step by its own calls and by the gradients that reach what these return,
+    and takes a gradient that is only looked at for a pass.
+    """
 
     def __init__(self, engine):
         self.engine = engine
 
-    def __call__(self, *args, **kwargs) -> Tensor:
-        return self.engine(*args, **kwargs)
+    def __call__(self, *args, **kwargs):
+        if not (self.engine.module.training and torch.is_grad_enabled()):
+            return self.engine.module(*args, **kwargs)
+        y = self.engine(*args, **kwargs)
+        return y.view_as(y) if isinstance(y, Tensor) else y     # autograd.grad at the view ends before y
 
     def __getattr__(self, name: str):
         return getattr(self.engine.module, name)
