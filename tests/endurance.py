@@ -19,13 +19,14 @@ import tiny  # noqa: E402
 
 
 def same(folder: Path, processes, count: int) -> bool:
-    within = True
+    good = True
     for work in (tiny.train, sharded.train_by_reference):
         found = test_engine.compare(folder, processes, test_engine.SPLITS, count, work)
-        for split, (loss, weights) in found.items():
-            print(f"{work.__name__:20}{split}  losses {loss:.1e}  average {weights:.1e}", flush=True)
-            within &= all(a <= test_engine.SLACK * b for a, b in zip((loss, weights), found[0, 0]))
-    return within
+        for split, (far, allowed) in found.items():
+            shown = [f"{a:.1e} of {b:.1e}" for a, b in zip(far, allowed)]
+            print(f"{work.__name__:20}{split}  losses {shown[0]}  average {shown[1]}", flush=True)
+        good &= test_engine.within(found)
+    return good
 
 
 def kills(folder: Path, processes, count: int) -> bool:
