@@ -1,6 +1,7 @@
 """What the processes of test_engine.py do, each in its own."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -82,6 +83,20 @@ def full_disk(cfg: Config) -> None:
 
     with patch.object(checkpoint, "save_file", fill):
         tiny.train(cfg)
+
+
+def read_only(cfg: Config, folder: Path) -> None:
+    """tiny.train in a folder that the first rank, which alone writes there at first, may not write."""
+    rank = os.environ["RANK"]
+
+    def refuse(self: Path, **options) -> None:
+        raise OSError(30, "Read-only file system", str(self))
+
+    with patch.object(Path, "mkdir", refuse):
+        try:
+            tiny.train(cfg)
+        except OSError as why:
+            (folder / f"said-{rank}").write_text(str(why))
 
 
 def inputs(seed: int) -> tuple:

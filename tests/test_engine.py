@@ -80,17 +80,15 @@ def alone(processes, cfg, work=tiny.train) -> tuple[Path, list[float]]:
     return run, [T * math.sqrt(sum(x * x for x in kind) / SHAKES) for kind in zip(*far)]
 
 
-def compare(inputs: Path, processes, splits, steps: int, work=tiny.train, offload: bool = False,
-            **changes) -> dict:
+def compare(inputs: Path, processes, splits, steps: int, work=tiny.train, **changes) -> dict:
     """Split -> (distances from one process without DeepSpeed, what rounding allows)."""
     def named(world: int, **engine):
         run = f"{work.__name__}-{world}-{engine}-{changes}"
         return config(inputs, run, world, steps, **engine, **changes)
 
     run, allowed = alone(processes, named(0), work)
-    return {(world, sequence): (
-        distance(run, ended(processes, named(world, sequence=sequence, offload=offload), world, work)),
-        allowed) for world, sequence in splits}
+    return {(world, sequence): (distance(run, ended(processes, named(world, sequence=sequence), world, work)),
+                                allowed) for world, sequence in splits}
 
 
 def within(found: dict) -> bool:
@@ -108,7 +106,7 @@ def test_they_are_with_the_reference_ops_too(inputs, processes):
 
 @pytest.mark.parametrize("objective, work", [("da", sharded.train_judged), ("ta", tiny.train)])
 def test_an_adversary_and_adapters_are_the_same_run_too(objective, work, inputs, processes):
-    found = compare(inputs, processes, [(2, 1)], 5, work, objective=objective, batch=4, offload=True)
+    found = compare(inputs, processes, [(2, 1)], 5, work, objective=objective)
     assert within(found), found
 
 
@@ -218,6 +216,15 @@ def test_a_disk_that_is_full_for_one_rank_ends_the_run_on_all_and_costs_no_check
     cfg = config(inputs, "full", 2, steps=4)
     assert fleet.Fleet(processes, 2, sharded.full_disk, cfg).join(120) == [1, 1]
     assert checkpoint.last_good(Path(cfg.run.dir)).state["step"] == 2
+
+
+def test_a_folder_that_is_read_only_ends_the_run_on_all_before_its_first_step(inputs, processes, tmp_path):
+    cfg = config(inputs, "read-only", 2)
+    assert fleet.Fleet(processes, 2, sharded.read_only, cfg, tmp_path).join(60) == [0, 0]
+    for rank in (0, 1):
+        said = (tmp_path / f"said-{rank}").read_text()
+        assert f"{cfg.run.dir}/config.yaml: could not be written ([Errno 30] Read-only file system" in said
+    assert not Path(cfg.run.dir).exists()
 
 
 def test_processes_without_deepspeed_are_refused(inputs, monkeypatch):

@@ -144,8 +144,9 @@ class ShardedTrained:
 class Called:
     """The module, called as DeepSpeed wants it when a backward is to follow: in training, with grad on.
 
-    DeepSpeed counts the passes of a step by its own calls and by the gradients that reach what these return,
-    and takes a gradient that is only looked at for a pass.
+    DeepSpeed counts the passes of a step by its own calls and by the gradients that reach what these return.
+    After a gradient that was only looked at, its next call would begin another pass, and what that adds up
+    begin with the gradients of the step before.
     """
 
     def __init__(self, engine):
@@ -154,8 +155,7 @@ class Called:
     def __call__(self, *args, **kwargs):
         if not (self.engine.module.training and torch.is_grad_enabled()):
             return self.engine.module(*args, **kwargs)
-        y = self.engine(*args, **kwargs)
-        return y.view_as(y) if isinstance(y, Tensor) else y     # autograd.grad at the view ends before y
+        return self.engine(*args, **kwargs)
 
     def __getattr__(self, name: str):
         return getattr(self.engine.module, name)
