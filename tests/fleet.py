@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-PRELOAD = ["sharded", "swiftvideo_fast.train.engine", "deepspeed",
+PRELOAD = ["sharded", "swiftvideo_fast.train.engine", "deepspeed", "peft",
            "deepspeed.runtime.zero.muon.original_muon"]             # it imports torch's compiler: 4 s
 
 

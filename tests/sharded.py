@@ -1,6 +1,9 @@
 """What the processes of test_engine.py do, each in its own."""
 
 import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -8,13 +11,15 @@ import tiny
 import torch
 from torch import nn
 
-from swiftvideo_fast import jvp, ops
+from swiftvideo_fast import jvp, ops, path
 from swiftvideo_fast.config import Config
 from swiftvideo_fast.models.ulysses import Ulysses
 from swiftvideo_fast.models.wan import share_tokens
 from swiftvideo_fast.ops import reference
 from swiftvideo_fast.train import checkpoint
 from swiftvideo_fast.train.loop import start_engine, starting_network
+from swiftvideo_fast.train.plain import Trained
+from swiftvideo_fast.train.ranks import Ranks
 
 OPS = ("attention", "modulate", "norm_rope", "gate", "gelu", "tangent", "ccd_loss")
 
@@ -23,6 +28,47 @@ def train_by_reference(cfg: Config) -> None:
     """tiny.train, the ops replaced by their meaning."""
     with patch.multiple(ops, **{name: getattr(reference, name) for name in OPS}):
         tiny.train(cfg)
+
+
+def train_judged(cfg: Config) -> None:
+    """tiny.train with an adversary.  At each checkpoint the heads' buffers are the same on all ranks, and no
+    weight that is shared out has stayed whole on one."""
+    save = checkpoint.save
+
+    def watched(run: Path, step: int, *, parts: dict, ranks: Ranks, **rest) -> Path:
+        judge = parts["judge"]
+        buffers = json.dumps([b.tolist() for b in judge.net.buffers()])
+        assert set(ranks.gather(buffers)) == {buffers}
+        if cfg.engine.name == "zero3":
+            assert not sum(p.numel() for part in parts.values() for p in part.net.parameters())
+        return save(run, step, parts=parts, ranks=ranks, **rest)
+
+    with patch.object(checkpoint, "save", watched):
+        tiny.train(cfg)
+
+
+def train_shaken(cfg: Config, work: Callable, times: int) -> None:
+    """work(cfg), then again so often, each in its folder, with other roundings: each pass's point and each
+    step's gradients are moved by up to half the spacing of floats at their tensor's largest element."""
+    work(cfg)
+    draw, step = path.draw, Trained.step
+    for seed in range(times):
+        rng = torch.Generator().manual_seed(seed)
+
+        def shaken(x: torch.Tensor) -> torch.Tensor:
+            return x + torch.finfo(x.dtype).eps * x.abs().max() * (torch.rand(x.shape, generator=rng) - 0.5)  # noqa: B023
+
+        def shaken_draw(*args, **kwargs):
+            point = draw(*args, **kwargs)
+            return replace(point, x1=shaken(point.x1), x_t=shaken(point.x_t))  # noqa: B023
+
+        def shaken_step(self, lr: float) -> float:
+            for p in self.named.values():
+                p.grad = shaken(p.grad)  # noqa: B023
+            return step(self, lr)
+
+        with patch.object(path, "draw", shaken_draw), patch.object(Trained, "step", shaken_step):
+            work(replace(cfg, run=replace(cfg.run, dir=f"{cfg.run.dir}-shaken-{seed}")))
 
 
 def full_disk(cfg: Config) -> None:
@@ -37,6 +83,20 @@ def full_disk(cfg: Config) -> None:
 
     with patch.object(checkpoint, "save_file", fill):
         tiny.train(cfg)
+
+
+def read_only(cfg: Config, folder: Path) -> None:
+    """tiny.train in a folder that the first rank, which alone writes there at first, may not write."""
+    rank = os.environ["RANK"]
+
+    def refuse(self: Path, **options) -> None:
+        raise OSError(30, "Read-only file system", str(self))
+
+    with patch.object(Path, "mkdir", refuse):
+        try:
+            tiny.train(cfg)
+        except OSError as why:
+            (folder / f"said-{rank}").write_text(str(why))
 
 
 def inputs(seed: int) -> tuple:

@@ -309,3 +309,12 @@ def test_a_student_that_recomputes_ends_with_the_same_bits(inputs, monkeypatch):
         found.append((weights.load(run / loop.STUDENT).state_dict(), sum(entered)))
     (kept, once), (recomputed, twice) = found
     assert all(torch.equal(x, recomputed[name]) for name, x in kept.items()) and twice == 2 * once
+
+
+def test_a_log_that_the_disk_refuses_names_the_run(tmp_path):
+    report = Report(tmp_path, start=0, steps=2)
+    report.log.close()
+    report.log = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
+    with pytest.raises(OSError, match=f"{tmp_path}: its log could not be written .*No space left"):
+        report(1, {"loss": 1.0})
+    report.close()

@@ -47,17 +47,17 @@ def demo() -> list[Clip]:
     return demo_clips()
 
 
-def network(seed: int = 0) -> Wan:
+def network(seed: int = 0, sizes: WanConfig = SIZES) -> Wan:
     """Initialised, then moved off its zero head."""
-    net, rng = Wan(SIZES), torch.Generator().manual_seed(seed)
+    net, rng = Wan(sizes), torch.Generator().manual_seed(seed)
     initialise(net, rng)
     torch.nn.init.normal_(net.head.head.weight, std=0.1, generator=rng)
     return net
 
 
-def write_inputs(folder: Path) -> None:
+def write_inputs(folder: Path, sizes: WanConfig = SIZES) -> None:
     """teacher.safetensors and codec.safetensors."""
-    weights.save(network(), folder / "teacher.safetensors")
+    weights.save(network(sizes=sizes), folder / "teacher.safetensors")
     fit_codec(CropSource(clips(), "train", frames=FRAMES, size=SIZE), seed=0, count=32).save(
         folder / "codec.safetensors")
 

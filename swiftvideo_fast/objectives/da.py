@@ -93,6 +93,7 @@ class DistributionAlignment(Objective):
             real, fake = self.logits(exhibit)
             loss = hinge(real, 1) + hinge(fake, -1)
             self.trained["judge"].backward(loss)
+            self.judge.heads.eval()         # one power iteration a step, however many passes it has here
         self.trained["judge"].step(self.options.lr)
         self.exhibits.clear()
         shown = {f"logits/{name}": torch.cat([x.detach().flatten() for x in sum(logits.values(), [])])

@@ -22,7 +22,7 @@ from swiftvideo_fast.config import Config, Optim
 from swiftvideo_fast.models.ulysses import Ulysses
 from swiftvideo_fast.models.wan import Block, Wan, share_tokens
 from swiftvideo_fast.train.checkpoint import Piece
-from swiftvideo_fast.train.optimizer import adamw, prime, set_rate, set_steps
+from swiftvideo_fast.train.optimizer import adamw, moments, prime, set_rate, set_steps
 from swiftvideo_fast.train.ranks import Ranks, launched, passes_of
 
 BUCKET = 100_000_000        # gradients reduced at once
@@ -116,13 +116,12 @@ class ShardedTrained:
         """As plain.Trained's; but 8-bit moments have their scales in common and stay with their ranks."""
         found = {f"weight/{name}": self._piece(name) for name in self.named}
         for i, flat in enumerate(self.zero.fp32_partitioned_groups_flat):
-            state = self.optimizer.state[flat]
-            kinds = [kind for kind, x in state.items() if kind != "step" and torch.is_tensor(x)]
-            if all(state[kind].shape == flat.shape for kind in kinds):
-                found |= {f"{kind}/{name}": self._piece(name, kind) for kind in kinds
+            state = moments(self.optimizer.state[flat])
+            if all(x.shape == flat.shape for x in state.values()):
+                found |= {f"{kind}/{name}": self._piece(name, kind) for kind in state
                           for name, p in self.named.items() if self._place(p)[0] == i}
             else:
-                found |= {f"{kind}/group {i}": self._own(state[kind]) for kind in kinds}
+                found |= {f"{kind}/group {i}": self._own(x) for kind, x in state.items()}
         found |= {f"buffer/{name}": Piece.whole(b) for name, b in self.net.named_buffers()}
         return found | {"steps": Piece.whole(self.steps)}
 
@@ -143,12 +142,19 @@ class ShardedTrained:
 
 
 class Called:
-    """The module, called as DeepSpeed wants it when a backward is to follow."""
+    """The module, called as DeepSpeed wants it when a backward is to follow: in training, with grad on.
+
+    DeepSpeed counts the passes of a step by its own calls and by the gradients that reach what these return.
+    After a gradient that was only looked at, its next call would begin another pass, and what that adds up
+    begin with the gradients of the step before.
+    """
 
     def __init__(self, engine):
         self.engine = engine
 
-    def __call__(self, *args, **kwargs) -> Tensor:
+    def __call__(self, *args, **kwargs):
+        if not (self.engine.module.training and torch.is_grad_enabled()):
+            return self.engine.module(*args, **kwargs)
         return self.engine(*args, **kwargs)
 
     def __getattr__(self, name: str):

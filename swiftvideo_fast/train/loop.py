@@ -64,9 +64,7 @@ def train(cfg: Config) -> Path:
 
     data = training_data(cfg, student.net)
     watch = watching(cfg, engine, {"student": student.net, "average": ema.net, "teacher": objective.teacher})
-    if ranks.rank == 0:
-        with whole(run / CONFIG) as aside:
-            aside.write_text(yaml.safe_dump(to_dict(cfg), sort_keys=False))
+    ranks.together(lambda: _write(cfg, run / CONFIG) if ranks.rank == 0 else "")
     with closing(Report(run, start=start, steps=cfg.run.steps) if ranks.rank == 0 else Silence()) as report:
         for step in range(start, cfg.run.steps):
             logs = []
@@ -99,6 +97,12 @@ def train(cfg: Config) -> Path:
         export(checkpoint.newest(run), part, run / file)
     ranks.gather("exported")
     return run
+
+
+def _write(cfg: Config, file: Path) -> str:
+    with whole(file) as aside:
+        aside.write_text(yaml.safe_dump(to_dict(cfg), sort_keys=False))
+    return ""
 
 
 def export(folder: Path, part: str, file: Path) -> None:

@@ -33,6 +33,11 @@ def prime(optimizer: torch.optim.Optimizer, tensors: Iterable[Tensor]) -> None:
     set_steps(optimizer, 0)
 
 
+def moments(state: dict) -> dict[str, Tensor]:
+    """What a step changes of a tensor's state: not the count, nor the codes that all 8-bit moments share."""
+    return {kind: x for kind, x in state.items() if kind not in ("step", "qmap1", "qmap2")}
+
+
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr

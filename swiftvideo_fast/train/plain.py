@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from swiftvideo_fast.config import Config, Optim
 from swiftvideo_fast.train.checkpoint import Piece
 from swiftvideo_fast.train.ema import Ema
-from swiftvideo_fast.train.optimizer import adamw, prime, set_rate, set_steps
+from swiftvideo_fast.train.optimizer import adamw, moments, prime, set_rate, set_steps
 from swiftvideo_fast.train.ranks import ALONE, Ranks, passes_of
 
 
@@ -75,7 +75,7 @@ class Trained:
         found = {f"weight/{name}": p for name, p in self.named.items()}
         found |= {f"buffer/{name}": b for name, b in self.net.named_buffers()}
         for name, p in self.named.items():
-            found |= {f"{kind}/{name}": x for kind, x in self.optimizer.state[p].items() if kind != "step"}
+            found |= {f"{kind}/{name}": x for kind, x in moments(self.optimizer.state[p]).items()}
         return {name: Piece.whole(x) for name, x in found.items()} | {"steps": Piece.whole(self.steps)}
 
     def settle(self) -> None:

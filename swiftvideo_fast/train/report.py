@@ -4,6 +4,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -28,7 +30,7 @@ class Report:
         kept = [line for line in read_log(run) if line["step"] <= start]
         with whole(run / LOG) as aside:
             aside.write_text("".join(map(_as_text, kept)))
-        self.log = open(run / LOG, "a", buffering=1)  # noqa: SIM115  (closed in close)
+        self.log = open(run / LOG, "ab", buffering=0)  # noqa: SIM115  (closed in close)
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
         self.bar = tqdm(total=steps, initial=start, unit="step", desc=run.name, mininterval=1.0, disable=None)
         self.run, self.name, self.start, self.steps = run, run.name, start, steps
@@ -36,7 +38,8 @@ class Report:
 
     def __call__(self, step: int, values: dict[str, float | Tensor]) -> None:
         scalars = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
-        self.log.write(_as_text({"step": step} | scalars))
+        with self._kept():
+            self.log.write(_as_text({"step": step} | scalars).encode())
         for name, value in scalars.items():
             self.board.add_scalar(name, value, step)
         for name in values.keys() - scalars.keys():
@@ -58,12 +61,23 @@ class Report:
 
     def sync(self) -> None:
         """What was said so far, to the disk: a checkpoint that is resumed from counts on it."""
-        self.board.flush()
-        os.fsync(self.log.fileno())
+        with self._kept():
+            self.board.flush()
+            os.fsync(self.log.fileno())
 
     def close(self) -> None:
-        for stream in (self.bar, self.board, self.log):
-            stream.close()
+        with self._kept():
+            for stream in (self.bar, self.log, self.board):
+                stream.close()
+
+    @contextmanager
+    def _kept(self) -> Generator[None]:
+        """OSError names the run when the disk refuses."""
+        try:
+            yield
+        except OSError as why:
+            raise OSError(f"{self.run}: its log could not be written ({why}); make room, and the same "
+                          "command goes on from the last checkpoint") from why
 
     def _speak(self, step: int, shown: dict[str, str]) -> None:
         now = time.monotonic()
