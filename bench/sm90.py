@@ -212,6 +212,9 @@ def main(argv: list[str]) -> int:
             told = ", ".join(f"{n} {what}" for what, n in f.items()) if f else wrong[0]
             found.setdefault(f"sm_{arch}", {})[name] = told
             print(f"sm_{arch:<3} {name:75} {told}", flush=True)
+    printed = [name for kernels in found.values() for name in kernels]
+    bad += [f"no kernel's name begins with {name!r}" for name in names
+            if not any(full.startswith(name) for full in printed)]
     if args.record:
         record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
         mine = record.setdefault(f"triton {triton.__version__}", {})

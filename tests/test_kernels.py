@@ -85,9 +85,11 @@ class TestMatchesTorch:
               lambda x, tx, *rest: forward_mode(reference.norm_rope, [(x, tx)], *rest))
         check("y", norm_rope_op, (x, w, cos, sin, EPS), reference.norm_rope)
 
-    def test_norm_rope_backward(self, rng, B, N, C, dtype):
+    @pytest.mark.parametrize("rotated", [True, False])
+    def test_norm_rope_backward(self, rng, B, N, C, dtype, rotated):
         dy, x = (draw(rng, B, N, C, dtype=dtype) for _ in range(2))
-        check("dx dw", norm_rope_backward, (dy, x, draw(rng, C), *rotation(rng, N, C // 4), EPS),
+        angles = rotation(rng, N, C // 4) if rotated else (None, None)
+        check("dx dw", norm_rope_backward, (dy, x, draw(rng, C), *angles, EPS),
               lambda dy, x, w, *rest: gradients(lambda x, w: reference.norm_rope(x, w, *rest), (x, w), dy))
 
     def test_gate(self, rng, B, N, C, dtype):

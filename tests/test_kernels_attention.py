@@ -13,7 +13,7 @@ from rooms import DEVICE, gpu_room
 from swiftvideo_kernels import attention_jvp as kernel
 from swiftvideo_kernels.attention_jvp import attention_jvp
 from swiftvideo_kernels.attention_tangent import attention_tangent
-from swiftvideo_kernels.blocks import alike, on_grid
+from swiftvideo_kernels.blocks import alike, layout, on_grid
 from swiftvideo_kernels.tiles import TILES, Tile
 
 from swiftvideo_fast.ops import reference
@@ -69,7 +69,7 @@ def test_matches_forward_mode(rng, shape, dtype, causal):
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("tile", FORMS, ids=["pointers", "descriptors"])
 def test_every_form_agrees(rng, tile, causal):
-    args, scale = draw(rng, 2, 2, 1, 37, 37, 24, dtype=SHORT), 0.2
+    args, scale = draw(rng, 2, 4, 2, 37, 37, 24, dtype=SHORT), 0.2
     o, to, lse = attention_jvp(*args, scale, causal, at=tile)
     assert_right(o, to, args, scale, causal)
     assert_right(o, attention_tangent(*args, o, lse, scale, causal, at=tile), args, scale, causal)
@@ -88,7 +88,9 @@ def test_rows_that_tma_cannot_read_are_copied(rng):
         assert_right(o, to, args, 0.2, False)
         assert_right(o, attention_tangent(*args, o, lse, 0.2, False, at=tile), args, 0.2, False)
     on = draw(rng, 1, 2, 2, 5, 5, 24, dtype=SHORT)[0]
-    assert on_grid(on) is on
+    one_clip = on.as_strided(on.shape, (on.stride(0) + 1, *on.stride()[1:]))
+    assert on_grid(on) is on and on_grid(one_clip) is one_clip
+    assert alike(on, one_clip)[1] is one_clip
 
 
 def test_a_width_without_a_one_pass_tile_goes_in_two_passes(rng, monkeypatch):
@@ -150,6 +152,31 @@ def test_views_go_without_copies_and_outputs_are_token_major(rng):
         assert all(a is b for a, b in zip(alike(x, tx), (x, tx), strict=True))
 
 
+def test_every_input_has_strides_of_its_own(rng):
+    """q is one clip for two; v lies in wider rows than k, and o, where given, by heads."""
+    q, tq, k, tk, _, tv = draw(rng, 2, 2, 2, 18, 20, 16, dtype=torch.float32)
+    q, v = q[:1].expand_as(q), draw(rng, 2, 2, 2, 18, 20, 24, dtype=torch.float32)[4][..., :16]
+    o, to, lse = attention_jvp(q, tq, k, tk, v, tv, 0.25, False)
+    args = q.contiguous(), tq, k, tk, v, tv
+    assert_right(o, to, args, 0.25, False)
+    two_pass = attention_tangent(q, tq, k, tk, v, tv, o.contiguous(), lse, 0.25, False)
+    assert_right(o, two_pass, args, 0.25, False)
+
+
+def test_a_tile_that_bears_no_masks_is_passed_over_where_they_are_needed(rng, monkeypatch):
+    row = next(key for key in TILES if key[:2] == ("attention_jvp", "cpu" if DEVICE == "cpu" else "fp32"))
+    monkeypatch.setitem(TILES, row, (TILE._replace(masks=False), TILE))
+    args = draw(rng, 1, 2, 1, 3, 3, row[2] or 16, dtype=torch.float32)
+    for causal, packed in product((False, True), repeat=2):
+        assert layout("attention_jvp", *args, 0.2, causal, packed, None)[0].masks == (causal or packed)
+
+
+def test_a_negative_scale_is_refused(rng):
+    args = draw(rng, 1, 1, 1, 2, 2, 16, dtype=torch.float32)
+    with pytest.raises(ValueError, match="attention_jvp: scale is -0.1; want 0 or more"):
+        attention_jvp(*args, -0.1, False)
+
+
 def test_a_mean_in_v_cancels(rng):
     """(2) divides by the sums of what the products used; with exact sums the error is about 4 times this."""
     q, tq, k, tk, v, tv = draw(rng, 1, 1, 1, 64, 96, 32, dtype=SHORT)
@@ -167,9 +194,10 @@ def test_a_tangent_common_to_all_scores_cancels():
     q, tq, k, tk, v, tv = (torch.zeros(1, 1, n, D, dtype=SHORT, device=DEVICE) for n in (N, N, M, M, M, M))
     q[..., 0], k[..., 1:, 0], tk[..., 0], v[:] = 1, -0.25, 20, 30
     tv[:] = torch.linspace(-1, 1, M)[:, None]
-    _, to, _ = attention_jvp(q, tq, k, tk, v, tv, scale, False)
+    o, to, lse = attention_jvp(q, tq, k, tk, v, tv, scale, False)
     _, exact = oracle(*wide(q, tq, k, tk, v, tv), scale, False)
-    assert (to - exact).abs().max() < 4 * torch.finfo(SHORT).eps
+    for got in (to, attention_tangent(q, tq, k, tk, v, tv, o, lse, scale, False)):
+        assert (got - exact).abs().max() < 4 * torch.finfo(SHORT).eps
 
 
 def test_peaked_and_shifted_scores_stay_finite(rng):
@@ -178,6 +206,7 @@ def test_peaked_and_shifted_scores_stay_finite(rng):
         o, to, lse = attention_jvp(*args, 0.25, False)
         assert lse.isfinite().all()
         assert_right(o, to, args, 0.25, False)
+        assert attention_tangent(*args, o, lse, 0.25, False).isfinite().all()     # exp(0 - lse) is not
 
 
 def test_is_linear_in_the_tangent_to_the_bit_and_repeats(rng):

@@ -47,10 +47,10 @@ TILES: dict[tuple[str, str, int], tuple[Tile, ...]] = {
     ("attention_tangent", "sm90", 128): (
         Tile(128, 64, 8, 2, True), Tile(128, 64, 4, 2, True, True), Tile(128, 32, 8, 3, True),
         Tile(64, 64, 4, 2, True), Tile(128, 32, 8, 2)),
-    ("attention_tangent", "sm90", 256): (Tile(64, 32, 4, 2, True),),
+    ("attention_tangent", "sm90", 256): (Tile(128, 16, 8, 2, True), Tile(64, 16, 4, 3, True)),
     ("attention_jvp", "sm80", 64): (Tile(64, 32, 4, 2), Tile(128, 32, 8, 2)),
-    ("attention_jvp", "sm80", 128): (Tile(64, 16, 4, 2),),
-    ("attention_tangent", "sm80", 64): (Tile(64, 32, 4, 2), Tile(128, 32, 8, 2)),
+    ("attention_jvp", "sm80", 128): (Tile(64, 32, 8, 2), Tile(128, 16, 8, 2)),
+    ("attention_tangent", "sm80", 64): (Tile(128, 32, 8, 2), Tile(64, 32, 4, 3)),
     ("attention_tangent", "sm80", 128): (Tile(64, 16, 4, 2),),
     ("attention_tangent", "sm80", 256): (Tile(32, 16, 4, 2), Tile(64, 16, 8, 1)),
     ("attention_jvp", "sm100", 64): (Tile(128, 64, 8, 2),),
