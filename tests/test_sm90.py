@@ -20,3 +20,22 @@ def test_no_sampled_kernel_spills_or_loses_its_tensor_cores():
                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert report.returncode == 0, report.stdout[-2000:]
     assert {line.split()[1] for line in report.stdout.splitlines()} == set(KERNELS)
+
+
+PLANTED = """
+from bench import sm90
+figures = {"registers": 168, "stack": 0, "spills": 0, "shared": 227 * 1024, "HGMMA": 24}
+for change in ({}, {"spills": 2}, {"stack": 8}, {"HGMMA": 0}, {"shared": 227 * 1024 + 1}):
+    print(*sm90.faults("attention_jvp sm90 128", 90, figures | change))
+sm90.main(["attention_jpv"])
+"""
+
+
+def test_planted_faults_are_told_and_so_is_a_kernel_that_is_not_there():
+    """Else a sample would go on passing when what it names is renamed."""
+    pytest.importorskip("triton")
+    told = subprocess.run([sys.executable, "-c", PLANTED], cwd=ROOT, text=True, capture_output=True,
+                          env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"})
+    assert told.stdout.split("\n") == [
+        "", "spills (2 stores, 0 bytes of stack)", "spills (0 stores, 8 bytes of stack)", "has no HGMMA",
+        "wants 232449 bytes of shared memory of 232448", "no kernel's name begins with 'attention_jpv'", ""]
