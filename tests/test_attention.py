@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import (
     DTYPES,
@@ -152,17 +152,28 @@ def test_backward_is_the_transpose_of_the_tangent(rng, causal):
     assert_adjoint(lambda *x: attention_op(*x, 0.25, causal)[0], (q, k, v), (tq, tk, tv), to, rng)
 
 
+FEW = 16
+
+
 @settings(max_examples=15)
 @given(dtype=DTYPES, N=LENGTHS, M=LENGTHS, D=st.integers(16, 96), causal=st.booleans(), strided=st.booleans())
 def test_backward_matches_autograd(dtype, N, M, D, causal, strided):
-    """But where every row sees one key alone: dq is 0, exactly by torch's softmax, to rounding by O and LSE."""
-    assume(M != 1 and not (causal and N == 1))
+    """dS = P (dP - sum dO O) cancels where few keys are seen, to the rounding of O and LSE, which torch does
+    not have: it keeps P.  There the bound is the worst case: D roundings in each product of D terms."""
     rng = torch.Generator().manual_seed(N * 1000 + M)
     q, do, k, _, v, _ = draw(rng, 2, 2, N, M, D, dtype=dtype, strided=strided)
     o, lse = attention_op(q, k, v, D**-0.5, causal)
     got = attention_backward(do, q, k, v, o, lse, D**-0.5, causal)
-    assert_as_good_as_torch("dq dk dv", got, lambda q, k, v, do: gradients(
-        lambda *x: reference.attention(*x, None, causal), (q, k, v), do), q, k, v, do)
+
+    def by_torch(q, k, v, do):
+        return gradients(lambda *x: reference.attention(*x, None, causal), (q, k, v), do)
+
+    if (min(N, M) if causal else M) >= FEW:
+        return assert_as_good_as_torch("dq dk dv", got, by_torch, q, k, v, do)
+    products = (do.abs().double() @ v.abs().double().mT).sum()
+    largest = max(1, *(x.abs().max() for x in (q, k) if x.numel()))
+    for ours, exact in zip(got, by_torch(*(x.double() for x in (q, k, v, do))), strict=True):
+        assert ((ours - exact).abs() <= D * torch.finfo(dtype).eps * products * largest).all()
 
 
 def test_gradients_pass_gradcheck(rng):
