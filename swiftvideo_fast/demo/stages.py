@@ -1,5 +1,6 @@
 """The demo's runs: each stage, its controls and variants, and the order in which they can be trained."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,8 @@ def students(folder: Path, configs: Path, seed: int, overrides: list[str]) -> It
                        model=replace(cfg.model, student=student))
 
     def elsewhere(cfg: Config, name: str, **changes) -> Config:
-        return replace(cfg, run=replace(cfg.run, dir=str(folder / name.replace(" ", "-"))), **changes)
+        place = folder / "-".join(re.findall(r"\w+", name))
+        return replace(cfg, run=replace(cfg.run, dir=str(place)), **changes)
 
     student = None
     for name, file in STAGES.items():
