@@ -70,3 +70,8 @@ def test_html_escapes_names_and_marks_heads_for_screen_readers():
     assert "<b>" not in html and "&lt;b&gt;" in html and "&lt;net&gt;" in html
     assert '<th scope="row">' in html and 'class="strong"' in html
     assert '1 <span class="spread">± 2</span> <span class="remark">×3</span>' in html
+
+
+def test_rows_that_take_no_steps_have_no_column_of_them():
+    table = comparison([Row("a", None, {"frechet": [1.0]}), Row("b", None, {"frechet": [2.0]})], against="")
+    assert table.head == ["", "Frechet, trained"] and [row[0] for row in table.rows] == ["a", "b"]

@@ -122,3 +122,13 @@ def test_a_scalar_of_a_log_becomes_a_series_or_says_which_there_are():
     assert logged(log, "loss") == Series("loss", [0, 1], [4, 3])
     with pytest.raises(ValueError, match=r"no scalar 'lsos'; it has \['loss'\]"):
         logged(log, "lsos")
+
+
+def test_a_legend_too_wide_goes_on_in_another_line_above_the_chart():
+    names = [f"a series of number {i}" for i in range(5)]
+    svg = Chart("t", [Series(name, [0, 1], [0.0, 1.0]) for name in names]).svg()
+    places = [(float(x), int(y)) for x, y in re.findall(r'<rect x="([\d.]+)" y="(\d+)"', svg)]
+    assert len(places) == len(set(places)) == 5
+    assert all(x + 16 + 6 * len(name) <= 380 for (x, _), name in zip(places, names, strict=True))
+    above = max(y for _, y in places) - 24
+    assert above > 0 and f'viewBox="0 {-above} 380 {250 + above}"' in svg and f"translate(0 {-above})" in svg

@@ -10,6 +10,7 @@ from itertools import accumulate
 
 WIDTH, HEIGHT = 380, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 40, 40      # margins, with room for tick labels and the legend
+LINE = 14                                       # of the legend
 COLOURS = ["#2f6fde", "#d9730d", "#1f9d72", "#8a57d6", "#d43d51", "#7b828c"]
 CENTRED = 'text-anchor="middle"'
 INK, GRID = "var(--muted, #667085)", "var(--line, #d5d9e0)"
@@ -53,9 +54,11 @@ class Chart:
             if len(kept) <= 12:
                 at = ((x_axis.at(x), y_axis.at(y)) for x, y in kept)
                 drawn += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{_colour(i)}"/>' for x, y in at]
-        return (f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(self._spoken(lines))}" '
+        legend, above = self._legend()
+        return (f'<svg viewBox="0 {-above} {WIDTH} {HEIGHT + above}" role="img" '
+                f'aria-label="{escape(self._spoken(lines))}" '
                 f'xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif" font-size="11" '
-                f'fill="{INK}">{self._frame(x_axis, y_axis)}{"".join(drawn)}{self._legend()}</svg>')
+                f'fill="{INK}">{self._frame(x_axis, y_axis)}{"".join(drawn)}{legend}</svg>')
 
     def _drawable(self, x: float, y: float) -> bool:
         return (math.isfinite(x) and math.isfinite(y)
@@ -75,17 +78,19 @@ class Chart:
                   f"<text {turned} {CENTRED}>{escape(self.y_label)}</text>"]
         return "".join(parts)
 
-    def _legend(self) -> str:
-        """The title, and under it one mark a series when there are several."""
-        parts = [f'<text x="{LEFT}" y="14" font-size="13" font-weight="600" fill="var(--ink, #1d2433)">'
-                 f"{escape(self.title)}</text>"]
-        if len(self.series) > 1:
-            x = LEFT
-            for i, s in enumerate(self.series):
-                parts += [f'<rect x="{x}" y="24" width="12" height="4" rx="2" fill="{_colour(i)}"/>',
-                          f'<text x="{x + 16}" y="30">{escape(s.name)}</text>']
-                x += 30 + 6 * len(s.name)
-        return "".join(parts)
+    def _legend(self) -> tuple[str, int]:
+        """The title, under it one mark a series when there are several; the height that takes above 0."""
+        parts, x, y = [], LEFT, 0
+        for i, s in enumerate(self.series if len(self.series) > 1 else []):
+            wide = 16 + 6 * len(s.name)
+            if x > LEFT and x + wide > WIDTH - RIGHT:
+                x, y = LEFT, y + LINE
+            parts += [f'<rect x="{x}" y="{y + 24}" width="12" height="4" rx="2" fill="{_colour(i)}"/>',
+                      f'<text x="{x + 16}" y="{y + 30}">{escape(s.name)}</text>']
+            x += wide + 14
+        title = (f'<text x="{LEFT}" y="14" font-size="13" font-weight="600" fill="var(--ink, #1d2433)">'
+                 f"{escape(self.title)}</text>")
+        return f'<g transform="translate(0 {-y})">{title}{"".join(parts)}</g>', y
 
     def _spoken(self, lines: list[tuple[Series, list]]) -> str:
         ends = [f"{s.name} from {_number(kept[0][1])} to {_number(kept[-1][1])}" for s, kept in lines if kept]

@@ -100,7 +100,8 @@ def comparison(rows: list[Row], *, against: str = "teacher", title: str = "Quali
     """
     shown = {key: m for key, m in metrics.items() if any(key in row.values for row in rows)}
     pairs = [(row, _reference(rows, row, against)) for row in rows]
-    lines = [[row.name, "" if row.steps is None else str(row.steps),
+    stepped = any(row.steps is not None for row in rows)
+    lines = [[row.name, *["" if row.steps is None else str(row.steps)] * stepped,
               *(_cell(row, key, m, reference) for key, m in shown.items())] for row, reference in pairs]
     seeds = max((len(v) for row in rows for v in row.values.values()), default=0)
     notes = [f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else "One seed.",
@@ -108,7 +109,7 @@ def comparison(rows: list[Row], *, against: str = "teacher", title: str = "Quali
     moves = {i: fmean(row.values["motion"]) for i, row in enumerate(rows) if "motion" in row.values}
     notes += [f"Static copy: {rows[i].name}{_at(rows[i])} moves ×{motion:.2f} as much as real clips."
               for i, motion in moves.items() if motion < STILL]
-    return Table(title, ["", "steps", *(m.label for m in shown.values())], lines,
+    return Table(title, ["", *["steps"] * stepped, *(m.label for m in shown.values())], lines,
                  " ".join(filter(None, notes)), frozenset(i for i, (_, r) in enumerate(pairs) if r))
 
 
