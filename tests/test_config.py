@@ -150,7 +150,8 @@ def test_a_distillation_needs_its_teacher(file):
 @pytest.mark.parametrize("override, wanted", [
     *((f"da={{{key}: {bad}}}", f"da.{key} is {bad}; want a positive number") for key, bad in
       (("lr", 0.0), ("window", 0))),
-    *((f"da={{{key}: -1}}", f"da.{key} is -1") for key in ("start", "watch")),
+    *((f"da={{{key}: -1}}", f"da.{key} is -1") for key in ("start", "lead", "watch")),
+    ("da={start: 2, lead: 3}", "da.lead is 3; want at most da.start, 2: the last steps before it"),
     ("da={weight: -0.5}", "da.weight is -0.5; want 0 or more"),
     ("da={crop: 8}", "da.crop is 8; want 16 pixels or more"),
     ("da={window: 6}", "da.window is 6; want at most the 5 latent frames of a clip"),

@@ -200,6 +200,17 @@ def test_before_it_starts_there_is_the_distillation_alone(codec):
     assert all(torch.equal(x, before[name]) for name, x in da.judge.state_dict().items())
 
 
+def test_heads_may_learn_before_they_pull(codec):
+    da, (point, batch) = aligned(codec, replace(OPTIONS, lead=1)), drawn()
+    assert da(point, batch, 0, rng())[1] == {"step": 0} and da.after_step() == {}
+    before = {name: x.clone() for name, x in da.judge.named_parameters()}
+    loss, log = da(point, batch, 1, rng())
+    assert loss == da.distillation.jump(point, batch, 1).loss and log == {"step": 1}
+    assert "discriminator" in da.after_step()
+    assert all(not torch.equal(x, before[name]) for name, x in da.judge.named_parameters())
+    assert "lambda" in da(point, batch, 2, rng())[1]
+
+
 def test_an_adaptive_weight_is_the_ratio_of_the_gradients(codec):
     (point, batch), logs = drawn(), []
     for adaptive in (False, True):

@@ -198,6 +198,16 @@ def test_the_camera_holds_still_or_pans_and_time_runs_either_way(speed):
     assert pans == (set(PANS) if speed else {0}) and ways == {1, -1}
 
 
+@pytest.mark.parametrize("pace", [0.25, 0.3, 1.0, 2.0])
+def test_a_clip_is_played_at_its_pace_and_blended_between_frames(pace):
+    clip = map_clip(frames=100)
+    crops = source(given=[clip], pace=pace).draw(32, seed=0)
+    for at in places(crops)[:, :, 2]:
+        begin, way = int(at[0]), int((at[-1] - at[0]).sign())
+        assert torch.equal(at, (begin + way * pace * torch.arange(WINDOW).double()).round().long())
+    assert len({int(at) for at in places(crops)[:, 0, 2]}) > 16
+
+
 def test_a_crop_is_a_window_of_the_clip_in_minus_one_to_one():
     crops = source().draw(8, seed=0)
     assert crops.pixels.shape == (8, 3, WINDOW, SIZE, SIZE) and crops.pixels.dtype == torch.float32

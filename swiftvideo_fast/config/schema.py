@@ -22,13 +22,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Data:
-    """Crops of the demo's clips.  frames: 4n + 1.  size, height: pixels.  speed: pixels a frame.  pool: crops
-    encoded ahead."""
+    """Crops of the demo's clips.  frames: 4n + 1.  size, height: pixels.  speed: pixels a frame.
+    pace: frames of the clip a frame of the crop.  pool: crops encoded ahead."""
 
     frames: int = 17
     size: int = 64
     height: int = 72
     speed: float = 0.5
+    pace: float = 1.0
     pool: int = 2048
     batch: int = 16
 
@@ -96,15 +97,16 @@ class Da:
     """Distribution alignment (eq. 10), on top of a consistency objective.
 
     weight: lambda_adv, or, adaptive, what the adversary's gradient is to be of the distillation's.  start:
-    N_warmup, steps of distillation alone.  lr: of the heads.  backbone: a DINOv2, by folder or name on the
-    hub, or filters.  window: latent frames judged at once; crop: pixels.  project: by learned pictures of the
-    latents, never decoded.  raw: real clips as they were filmed, not through the codec.  watch: steps between
-    looks at held-out clips, 0 for none.
+    N_warmup, steps of distillation alone; in the last `lead` of them the heads learn already.  lr: of the
+    heads.  backbone: a DINOv2, by folder or name on the hub, or filters.  window: latent frames judged at
+    once; crop: pixels.  project: by learned pictures of the latents, never decoded.  raw: real clips as they
+    were filmed, not through the codec.  watch: steps between looks at held-out clips, 0 for none.
     """
 
     weight: float = 0.01
     adaptive: bool = False
     start: int = 1000
+    lead: int = 0
     lr: float = 1e-6
     backbone: str = "facebook/dinov2-small"
     window: int = 2
@@ -220,6 +222,8 @@ class Config:
         one_of("sample.sampler", self.sample.sampler, ("euler", "consistency"))
         want(not self.da or not isinstance(self.objective, Flow | Ta), "da", "a section",
              f"none with {objective_name(self.objective)}: it aligns a consistency objective")
+        want(not self.da or self.da.lead <= self.da.start, "da.lead", self.da and self.da.lead,
+             f"at most da.start, {self.da and self.da.start}: the last steps before it")
         want(not self.da or self.da.window <= d.frames // 4 + 1, "da.window", self.da and self.da.window,
              f"at most the {d.frames // 4 + 1} latent frames of a clip")
         if isinstance(self.objective, Ccd):
@@ -230,11 +234,12 @@ class Config:
 
 
 LIMITS = [
-    ("run.steps run.save_every run.log_every run.keep data.pool data.batch optim.lr optim.clip times.std "
-     "sample.shift objective.c objective.grid objective.count engine.micro engine.sequence da.lr da.window",
+    ("run.steps run.save_every run.log_every run.keep data.pace data.pool data.batch optim.lr optim.clip "
+     "times.std sample.shift objective.c objective.grid objective.count engine.micro engine.sequence da.lr "
+     "da.window",
      lambda x: x > 0, "a positive number"),
     ("run.seed run.watch_every data.speed optim.warmup optim.weight_decay optim.skips objective.warmup "
-     "objective.beta objective.reflow objective.rank da.weight da.start da.watch", lambda x: x >= 0,
+     "objective.beta objective.reflow objective.rank da.weight da.start da.lead da.watch", lambda x: x >= 0,
      "0 or more"),
     ("objective.drop_text objective.r_max", lambda x: 0 <= x <= 1, "a number in [0, 1]"),
     ("ema", lambda x: 0 <= x < 1, "a number in [0, 1)"),

@@ -5,6 +5,7 @@ way the camera goes: a sampler of few steps that averages over the ways is seen 
 """
 
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import torch
@@ -27,23 +28,27 @@ class Crops:
 class CropSource:
     """Crops of `frames` frames of size x size pixels from one split of the clips.
 
-    speed: the pan in pixels a frame, whole pixels at a time.  A clip none of whose shots fits the window is
+    speed: the pan in pixels a frame, whole pixels at a time.  pace: the clip's frames that go by in one of
+    the crop's; what falls between two of them is a blend.  A clip none of whose shots fits the window is
     listed in `skipped`; ValueError when nothing fits.
     """
 
-    def __init__(self, clips: list[Clip], part: str, *, frames: int, size: int, speed: float = 0.5):
+    def __init__(self, clips: list[Clip], part: str, *, frames: int, size: int, speed: float = 0.5,
+                 pace: float = 1.0):
         if part not in SPLITS:
             raise ValueError(f"CropSource: part is {part!r}; want one of {SPLITS}")
-        self.frames, self.size, self.speed = frames, size, speed
+        self.frames, self.size, self.speed, self.pace = frames, size, speed, pace
+        self.span = 1 + ceil(pace * (frames - 1))
         reach = size + int(speed * (frames - 1))
+        held = max(frames, self.span)
         self.skipped, self.windows, self.captions = [], [], []
         for clip in clips:
             T, H, W, _ = clip.frames.shape
             change = changes(clip.frames)
-            runs = [r for s in shots(change) for r in split(s, frames, change)[part] if len(r) >= frames]
+            runs = [r for s in shots(change) for r in split(s, held, change)[part] if len(r) >= self.span]
             if not runs or size > H or reach > W:
-                self.skipped.append(f"{clip.name} ({T} frames of {W}x{H}) has no {part} window of {frames} "
-                                    f"frames of {reach}x{size}")
+                self.skipped.append(f"{clip.name} ({T} frames of {W}x{H}) has no {part} window of "
+                                    f"{self.span} frames of {reach}x{size}")
                 continue
             self.windows.append([clip.frames[r.start:r.stop] for r in runs])
             self.captions.append(clip.caption)
@@ -60,10 +65,10 @@ class CropSource:
 
     def _one(self, rng: np.random.Generator) -> tuple[np.ndarray, str]:
         which = rng.integers(len(self.windows))
-        places = np.array([len(r) - self.frames + 1 for r in self.windows[which]])
+        places = np.array([len(r) - self.span + 1 for r in self.windows[which]])
         run = self.windows[which][rng.choice(len(places), p=places / places.sum())]
-        start = rng.integers(len(run) - self.frames + 1)
-        window = run[start:start + self.frames][::rng.choice((1, -1))]
+        start = rng.integers(len(run) - self.span + 1)
+        window = self._paced(run[start:start + self.span][::rng.choice((1, -1))])
 
         xs = rng.choice(PANS) * (self.speed * np.arange(self.frames)).astype(int)
         xs -= xs.min()
@@ -71,3 +76,10 @@ class CropSource:
         y0 = rng.integers(window.shape[1] - self.size + 1)
         crop = np.stack([f[y0:y0 + self.size, x:x + self.size] for f, x in zip(window, x0 + xs, strict=True)])
         return crop, self.captions[which]
+
+    def _paced(self, window: np.ndarray) -> np.ndarray:
+        """`frames` frames of a window of `span`."""
+        at = self.pace * np.arange(self.frames)
+        before, after = np.floor(at).astype(int), np.ceil(at).astype(int)
+        part = (at - before).astype(np.float32)[:, None, None, None]
+        return ((1 - part) * window[before] + part * window[after]).round().astype(np.uint8)

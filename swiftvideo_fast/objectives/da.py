@@ -67,22 +67,24 @@ class DistributionAlignment(Objective):
 
     def __call__(self, point: path.Point, batch: Latents, step: int,
                  rng: torch.Generator) -> tuple[Tensor, Log]:
-        """(10a), from step `start` on; before, the distillation alone."""
-        jump = self.distillation.jump(point, batch, step)
-        if step < self.options.start:
+        """(10a), from step `start` on; before, the distillation alone, for the last `lead` steps judged."""
+        o, jump = self.options, self.distillation.jump(point, batch, step)
+        if step < o.start - o.lead:
             return jump.loss, jump.log
         self.judge.eval()
         x0 = jump.x0.detach().requires_grad_()
         exhibit = self.exhibit(x0, batch, jump.t, rng)
-        _, fake = self.logits(exhibit)
-        adversarial = hinge(fake, 1)
-        [pull] = torch.autograd.grad(adversarial, x0)
-        weight, log = self.weigh(jump, pull)
         self.exhibits.append(replace(exhibit, fake=exhibit.fake.detach()))
-        if self.held_out and (step + 1) % self.options.watch == 0:      # as the loop counts for its log
-            log |= self.watch()
+        log = jump.log
+        if self.held_out and (step + 1) % o.watch == 0:         # as the loop counts for its log
+            log = log | self.watch()
+        if step < o.start:
+            return jump.loss, log
+        adversarial = hinge(self.logits(exhibit)[1], 1)
+        [pull] = torch.autograd.grad(adversarial, x0)
+        weight, seen = self.weigh(jump, pull)
         loss = jump.loss + weight * Known.apply(jump.x0, adversarial.detach(), pull)
-        return loss, jump.log | {"distillation": jump.loss.item(), "adversarial": adversarial.item()} | log
+        return loss, log | {"distillation": jump.loss.item(), "adversarial": adversarial.item()} | seen
 
     def after_step(self) -> Log:
         """A step of the heads down (10b), on what the student has just been judged by."""

@@ -239,7 +239,8 @@ def training_data(cfg: Config, net: Wan) -> Latents | PairShards:
 
 def crop_source(cfg: Config, part: str) -> CropSource:
     d = cfg.data
-    return CropSource(demo_clips(d.height), part, frames=d.frames, size=d.size, speed=d.speed)
+    return CropSource(demo_clips(d.height), part, frames=d.frames, size=d.size, speed=d.speed,
+                      pace=d.pace)
 
 
 def load_latents(cfg: Config, part: str, text_dim: int, count: int, seed: int) -> Latents:
