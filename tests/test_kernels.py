@@ -4,6 +4,7 @@ import pytest
 import torch
 from closeness import assert_no_worse
 from rooms import DEVICE, gpu_room
+from swiftvideo_kernels.tangent import BLOCK
 from torch.utils._pytree import tree_leaves, tree_map
 
 from swiftvideo_fast.ops import reference
@@ -133,6 +134,39 @@ def test_ema_moves_the_average_and_fills_the_copy(rng, copied):
         assert torch.equal(a.to(copied), c)
 
 
+def test_a_clip_longer_than_all_programs_blocks_is_summed_whole(rng):
+    """1024 programs a clip at most: the first two take a second block, one whole, one ragged."""
+    D = 1025 * BLOCK + 5
+    x, y, z = (draw(rng, 1, D) for _ in range(3))
+    check("g size", tangent_op, (x, y, z, torch.ones(1), 0.3, "l2", 0.1), reference.tangent)
+    check("loss residual", ccd_loss_op, (x, y, z), lambda x, y, z: (reference.ccd_loss(x, y, z), x - y - z))
+
+
+def apart(x):
+    """x's values in memory with NaN between."""
+    return torch.stack([x, torch.full_like(x, torch.nan)], -1)[..., 0] if isinstance(x, torch.Tensor) else x
+
+
+def test_any_layout_is_read(rng):
+    x, tx, y, ty = (draw(rng, 2, 3, 24).to(DEVICE) for _ in range(4))
+    s, ts, b, tb = (draw(rng, 2, 24).to(DEVICE) for _ in range(4))
+    w, t = draw(rng, 24).to(DEVICE), draw(rng, 2).sigmoid().to(DEVICE)
+    cos, sin = (table.to(DEVICE) for table in rotation(rng, 3, 4))
+    for op, *args in (
+        (modulate_op, x, s, b, EPS), (modulate_jvp, x, tx, s, ts, b, tb, EPS),
+        (modulate_backward, y, x, s, EPS), (norm_rope_op, x, w, cos, sin, EPS),
+        (norm_rope_jvp, x, tx, w, cos, sin, EPS), (norm_rope_backward, y, x, w, cos, sin, EPS),
+        (gate_op, x, y, s), (gate_jvp, x, tx, y, ty, s, ts), (gate_backward, x, y, s), (gelu_jvp, x, tx),
+        (tangent_op, x, y, tx, t, 0.3, "l2", 0.1), (ccd_loss_op, x, y, tx),
+    ):
+        want, got = (tree_leaves(gpu_room(op)(*given)) for given in (args, map(apart, args)))
+        assert all(map(torch.equal, want, got)), op
+    average = [x.clone(), x.clone()]
+    gpu_room(ema_op)(average[:1], [y], 0.95, [])
+    gpu_room(ema_op)(average[1:], [apart(y)], 0.95, [])
+    assert torch.equal(*average)
+
+
 @pytest.mark.parametrize("given", [(0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 1, 0)])
 def test_a_missing_tangent_is_zero(rng, given):
     x, tx, y, ty = (draw(rng, 2, 3, 24).to(DEVICE) for _ in range(4))
@@ -154,3 +188,5 @@ def test_float64_is_refused(rng):
     x = draw(rng, 1, 2, 8, dtype=torch.float64).to(DEVICE)
     with pytest.raises(ValueError, match="gelu_jvp: float64 .* want float32, bfloat16 or float16"):
         gpu_room(gelu_jvp)(x, x)
+    with pytest.raises(ValueError, match="modulate: float64 .* want float32, bfloat16 or float16"):
+        gpu_room(modulate_op)(x.float(), x[:, 0], x[:, 0], EPS)

@@ -71,7 +71,8 @@ def tangent(v: Tensor, F: Tensor, dF: Tensor, t: Tensor, r: float, norm: str,
     """(g, ||g|| before normalisation), float32."""
     v, F, dF = contiguous("tangent", v, F, dF)
     g, square, D = *_outputs(F, torch.float32), F.shape[1:].numel()
-    _tangent_kernel[square.shape[::-1]](v, F, dF, t, g, square, r, D, CLIP=norm == "clip", BLOCK=BLOCK)
+    _tangent_kernel[square.shape[::-1]](
+        v, F, dF, t.contiguous(), g, square, r, D, CLIP=norm == "clip", BLOCK=BLOCK)
     size = square.sum(1).sqrt()
     if norm != "clip":
         width = size if norm == "l2" else size / D ** 0.5
