@@ -2,8 +2,10 @@
 
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from unittest.mock import patch
 
@@ -13,13 +15,14 @@ from torch import nn
 
 from swiftvideo_fast import jvp, ops, path
 from swiftvideo_fast.config import Config
+from swiftvideo_fast.data import pairs
 from swiftvideo_fast.models.ulysses import Ulysses
 from swiftvideo_fast.models.wan import share_tokens
 from swiftvideo_fast.ops import reference
-from swiftvideo_fast.train import checkpoint
+from swiftvideo_fast.train import checkpoint, loop, rounds
 from swiftvideo_fast.train.loop import start_engine, starting_network
 from swiftvideo_fast.train.plain import Trained
-from swiftvideo_fast.train.ranks import Ranks
+from swiftvideo_fast.train.ranks import Ranks, launched
 
 OPS = ("attention", "modulate", "norm_rope", "gate", "gelu", "tangent", "ccd_loss")
 
@@ -97,6 +100,41 @@ def read_only(cfg: Config, folder: Path) -> None:
             tiny.train(cfg)
         except OSError as why:
             (folder / f"said-{rank}").write_text(str(why))
+
+
+def align(cfg: Config, folder: Path, refused: bool) -> None:
+    """rounds.align in one round, the second rank late with its pairs, or refused them by its disk; what each
+    has made, and with what error it has ended."""
+    rank, write, made = int(os.environ["RANK"]), pairs.write, []
+
+    def late(cfg: Config, numbers, make: Callable) -> None:
+        def told(shard: int, size: int) -> pairs.Pairs:
+            made.append(shard)
+            if rank == 1 and refused:
+                raise OSError(28, "No space left on device")
+            time.sleep(rank)
+            return make(shard, size)
+
+        write(cfg, numbers, told)
+
+    def train(cfg: Config) -> None:
+        assert len(pairs.PairShards(cfg)) == cfg.objective.count
+        (folder / f"made-{rank}.json").write_text(json.dumps(made))
+
+    loop.demo_clips = lambda height: list(tiny.clips())
+    with patch.object(pairs, "write", late), patch.object(rounds, "train", train):
+        try:
+            rounds.align(cfg, [2, 1])
+        except OSError as why:
+            (folder / f"said-{rank}").write_text(str(why))
+
+
+def wait(folder: Path) -> None:
+    """A text from a rank that is later than the default group waits."""
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=1))
+    ranks = Ranks(*launched())
+    time.sleep(3 * ranks.rank)
+    (folder / f"said-{ranks.rank}").write_text(" ".join(ranks.gather(f"from {ranks.rank}")))
 
 
 def inputs(seed: int) -> tuple:

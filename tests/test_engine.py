@@ -18,11 +18,13 @@ import torch
 
 pytest.importorskip("deepspeed")
 import sharded  # noqa: E402  (after the skip)
+from test_pairs import content  # noqa: E402
 from test_train import everything  # noqa: E402
 
+from swiftvideo_fast.data import pairs  # noqa: E402
 from swiftvideo_fast.models.wan import PRESETS  # noqa: E402
 from swiftvideo_fast.plan import Plan  # noqa: E402
-from swiftvideo_fast.train import checkpoint, loop  # noqa: E402
+from swiftvideo_fast.train import checkpoint, loop, rounds  # noqa: E402
 from swiftvideo_fast.train.report import read_log  # noqa: E402
 
 SPLITS = [(1, 1), (2, 1), (2, 2), (4, 2)]       # processes, those that share the tokens of a clip
@@ -210,6 +212,34 @@ def test_two_ranks_are_gone_on_with_by_another_number(world, inputs, processes):
     for x, y in zip(by_two, by_another):
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-3)
     assert by_two != by_another, "nothing was run again"
+
+
+def aligned(inputs: Path, run: str):
+    """The config of an alignment by two ranks, of three shards of pairs."""
+    cfg = config(inputs, run, 2, objective="ta")
+    return replace(cfg, objective=replace(cfg.objective, count=2 * pairs.SHARD + 3, pairs=None))
+
+
+def test_two_ranks_share_out_the_pairs_of_an_alignment_and_wait_for_the_last(inputs, processes, tmp_path,
+                                                                             tiny_clips):
+    both, one = (next(rounds.rounds(aligned(inputs, run), [2, 1])) for run in ("shared-out", "not-shared"))
+    assert fleet.Fleet(processes, 2, sharded.align, aligned(inputs, "shared-out"), tmp_path,
+                       False).join(120) == [0, 0]
+    assert [json.loads((tmp_path / f"made-{rank}.json").read_text()) for rank in (0, 1)] == [[0, 2], [1]]
+    rounds.make_pairs(one)
+    assert content(both) == content(one)
+
+
+def test_pairs_that_one_rank_cannot_write_end_the_alignment_on_all(inputs, processes, tmp_path):
+    cfg = aligned(inputs, "refused")
+    assert fleet.Fleet(processes, 2, sharded.align, cfg, tmp_path, True).join(120) == [0, 0]
+    said = [(tmp_path / f"said-{rank}").read_text() for rank in (0, 1)]
+    assert said[0].startswith("rank 1: OSError(28") and "No space left on device" in said[1]
+
+
+def test_a_rank_that_is_late_is_waited_for(processes, tmp_path):
+    assert fleet.Fleet(processes, 2, sharded.wait, tmp_path).join(60) == [0, 0]
+    assert {(tmp_path / f"said-{rank}").read_text() for rank in (0, 1)} == {"from 0 from 1"}
 
 
 def test_a_disk_that_is_full_for_one_rank_ends_the_run_on_all_and_costs_no_checkpoint(inputs, processes):

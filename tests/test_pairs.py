@@ -88,6 +88,31 @@ def test_the_manifest_says_what_decides_the_bytes(written, inputs):
     assert (about["seed"], about["count"], about["winner"]) == (0, COUNT, "sampled")
 
 
+def test_the_device_samples_and_the_cpu_draws_and_keeps(inputs, tmp_path, monkeypatch):
+    def sampled(net, x1, condition, how, rng):
+        tensors = [*net.parameters(), x1, condition.frames, condition.text, condition.null_text]
+        assert {x.device.type for x in tensors} == {"meta"} and rng.device.type == "cpu"
+        return torch.zeros(x1.shape)
+
+    cfg = config(inputs, tmp_path, count=3)
+    monkeypatch.setattr(rounds, "own_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(sampler, "generate", sampled)
+    rounds.make_pairs(cfg)
+    assert PairShards(cfg).draw(2, 0, 0).noise.device.type == "cpu"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_pairs_of_the_gpu_are_the_cpus_but_for_rounding(inputs, tmp_path, monkeypatch):
+    on_gpu, on_cpu = (config(inputs, tmp_path / name, count=4) for name in ("gpu", "cpu"))
+    rounds.make_pairs(on_gpu)
+    monkeypatch.setattr(rounds, "own_device", lambda: torch.device("cpu"))
+    rounds.make_pairs(on_cpu)
+    a, b = (PairShards(cfg).draw(4, 0, 0) for cfg in (on_gpu, on_cpu))
+    assert torch.equal(a.noise, b.noise)
+    assert (a.loser - b.loser).abs().max() <= 2**-8 * b.loser.abs().max()      # TF32 has 11 bits
+
+
 def test_ranks_write_what_one_process_writes(written, inputs, tmp_path):
     cfg = config(inputs, tmp_path)
     for rank in (2, 0, 1):

@@ -23,7 +23,7 @@ from swiftvideo_fast.models.ulysses import Ulysses
 from swiftvideo_fast.models.wan import Block, Wan, share_tokens
 from swiftvideo_fast.train.checkpoint import Piece
 from swiftvideo_fast.train.optimizer import adamw, moments, prime, set_rate, set_steps
-from swiftvideo_fast.train.ranks import Ranks, launched, passes_of
+from swiftvideo_fast.train.ranks import Ranks, launched, own_device, passes_of
 
 BUCKET = 100_000_000        # gradients reduced at once
 
@@ -34,7 +34,7 @@ class Sharded:
     def __init__(self, cfg: Config):
         self.options, self.ranks = cfg.engine, Ranks(*launched(), sequence=cfg.engine.sequence)
         self.passes, _ = passes_of(cfg, self.ranks)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = own_device()
         self.deepspeed = _start(self.device)
         self.ulysses = _neighbours(self.ranks)
 
@@ -199,8 +199,6 @@ def _start(device: torch.device):
     """DeepSpeed, its processes met."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    else:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     try:
         import deepspeed
     except ImportError as why:

@@ -9,7 +9,7 @@ from swiftvideo_fast.config import Config, Optim
 from swiftvideo_fast.train.checkpoint import Piece
 from swiftvideo_fast.train.ema import Ema
 from swiftvideo_fast.train.optimizer import adamw, moments, prime, set_rate, set_steps
-from swiftvideo_fast.train.ranks import ALONE, Ranks, passes_of
+from swiftvideo_fast.train.ranks import ALONE, Ranks, own_device, passes_of
 
 
 class Engine(Protocol):
@@ -32,8 +32,7 @@ class Plain:
     """One process, every tensor whole."""
 
     def __init__(self, cfg: Config):
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.ranks = ALONE
+        self.device, self.ranks = own_device(), ALONE
         self.passes, _ = passes_of(cfg, ALONE)
 
     def student(self, net: nn.Module, optim: Optim, decay: float) -> tuple["Trained", Ema]:

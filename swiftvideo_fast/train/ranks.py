@@ -3,13 +3,16 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
 
 import torch
-from safetensors import SafetensorError
 from torch import distributed as dist
 
 from swiftvideo_fast.config import Config
 from swiftvideo_fast.config.strict import want
+
+PATIENCE = timedelta(days=2)        # of a rank that has made its pairs, with the slowest
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Ranks:
         if self.world == 1:
             return [text]
         texts = [""] * self.world
-        dist.all_gather_object(texts, text)
+        dist.all_gather_object(texts, text, group=_words())
         return texts
 
     def mean(self, values: list[float]) -> list[float]:
@@ -51,7 +54,7 @@ class Ranks:
         said, error = "", None
         try:
             said = work()
-        except (OSError, SafetensorError) as why:
+        except Exception as why:
             error = why
         failures = [f"rank {rank}: {f}" for rank, f in enumerate(self.gather(repr(error))) if f != "None"]
         if failures:
@@ -65,6 +68,20 @@ ALONE = Ranks()
 def launched() -> tuple[int, int]:
     """(rank, world) that torchrun or deepspeed has set; (0, 1) under plain python."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+@cache
+def _words() -> dist.ProcessGroup:
+    """The ranks as a group for text; the default one, for a step's tensors, gives up after minutes."""
+    return dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def own_device() -> torch.device:
+    """The GPU that the launcher means for this process, now its current one; the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cuda")
 
 
 def passes_of(cfg: Config, ranks: Ranks) -> tuple[int, int]:

@@ -20,7 +20,8 @@ from swiftvideo_fast.models.wan import Wan
 from swiftvideo_fast.sampler import Sampling
 from swiftvideo_fast.seeds import generator, seed_of
 from swiftvideo_fast.train import checkpoint
-from swiftvideo_fast.train.loop import AVERAGE, adapted, crop_source, starting_network, train
+from swiftvideo_fast.train.loop import AVERAGE, adapted, crop_source, start_engine, starting_network, train
+from swiftvideo_fast.train.ranks import own_device
 
 
 def rounds(cfg: Config, steps: list[int]) -> Iterator[Config]:
@@ -37,9 +38,13 @@ def rounds(cfg: Config, steps: list[int]) -> Iterator[Config]:
 
 
 def align(cfg: Config, steps: list[int]) -> Path:
-    """All rounds; returns the last run's folder.  A second call goes on from where the first was cut."""
+    """All rounds; returns the last run's folder.  A second call goes on from where the first was cut.
+
+    The ranks share out the pairs, and none trains before all are there.
+    """
     for one in rounds(cfg, steps):
-        make_pairs(one)
+        ranks = start_engine(one).ranks
+        ranks.together(lambda: make_pairs(one, ranks.rank, ranks.world))  # noqa: B023
         folder = train(one)
     return folder
 
@@ -53,20 +58,20 @@ def averages(cfg: Config) -> Iterator[tuple[int, Wan]]:
         yield saved.state["step"], lora.merged(net) if adapted(cfg) else net
 
 
-def make_pairs(cfg: Config, rank: int = 0, world: int = 1) -> None:
-    """Write this rank's share of the config's pairs, those that are not there yet."""
-    o, s = cfg.objective, cfg.sample
-    net, codec = weights.load(cfg.model.start), PcaCodec.load(cfg.model.codec)
+def make_pairs(cfg: Config, rank: int = 0, world: int = 1) -> str:
+    """Write this rank's share of the config's pairs, those that are not there yet; returns their folder."""
+    o, s, device = cfg.objective, cfg.sample, own_device()
+    net, codec = weights.load(cfg.model.start).to(device), PcaCodec.load(cfg.model.codec)
     source, text = crop_source(cfg, "train"), WordVectors(net.config.text_dim)
 
     def make(shard: int, size: int) -> Pairs:
         place = cfg.run.seed, "pairs", *o.steps, shard
         clips, rng = encode_crops(source, size, seed_of(*place), codec, text), generator(*place)
-        x1 = torch.randn(clips.x0.shape, generator=rng)
+        x1, condition = torch.randn(clips.x0.shape, generator=rng), clips.condition.to(device)
 
         def sampled(steps: int) -> Tensor:
             how = Sampling(steps, s.sampler, s.shift, s.guidance)
-            return sampler.generate(net, x1, clips.condition, how, rng)
+            return sampler.generate(net, x1.to(device), condition, how, rng).cpu()
 
         won = clips.x0 if o.winner == "real" else sampled(o.steps[0])
         return Pairs(won, clips.condition, clips.captions, sampled(o.steps[1]), x1)
@@ -74,3 +79,4 @@ def make_pairs(cfg: Config, rank: int = 0, world: int = 1) -> None:
     numbers = range(rank, pairs.shards(o.count), world)
     bar = tqdm(numbers, "pairs, {} against {} steps".format(*o.steps), unit="shard", disable=None)
     pairs.write(cfg, bar, make)
+    return str(pairs.folder_of(cfg))
