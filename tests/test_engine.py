@@ -198,20 +198,20 @@ def test_eight_bit_moments_resume_to_the_same_bits(world, processes, tmp_path):
     assert everything(ended(processes, cfg, world)) == want
 
 
-@pytest.mark.parametrize("world", [1, 3])
-def test_two_ranks_are_gone_on_with_by_another_number(world, inputs, processes):
-    cfg = config(inputs, f"by-{world}", 2, batch=6)
+def test_two_ranks_are_gone_on_with_by_another_number(inputs, processes):
+    """As far from one process alone as rounding may lead: the steps of either number are its steps."""
+    plain, allowed = alone(processes, config(inputs, "by-none", 0, batch=6))
+    cfg = config(inputs, "by-two", 2, batch=6)
     cfg = replace(cfg, run=replace(cfg.run, keep=3))
     run = ended(processes, cfg, 2)
     by_two = read_log(run)
-    for name in ("step-00000004", "step-00000006"):
-        shutil.rmtree(run / name)
-    (run / loop.STUDENT).unlink()
-    by_another = read_log(ended(processes, cfg, world))
-    assert by_two[:2] == by_another[:2] and len(by_two) == len(by_another) == 6
-    for x, y in zip(by_two, by_another):
-        assert x["loss"] == pytest.approx(y["loss"], rel=1e-3)
-    assert by_two != by_another, "nothing was run again"
+    for world in (1, 3):
+        for name in ("step-00000004", "step-00000006"):
+            shutil.rmtree(run / name)
+        (run / loop.STUDENT).unlink()
+        far, by_another = distance(plain, ended(processes, cfg, world)), read_log(run)
+        assert all(x <= most for x, most in zip(far, allowed, strict=True)), (world, far, allowed)
+        assert by_two[:2] == by_another[:2] and by_two != by_another, "not gone on with, or not run again"
 
 
 def aligned(inputs: Path, run: str):
