@@ -11,6 +11,7 @@ import torch
 from closeness import assert_no_worse
 from rooms import DEVICE, gpu_room
 from swiftvideo_kernels import attention_jvp as kernel
+from swiftvideo_kernels import tiles
 from swiftvideo_kernels.attention_jvp import attention_jvp
 from swiftvideo_kernels.attention_tangent import attention_tangent
 from swiftvideo_kernels.blocks import alike, layout, on_grid
@@ -229,3 +230,17 @@ def test_too_wide_a_head_is_refused(rng):
     args = draw(rng, 1, 1, 1, 2, 2, 264, dtype=torch.float32)
     with pytest.raises(ValueError, match="attention_jvp: head width 264; want at most 256"):
         attention_jvp(*args, 0.1, False)
+
+
+@pytest.mark.parametrize("triton, by_tma", [("3.6.0", False), ("3.8.0", False), ("3.9.0", True), ("4.0", True)])
+def test_a_tile_that_a_triton_turns_into_a_trap_is_not_launched(triton, by_tma, monkeypatch):
+    monkeypatch.setattr(tiles, "family", lambda dtype: "sm100")
+    monkeypatch.setattr(tiles.triton, "__version__", triton)
+
+    def served(kernel: str, width: int) -> Tile | None:
+        return tiles.tile(kernel, torch.bfloat16, torch.device("cuda"), width, masks=False)
+
+    for width in (96, 128):
+        assert served("attention_jvp", width).descriptors == by_tma
+    assert bool(served("attention_jvp", 256)) == by_tma, "two passes where there is no tile"
+    assert served("attention_jvp", 64) and served("attention_tangent", 256).descriptors

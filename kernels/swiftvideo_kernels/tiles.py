@@ -70,12 +70,19 @@ TILES: dict[tuple[str, str, int], tuple[Tile, ...]] = {
 }
 
 
+def traps(kernel: str, row: tuple[str, int], t: Tile) -> bool:
+    """Whether this triton makes a trap of the tile (bench/sm90.json: 3.7.1 and 3.8.0 do, 3.9.0 does not)."""
+    old = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+    return old and kernel == "attention_jvp" and row[0] == "sm100" and row[1] > 64 and t.descriptors
+
+
 def tile(kernel: str, dtype: torch.dtype, device: torch.device, width: int, masks: bool) -> Tile | None:
     """The first tile for head width `width`, causal or packed if `masks`; None where there is no row."""
     if width > 256:
         raise ValueError(f"{kernel}: head width {width}; want at most 256")
     row = ("cpu", 0) if device.type == "cpu" else (family(dtype), max(64, triton.next_power_of_2(width)))
-    return next((t for t in TILES.get((kernel, *row), ()) if t.masks or not masks), None)
+    serving = (t for t in TILES.get((kernel, *row), ()) if t.masks or not masks)
+    return next((t for t in serving if not traps(kernel, row, t)), None)
 
 
 def family(dtype: torch.dtype) -> str:

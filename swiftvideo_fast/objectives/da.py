@@ -72,19 +72,19 @@ class DistributionAlignment(Objective):
         if step < o.start - o.lead:
             return jump.loss, jump.log
         self.judge.eval()
-        x0 = jump.x0.detach().requires_grad_()
+        x0 = jump.x0.detach().requires_grad_(step >= o.start)
         exhibit = self.exhibit(x0, batch, jump.t, rng)
         self.exhibits.append(replace(exhibit, fake=exhibit.fake.detach()))
-        log = jump.log
+        loss, log = jump.loss, jump.log
+        if step >= o.start:
+            adversarial = hinge(self.logits(exhibit)[1], 1)
+            [pull] = torch.autograd.grad(adversarial, x0)
+            weight, seen = self.weigh(jump, pull)
+            loss = jump.loss + weight * Known.apply(jump.x0, adversarial.detach(), pull)
+            log = log | {"distillation": jump.loss.item(), "adversarial": adversarial.item()} | seen
         if self.held_out and (step + 1) % o.watch == 0:         # as the loop counts for its log
             log = log | self.watch()
-        if step < o.start:
-            return jump.loss, log
-        adversarial = hinge(self.logits(exhibit)[1], 1)
-        [pull] = torch.autograd.grad(adversarial, x0)
-        weight, seen = self.weigh(jump, pull)
-        loss = jump.loss + weight * Known.apply(jump.x0, adversarial.detach(), pull)
-        return loss, log | {"distillation": jump.loss.item(), "adversarial": adversarial.item()} | seen
+        return loss, log
 
     def after_step(self) -> Log:
         """A step of the heads down (10b), on what the student has just been judged by."""

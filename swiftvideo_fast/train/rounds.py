@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -44,7 +45,7 @@ def align(cfg: Config, steps: list[int]) -> Path:
     """
     for one in rounds(cfg, steps):
         ranks = start_engine(one).ranks
-        ranks.together(lambda: make_pairs(one, ranks.rank, ranks.world))  # noqa: B023
+        ranks.together(partial(make_pairs, one, ranks.rank, ranks.world))
         folder = train(one)
     return folder
 
