@@ -1,7 +1,9 @@
 """What the processes of test_engine.py do, each in its own."""
 
+import ctypes
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +18,7 @@ from torch import nn
 from swiftvideo_fast import jvp, ops, path
 from swiftvideo_fast.config import Config
 from swiftvideo_fast.data import pairs
+from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.ulysses import Ulysses
 from swiftvideo_fast.models.wan import share_tokens
 from swiftvideo_fast.ops import reference
@@ -234,3 +237,37 @@ def share(folder: Path) -> None:
         grad /= torch.distributed.get_world_size()
     far = [float((a - b).abs().max() / (1 + b.abs().max())) for a, b in zip(*ends)]
     (folder / f"far-{torch.distributed.get_rank()}.json").write_text(json.dumps(far))
+
+
+M_MMAP_THRESHOLD = -3          # malloc.h
+BIG = replace(tiny.SIZES, dim=512, heads=8, layers=4, ffn_dim=2048)
+
+
+def set_up(cfg: Config, folder: Path) -> None:
+    """Bytes of anonymous memory at the most, and after, while a teacher and a student are shared out."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 17)    # what is freed is given back
+    engine, peaks = start_engine(cfg), {}
+    for name, make in {
+            "teacher": lambda: engine.frozen(weights.load(cfg.model.start, mapped=engine.mapped)),
+            "student": lambda: engine.student(starting_network(cfg, engine.mapped), cfg.optim, 0.9)}.items():
+        over, seen, before = threading.Event(), [], anonymous()
+
+        def look() -> None:
+            while not over.is_set():  # noqa: B023
+                seen.append(anonymous())  # noqa: B023
+                time.sleep(1e-4)
+
+        watcher = threading.Thread(target=look)
+        watcher.start()
+        kept = make()
+        over.set()
+        watcher.join()
+        peaks[name] = max(seen) - before, anonymous() - before
+        del kept
+    (folder / f"peaks-{engine.ranks.rank}.json").write_text(json.dumps(peaks))
+
+
+def anonymous() -> int:
+    """Bytes this process holds that no file backs."""
+    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines()
+                if line.startswith("RssAnon")) * 1024

@@ -22,6 +22,7 @@ from test_pairs import content  # noqa: E402
 from test_train import everything  # noqa: E402
 
 from swiftvideo_fast.data import pairs  # noqa: E402
+from swiftvideo_fast.models import weights  # noqa: E402
 from swiftvideo_fast.models.wan import PRESETS  # noqa: E402
 from swiftvideo_fast.plan import Plan  # noqa: E402
 from swiftvideo_fast.train import checkpoint, loop, rounds  # noqa: E402
@@ -146,6 +147,19 @@ def test_two_ranks_hold_half_of_what_one_holds_and_both_what_was_planned(inputs,
         planned = Plan("tests", world, 80, tiny.FRAMES, (tiny.SIZE, tiny.SIZE), dtype="float32").parts()
         for part in ("parameters", "masters", "optimizer", "average"):
             assert ranks[0][part] == pytest.approx(planned[part], rel=0.02), (world, part)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_rank_holds_a_whole_network_while_it_is_shared_out(dtype, processes, tmp_path):
+    file = tmp_path / "teacher.safetensors"
+    weights.save(tiny.network(sizes=sharded.BIG), file, getattr(torch, dtype))
+    cfg = config(tmp_path, "never", 2, dtype=dtype)
+    assert fleet.Fleet(processes, 2, sharded.set_up, cfg, tmp_path).join(120) == [0, 0]
+    whole = file.stat().st_size
+    for rank in (0, 1):
+        peaks = json.loads((tmp_path / f"peaks-{rank}.json").read_text())
+        assert peaks["teacher"][0] < 0.65 * whole, peaks
+        assert peaks["student"][0] - peaks["student"][1] < 0.1 * whole, peaks
 
 
 def undisturbed(processes, cfg, world: int) -> Path:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -57,11 +58,16 @@ def export(source: Path | str, target: Path | str, *, dtype: torch.dtype, diffus
         save_file({k: v.to(dtype) for k, v in named.items()}, aside, header)
 
 
-def read(path: Path | str, mend: str = "restore it from its source") -> tuple[dict[str, Tensor], dict]:
-    """(tensors in fp32, header as text) of a safetensors file; ValueError naming it, and how to mend it."""
+def read(path: Path | str, mend: str = "restore it from its source",
+         dtype: torch.dtype | None = torch.float32) -> tuple[dict[str, Tensor], dict]:
+    """(tensors, header as text) of a safetensors file; ValueError naming it, and how to mend it.
+
+    dtype None: as they lie in the file, from which each is read when it is first used.
+    """
     try:
         with safe_open(str(path), "pt") as file:
-            return {k: file.get_tensor(k).float() for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (no dict)
+            return {k: v.to(dtype or v.dtype) for k, v in tensors.items()}, file.metadata() or {}
     except FileNotFoundError as why:
         raise ValueError(f"{path}: no such file; {mend}") from why
     except (SafetensorError, OSError) as why:
@@ -77,23 +83,27 @@ def digest(path: Path | str) -> str:
         raise ValueError(f"{path}: no such file; restore it from its source") from why
 
 
-def load(path: Path | str) -> Wan:
-    """The network a file by `save` holds, in fp32; ValueError when names or shapes do not fit its sizes."""
-    tensors, header = read(path)
+def load(path: Path | str, *, mapped: bool = False) -> Wan:
+    """The network a file by `save` holds, in fp32; ValueError when names or shapes do not fit its sizes.
+
+    mapped: its weights stay in the file, in the file's dtype, for an engine that takes what it needs of each.
+    """
+    tensors, header = read(path, dtype=None if mapped else torch.float32)
     if "config" not in header:
         raise ValueError(f"{path}: its header names no network sizes; want a file written by swiftvideo")
     try:
-        net = Wan(WanConfig(**json.loads(header["config"])))
+        with torch.device("meta") if mapped else nullcontext():
+            net = Wan(WanConfig(**json.loads(header["config"])))
     except (ValueError, TypeError) as why:
         raise ValueError(f"{path}: its header's sizes, {header['config']}, make no network ({why})") from why
-    fill(net, tensors, path)
+    fill(net, tensors, path, assign=mapped)
     return net
 
 
-def fill(net: nn.Module, tensors: dict[str, Tensor], source: Path | str) -> None:
+def fill(net: nn.Module, tensors: dict[str, Tensor], source: Path | str, assign: bool = False) -> None:
     """load_state_dict, checked."""
     check(tensors, {k: tuple(v.shape) for k, v in net.state_dict().items()}, source)
-    net.load_state_dict(tensors)
+    net.load_state_dict(tensors, assign=assign)
 
 
 def check(tensors: dict[str, Tensor], want: dict[str, tuple[int, ...]], source: Path | str) -> None:

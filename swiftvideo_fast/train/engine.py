@@ -29,7 +29,12 @@ BUCKET = 100_000_000        # gradients reduced at once
 
 
 class Sharded:
-    """As plain.Plain, over all the processes that the launcher has started."""
+    """As plain.Plain, over all the processes that the launcher has started.
+
+    Of a network whose weights are in a file still, no rank ever holds more than its part and one module.
+    """
+
+    mapped = True
 
     def __init__(self, cfg: Config):
         self.options, self.ranks = cfg.engine, Ranks(*launched(), sequence=cfg.engine.sequence)
@@ -39,25 +44,34 @@ class Sharded:
         self.ulysses = _neighbours(self.ranks)
 
     def student(self, net: nn.Module, optim: Optim, decay: float) -> tuple["ShardedTrained", "ShardedEma"]:
-        follower = copy.deepcopy(net)
+        same = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in net.parameters()}
+        follower = copy.deepcopy(net, same)                 # of the same weights, not of copies of them
         trained = self.trained(net, optim)
         return trained, ShardedEma(self.frozen(follower), trained, decay)
 
     def trained(self, net: nn.Module, optim: Optim) -> "ShardedTrained":
         optimizer = adamw([p for p in net.parameters() if p.requires_grad], optim)
-        engine, *_ = self.deepspeed.initialize(model=self._prepared(net), optimizer=optimizer,
-                                               config=self._config(net, optim.clip))
+        config = self._config(net, optim.clip)
+        engine, *_ = self.deepspeed.initialize(model=self._prepared(net, config), optimizer=optimizer,
+                                               config=config)
         return ShardedTrained(engine, self.ranks, self.passes)
 
     def frozen(self, net: nn.Module) -> nn.Module:
-        net = self._prepared(net.requires_grad_(False).eval())
-        engine, *_ = self.deepspeed.initialize(model=net, config=self._config(net))
+        config = self._config(net)
+        net = self._prepared(net.requires_grad_(False).eval(), config)
+        engine, *_ = self.deepspeed.initialize(model=net, config=config)
         return engine.module
 
-    def _prepared(self, net: nn.Module) -> nn.Module:
-        """One gather a block: it serves value and tangent of all that is in it."""
+    def _prepared(self, net: nn.Module, config: dict) -> nn.Module:
+        """A Wan is shared out a module at a time, and computes with one gather a block: it serves value and
+        tangent of all that is in it."""
         if isinstance(net, Wan):
             self.deepspeed.utils.set_z3_leaf_modules(net, [Block])
+            dtype = getattr(torch, self.options.dtype)
+            for module in reversed([*net.modules()]):       # what is in a module before the module
+                for p in module.parameters(recurse=False):
+                    p.data = p.data.to(dtype, copy=True)
+                self.deepspeed.zero.Init(module=module, config_dict_or_path=config)
             if self.ulysses:
                 share_tokens(net, self.ulysses)
         return net

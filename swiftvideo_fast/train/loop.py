@@ -54,7 +54,7 @@ def train(cfg: Config) -> Path:
     agree(cfg, run)
     engine = start_engine(cfg)
     ranks, passes = engine.ranks, Passes(cfg, engine.ranks)
-    student, ema = engine.student(starting_network(cfg), cfg.optim, cfg.ema)
+    student, ema = engine.student(starting_network(cfg, engine.mapped), cfg.optim, cfg.ema)
     objective = build_objective(cfg, engine, student.net, ema.net)
     parts = {"student": student, "average": ema, **objective.trained}
     state = resume(cfg, run, parts, ranks)
@@ -185,10 +185,10 @@ def _same(cfg: Config, other: dict, where: Path) -> None:
                          "run.dir or delete that folder")
 
 
-def starting_network(cfg: Config) -> Wan:
-    """What is trained: all of it, or the adapters put on it."""
+def starting_network(cfg: Config, mapped: bool = False) -> Wan:
+    """What is trained: all of it, or the adapters put on it.  mapped: as weights.load."""
     if cfg.model.weights:
-        net = weights.load(cfg.model.start)
+        net = weights.load(cfg.model.start, mapped=mapped)
     else:
         one_of("model.preset", cfg.model.preset, PRESETS)
         net = Wan(PRESETS[cfg.model.preset])
@@ -201,12 +201,15 @@ def starting_network(cfg: Config) -> Wan:
 
 def build_objective(cfg: Config, engine: Engine, student: nn.Module, average: nn.Module):
     """The objective of the config, with the teacher it needs: the frozen weights the student starts from."""
+    def frozen(file: str) -> nn.Module:
+        return engine.frozen(weights.load(file, mapped=engine.mapped))
+
     if isinstance(cfg.objective, Flow):
         return FlowMatching(cfg.objective, student)
     if isinstance(cfg.objective, Ta):
-        reference = lora.Base(student) if adapted(cfg) else engine.frozen(weights.load(cfg.model.start))
+        reference = lora.Base(student) if adapted(cfg) else frozen(cfg.model.start)
         return TrajectoryAlignment(cfg.objective, student, reference)
-    teacher = engine.frozen(weights.load(cfg.model.weights))
+    teacher = frozen(cfg.model.weights)
     objective = OBJECTIVES[type(cfg.objective)](cfg.objective, student, average, teacher)
     return align(cfg, engine, objective, student.config.text_dim) if cfg.da else objective
 

@@ -13,10 +13,12 @@ from swiftvideo_fast.train.ranks import ALONE, Ranks, own_device, passes_of
 
 
 class Engine(Protocol):
-    """Where networks live and how they move.  device: where their inputs must lie."""
+    """Where networks live and how they move.  device: where their inputs must lie.  mapped: the networks it
+    is given may have their weights in a file still (models/weights.py)."""
 
     device: torch.device
     ranks: Ranks
+    mapped: bool
 
     def student(self, net: nn.Module, optim: Optim, decay: float) -> tuple["Trained", Ema]:
         """A network that trains, and the average that follows it."""
@@ -30,6 +32,8 @@ class Engine(Protocol):
 
 class Plain:
     """One process, every tensor whole."""
+
+    mapped = False
 
     def __init__(self, cfg: Config):
         self.device, self.ranks = own_device(), ALONE
