@@ -7,12 +7,15 @@ import os
 import random
 import shutil
 import signal
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
 
+from swiftvideo_fast.config import to_dict
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.wan import Block
 from swiftvideo_fast.train import checkpoint, loop, report
@@ -287,6 +290,50 @@ def test_a_tensor_in_the_log_is_a_histogram_on_tensorboard_alone(tmp_path):
     assert read_log(tmp_path) == [{"step": 1, "loss": 0.5}]
     [shown] = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Histograms("logits")
     assert shown.histogram_value.num == 3
+
+
+class Wandb:
+    """In place of the module: notes what it is asked to do."""
+
+    def __init__(self):
+        self.runs, self.lines, self.ended = [], [], 0
+
+    def init(self, **about):
+        self.runs.append(about)
+        return self
+
+    def log(self, values: dict, step: int) -> None:
+        self.lines.append((step, values))
+
+    def Image(self, pixels) -> tuple:  # noqa: N802
+        return pixels.shape
+
+    def finish(self) -> None:
+        self.ended += 1
+
+
+def test_wandb_is_told_what_the_log_is_told_and_a_resumed_run_is_the_same_run_there(inputs, monkeypatch):
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    cfg = tiny.config(inputs, "flow", run="told")
+    cfg = replace(cfg, run=replace(cfg.run, wandb="a project", watch_every=3))
+    run = loop.train(cfg)
+    lines = [(line.pop("step"), line) for line in read_log(run)]
+    assert [line for line in wandb.lines if "samples" not in line[1]] == lines and len(lines) == 6
+    assert [(step, len(x["samples"])) for step, x in wandb.lines if "samples" in x] == [(3, 3), (6, 3)]
+    (run / loop.STUDENT).unlink()
+    loop.train(cfg)
+    first, again = wandb.runs
+    assert first == again and first["project"] == "a project" and first["resume"] == "allow" and first["id"]
+    assert first["config"] == to_dict(cfg) and wandb.ended == 2
+
+
+def test_wandb_that_is_not_there_is_missed_before_anything_is_written(inputs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    cfg = tiny.config(inputs, "flow", run="untold")
+    with pytest.raises(ValueError, match="run.wandb wants wandb: pip install wandb"):
+        loop.train(replace(cfg, run=replace(cfg.run, wandb="a project")))
+    assert not Path(cfg.run.dir).exists()
 
 
 def test_a_student_may_start_where_the_teacher_is_not(inputs):

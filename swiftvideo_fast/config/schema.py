@@ -9,7 +9,7 @@ from swiftvideo_fast.config.strict import one_of, want
 @dataclass(frozen=True)
 class Run:
     """Where and how long.  steps: optimizer steps.  keep: newest checkpoints kept.  watch_every: steps from
-    one look at samples to the next; 0 for none."""
+    one look at samples to the next; 0 for none.  wandb: the project there that is told what the log is."""
 
     dir: str
     steps: int
@@ -18,6 +18,7 @@ class Run:
     log_every: int = 10
     keep: int = 2
     watch_every: int = 0
+    wandb: str | None = None
 
 
 @dataclass(frozen=True)

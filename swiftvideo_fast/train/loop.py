@@ -35,7 +35,7 @@ from swiftvideo_fast.train import checkpoint
 from swiftvideo_fast.train.callbacks import Guard, Watch
 from swiftvideo_fast.train.plain import Engine, Plain
 from swiftvideo_fast.train.ranks import Ranks, launched, passes_of
-from swiftvideo_fast.train.report import Report, Silence
+from swiftvideo_fast.train.report import Report, Silence, wanted_wandb
 
 OBJECTIVES = {Flow: FlowMatching, Ccd: ConsistencyDistillation, Dcd: DiscreteDistillation}
 WATCHED = 32        # held-out clips that an adversary is watched by
@@ -52,6 +52,8 @@ def train(cfg: Config) -> Path:
     """
     run = Path(cfg.run.dir)
     agree(cfg, run)
+    if cfg.run.wandb:
+        wanted_wandb()
     engine = start_engine(cfg)
     ranks, passes = engine.ranks, Passes(cfg, engine.ranks)
     student, ema = engine.student(starting_network(cfg, engine.mapped), cfg.optim, cfg.ema)
@@ -65,7 +67,7 @@ def train(cfg: Config) -> Path:
     data = training_data(cfg, student.net)
     watch = watching(cfg, engine, {"student": student.net, "average": ema.net, "teacher": objective.teacher})
     ranks.together(lambda: _write(cfg, run / CONFIG) if ranks.rank == 0 else "")
-    with closing(Report(run, start=start, steps=cfg.run.steps) if ranks.rank == 0 else Silence()) as report:
+    with closing(reporting(cfg, start) if ranks.rank == 0 else Silence()) as report:
         for step in range(start, cfg.run.steps):
             logs = []
             for batch, point, rng in passes.draw(data, step, engine.device):
@@ -253,6 +255,11 @@ def load_latents(cfg: Config, part: str, text_dim: int, count: int, seed: int) -
         warnings.warn(f"left out: {clip}", stacklevel=2)
     return encode_crops(source, count, seed, codec, WordVectors(text_dim),
                         keep_pixels=bool(cfg.da and cfg.da.raw))
+
+
+def reporting(cfg: Config, start: int) -> Report:
+    run = cfg.run
+    return Report(Path(run.dir), start=start, steps=run.steps, wandb=run.wandb, about=to_dict(cfg))
 
 
 def watching(cfg: Config, engine: Engine, nets: dict[str, nn.Module | None]) -> Watch | None:

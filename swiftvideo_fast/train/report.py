@@ -1,7 +1,8 @@
-"""What a run says while it goes: a progress bar, log.jsonl, TensorBoard scalars."""
+"""What a run says while it goes: a progress bar, log.jsonl, TensorBoard and, where asked for, wandb."""
 
 import json
 import os
+import secrets
 import sys
 import time
 from collections.abc import Generator
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from swiftvideo_fast.atomic import whole
 
-LOG = "log.jsonl"
+LOG, WANDB = "log.jsonl", "wandb-id"
 SILENCE = 20.0      # seconds between two lines where there is no terminal to draw a bar on
 LINE = "{desc}: {n_fmt}/{total_fmt} steps, {rate_fmt}, {remaining} left{postfix}"
 
@@ -23,10 +24,12 @@ LINE = "{desc}: {n_fmt}/{total_fmt} steps, {rate_fmt}, {remaining} left{postfix}
 class Report:
     """Scalars by step, tensors as TensorBoard's histograms.  To be closed.
 
-    A resumed run drops what was said beyond the step it resumes from.
+    A resumed run drops what was said beyond the step it resumes from.  wandb: a project, whose run of this
+    folder goes on; about: what is told of the run there.
     """
 
-    def __init__(self, run: Path, *, start: int, steps: int):
+    def __init__(self, run: Path, *, start: int, steps: int, wandb: str | None = None,
+                 about: dict | None = None):
         kept = [line for line in read_log(run) if line["step"] <= start]
         with whole(run / LOG) as aside:
             aside.write_text("".join(map(_as_text, kept)))
@@ -35,6 +38,7 @@ class Report:
         self.bar = tqdm(total=steps, initial=start, unit="step", desc=run.name, mininterval=1.0, disable=None)
         self.run, self.name, self.start, self.steps = run, run.name, start, steps
         self.began = self.spoke = time.monotonic()
+        self.wandb = _joined(run, wandb, about) if wandb else None
 
     def __call__(self, step: int, values: dict[str, float | Tensor]) -> None:
         scalars = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
@@ -42,6 +46,8 @@ class Report:
             self.log.write(_as_text({"step": step} | scalars).encode())
         for name, value in scalars.items():
             self.board.add_scalar(name, value, step)
+        if self.wandb:
+            self.wandb.log(scalars, step=step)
         for name in values.keys() - scalars.keys():
             self.board.add_histogram(name, values[name], step)
         shown = {name: f"{value:.3g}" for name, value in scalars.items()}
@@ -55,6 +61,8 @@ class Report:
             pixels = (image_3HW * 255).round().byte().permute(1, 2, 0)
             Image.fromarray(pixels.numpy()).save(aside, "png")
         self.board.add_image("samples", image_3HW, step)
+        if self.wandb:
+            self.wandb.log({"samples": wanted_wandb().Image(pixels.numpy())}, step=step)
 
     def tick(self) -> None:
         self.bar.update()
@@ -69,6 +77,8 @@ class Report:
         with self._kept():
             for stream in (self.bar, self.log, self.board):
                 stream.close()
+        if self.wandb:
+            self.wandb.finish()
 
     @contextmanager
     def _kept(self) -> Generator[None]:
@@ -101,6 +111,25 @@ class Silence:
     def sync(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+def wanted_wandb():
+    """The module; ValueError says how to install it."""
+    try:
+        import wandb
+    except ImportError as why:
+        raise ValueError("run.wandb wants wandb: pip install wandb; or leave run.wandb out") from why
+    return wandb
+
+
+def _joined(run: Path, project: str, about: dict | None):
+    """wandb's run of this folder: the one that it had, if it had one."""
+    file = run / WANDB
+    if not file.exists():
+        with whole(file) as aside:
+            aside.write_text(secrets.token_hex(8))
+    return wanted_wandb().init(project=project, name=run.name, id=file.read_text(), resume="allow",
+                               dir=str(run), config=about)
 
 
 def read_log(run: Path) -> list[dict]:
