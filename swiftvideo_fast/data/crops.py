@@ -68,18 +68,19 @@ class CropSource:
         places = np.array([len(r) - self.span + 1 for r in self.windows[which]])
         run = self.windows[which][rng.choice(len(places), p=places / places.sum())]
         start = rng.integers(len(run) - self.span + 1)
-        window = self._paced(run[start:start + self.span][::rng.choice((1, -1))])
+        window = run[start:start + self.span][::rng.choice((1, -1))]
 
         xs = rng.choice(PANS) * (self.speed * np.arange(self.frames)).astype(int)
         xs -= xs.min()
         x0 = rng.integers(window.shape[2] - self.size - xs.max() + 1)
         y0 = rng.integers(window.shape[1] - self.size + 1)
-        crop = np.stack([f[y0:y0 + self.size, x:x + self.size] for f, x in zip(window, x0 + xs, strict=True)])
-        return crop, self.captions[which]
 
-    def _paced(self, window: np.ndarray) -> np.ndarray:
-        """`frames` frames of a window of `span`."""
+        def seen(frames: np.ndarray) -> np.ndarray:
+            return np.stack([window[i, y0:y0 + self.size, x:x + self.size]
+                             for i, x in zip(frames, x0 + xs, strict=True)])
+
         at = self.pace * np.arange(self.frames)
         before, after = np.floor(at).astype(int), np.ceil(at).astype(int)
         part = (at - before).astype(np.float32)[:, None, None, None]
-        return ((1 - part) * window[before] + part * window[after]).round().astype(np.uint8)
+        crop = ((1 - part) * seen(before) + part * seen(after)).round().astype(np.uint8)
+        return crop, self.captions[which]
