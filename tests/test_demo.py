@@ -37,7 +37,8 @@ CONFIGS = Path(__file__).parents[1] / "configs/demo"
 def result() -> Seed:
     """Figures that count up, so that each is another."""
     places = [(TEACHER, REFERENCE_STEPS), *((name, n) for name, steps in STEPS.items() for n in steps)]
-    rows = {place: {key: 1.0 + i for key in METRICS} for i, place in enumerate(places)}
+    rows = {(name, None): {"frechet": 0.5, "frechet_random": 0.5} for name in measure.REAL_ROWS}
+    rows |= {place: {key: 1.0 + i for key in METRICS} for i, place in enumerate(places)}
     pixels = dict.fromkeys([*places, ("real", 0)], torch.zeros(SHOWN, 3, 5, 8, 8))
     keys = ["loss", "tangent", "dF_dt", "win_diff", "lose_diff", "accuracy", "reflow", "discriminator",
             "gradient/ratio", "held out/spatial", "held out/temporal"]
@@ -177,9 +178,17 @@ def test_rows_of_teacher_and_student_are_those_of_the_benchmark(inputs, tmp_path
     assert student[2][0]["trajectory"] > 0
 
 
+def test_other_real_crops_stand_nearer_than_those_of_the_training(inputs, tiny_clips):
+    measure.benchmark.cache_clear()
+    same, training = measure.real_rows(tiny.config(inputs, "ccd"), 32).values()
+    assert same.keys() == training.keys() == {"frechet", "frechet_random"}
+    assert all(0 < same[metric] < training[metric] for metric in same)
+
+
 def test_the_tables_have_the_papers_layouts(result):
     methods, added, rounds, *_ = page.tables([result], rows_of(result), clips=256)
-    assert [(row[0], row[1]) for row in methods.rows[:6]] == [
+    assert [(row[0], row[1]) for row in methods.rows[:8]] == [
+        *((name, "") for name in measure.REAL_ROWS),
         *((TEACHER, str(n)) for n in (REFERENCE_STEPS, *STEPS[TEACHER])), ("CCD", "8")]
     assert not {row[0] for row in methods.rows} & {UNJUDGED, *VARIANTS}
     settings = [row[1] for row in added.rows]

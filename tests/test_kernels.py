@@ -36,9 +36,11 @@ def exact(fn, *args):
 
 
 def check(names, op, args, meaning):
-    """op(*args) in its GPU room errs at most twice as much as `meaning` does in the same dtypes."""
+    """op(*args) in its GPU room errs at most twice as much as `meaning` does in the same dtypes, and gives
+    the shapes and dtypes that the CPU room gives."""
     moved = tree_map(lambda x: x.to(DEVICE) if isinstance(x, torch.Tensor) else x, args)
     got = tree_leaves(gpu_room(op)(*moved))
+    assert [(g.shape, g.dtype) for g in got] == [(c.shape, c.dtype) for c in tree_leaves(op(*args))]
     same, true = tree_leaves(meaning(*args)), tree_leaves(exact(meaning, *args))
     for name, g, s, t in zip(names.split(), got, same, true, strict=True):
         assert_no_worse(name, g.cpu(), s, t)

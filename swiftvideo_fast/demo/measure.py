@@ -13,11 +13,13 @@ from swiftvideo_fast.evaluate.benchmark import REFERENCE_STEPS, Benchmark
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.codec import PcaCodec
 from swiftvideo_fast.sampler import Sampling
+from swiftvideo_fast.seeds import seed_of
 from swiftvideo_fast.train.loop import AVERAGE, load_latents
 from swiftvideo_fast.train.rounds import averages
 
 WATCHED = 128                                               # validation clips that progress is measured on
 SHOWN = 6                                                   # clips in the report
+REAL_ROWS = {"real, the same frames": "test", "real, the training's": "train"}      # crops, of which split
 Measured = dict[int, tuple[dict[str, float], np.ndarray]]   # steps -> figures, pixels of the clips shown
 
 
@@ -49,6 +51,16 @@ def student_rows(cfg: Config, clips: int, steps: tuple[int, ...], file: Path, ru
 
 def row(bench: Benchmark, z: Tensor, reference: Tensor) -> tuple[dict[str, float], np.ndarray]:
     return bench.figures(z, reference), bench.codec.decode(z[:SHOWN]).numpy()
+
+
+def real_rows(cfg: Config, clips: int) -> dict[str, dict[str, float]]:
+    """Distances of as many other real crops: of the frames measured, of those the teacher learned from."""
+    bench, found = benchmark(cfg, "test", clips), {}
+    text_dim, seed = bench.clips.condition.text.shape[-1], seed_of(cfg.run.seed, "other crops")
+    for name, part in REAL_ROWS.items():
+        pixels = bench.codec.decode(load_latents(cfg, part, text_dim, clips, seed).x0)
+        found[name] = {metric: bench.distance(pixels, metric) for metric in bench.nets}
+    return found
 
 
 def shown(cfg: Config, clips: int) -> tuple[list[str], np.ndarray]:

@@ -116,7 +116,8 @@ def samples(result: Seed) -> Samples:
 INTRODUCTION = """
 A small image-to-video network with Wan's architecture, trained on three real clips, goes through the
 paper's three stages, then is sampled on {clips} crops of frames that were held out: the same first frames,
-captions and noise for every sampler. {seeds} in all.
+captions and noise for every sampler. {seeds} in all. The real rows are other crops: where a perfect sampler
+would stand, and where the frames stand that the network was trained on.
 
 `CCD` is continuous-time consistency distillation in the paper's regime: the literal L2 norm of the tangent,
 few iterations, Euler sampling. `CCD + DA` goes on with an adversary on real clips beside it; `CCD + CCD`

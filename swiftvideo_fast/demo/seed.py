@@ -25,7 +25,7 @@ from swiftvideo_fast.demo.stages import (
 from swiftvideo_fast.train.report import read_log
 
 TEACHER, REAL = "teacher", "real"
-TRAINED, ROWS, PROGRESS = "trained", "measured", "watched"      # kinds of tasks
+TRAINED, ROWS, PROGRESS, SAMPLES = "trained", "measured", "watched", "shown"        # kinds of tasks
 Place = tuple[int, str, str]                                    # of a task: seed, name, kind
 STEPS = {                                       # that each is measured at
     TEACHER: (8, 4, 2, 1),                      # and REFERENCE_STEPS
@@ -40,7 +40,7 @@ WATCHED = ALIGNED[0], *VARIANTS                 # runs whose progress is charted
 
 @dataclass(frozen=True)
 class Seed:
-    """Figures, logs and the first few samples: name -> steps -> ...
+    """Figures, logs and the first few samples: name -> steps -> ...; steps None: real clips.
 
     backbone: the adversary's.  progress: run of alignment -> step -> Frechet distance at 4 steps.
     """
@@ -48,7 +48,7 @@ class Seed:
     captions: list[str]
     backbone: str
     logs: dict[str, list[dict]]
-    rows: dict[tuple[str, int], dict[str, float]]
+    rows: dict[tuple[str, int | None], dict[str, float]]
     pixels: dict[tuple[str, int], Tensor]
     progress: dict[str, dict[int, float]]
 
@@ -69,16 +69,18 @@ def tasks(seed: int, runs: dict[str, Config], clips: int, folder: Path) -> dict[
     for name in WATCHED:
         task = Task(measure.progress, (cfg, runs[name], ROUNDS[1]), after(TRAINED, name))
         todo[seed, name, PROGRESS] = task
-    return todo | {(seed, REAL, ROWS): Task(measure.shown, (cfg, clips))}
+    todo[seed, REAL, ROWS] = Task(measure.real_rows, (cfg, clips))
+    return todo | {(seed, REAL, SAMPLES): Task(measure.shown, (cfg, clips))}
 
 
 def result(seed: int, runs: dict[str, Config], done: dict[Place, Any]) -> Seed:
     """What its tasks have returned, in one."""
-    captions, real = done[seed, REAL, ROWS]
+    captions, real = done[seed, REAL, SAMPLES]
     measured = {(name, steps): found for name in STEPS for steps, found in done[seed, name, ROWS].items()}
     pixels = {(REAL, 0): real} | {place: shown for place, (_, shown) in measured.items()}
     return Seed(captions, runs[LAST].da.backbone,
                 logs={name: read_log(Path(run.run.dir)) for name, run in runs.items()},
-                rows={place: figures for place, (figures, _) in measured.items()},
+                rows={(name, None): figures for name, figures in done[seed, REAL, ROWS].items()}
+                | {place: figures for place, (figures, _) in measured.items()},
                 pixels={place: torch.from_numpy(shown) for place, shown in pixels.items()},
                 progress={name: done[seed, name, PROGRESS] for name in WATCHED})
