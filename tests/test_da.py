@@ -162,8 +162,8 @@ def test_the_heads_take_one_step_down_their_hinge(codec):
     da(point, batch, 2, rng())
     [e] = da.exhibits
     before = {name: p.clone() for name, p in da.judge.named_parameters()}
-    log = da.after_step()
-    assert not da.exhibits and da.after_step() == {}
+    [log] = da.after_step()
+    assert not da.exhibits and da.after_step() == []
 
     twin = aligned(codec)
     twin.judge.train()
@@ -184,8 +184,9 @@ def test_batches_judged_before_one_step_count_as_one(codec):
     da(point, batch, 2, rng())
     for _ in range(2):
         doubled(point, batch, 2, rng())
-    da.after_step()
-    doubled.after_step()
+    [once] = da.after_step()
+    first, second = doubled.after_step()
+    assert first["discriminator"] == once["discriminator"] and second.keys() == once.keys()
     moments = [of.trained["judge"].optimizer.state.values() for of in (da, doubled)]
     for p, q in zip(*moments):          # the spectral norms have turned twice as often
         assert torch.allclose(p["exp_avg"], q["exp_avg"], rtol=2e-2, atol=1e-5)
@@ -196,17 +197,17 @@ def test_before_it_starts_there_is_the_distillation_alone(codec):
     before = {name: x.clone() for name, x in da.judge.state_dict().items()}
     loss, log = da(point, batch, 1, rng())
     assert loss == da.distillation.jump(point, batch, 1).loss and log == {"step": 1}
-    assert da.after_step() == {}
+    assert da.after_step() == []
     assert all(torch.equal(x, before[name]) for name, x in da.judge.state_dict().items())
 
 
 def test_heads_may_learn_before_they_pull(codec):
     da, (point, batch) = aligned(codec, replace(OPTIONS, lead=1)), drawn()
-    assert da(point, batch, 0, rng())[1] == {"step": 0} and da.after_step() == {}
+    assert da(point, batch, 0, rng())[1] == {"step": 0} and da.after_step() == []
     before = {name: x.clone() for name, x in da.judge.named_parameters()}
     loss, log = da(point, batch, 1, rng())
     assert loss == da.distillation.jump(point, batch, 1).loss and log == {"step": 1}
-    assert "discriminator" in da.after_step()
+    assert "discriminator" in da.after_step()[0]
     assert all(not torch.equal(x, before[name]) for name, x in da.judge.named_parameters())
     assert "lambda" in da(point, batch, 2, rng())[1]
 

@@ -54,13 +54,15 @@ def ended(processes, cfg, world: int, work=tiny.train, *args) -> Path:
 
 
 def distance(a: Path, b: Path) -> list[float]:
-    """The largest difference of the losses; the root mean square of the average's weights' and, where there
-    is a judge, of its weights' and of its buffers'.
+    """The largest difference of the losses, where there is a judge of its losses too; the root mean square of
+    the average's weights' and of the judge's weights' and buffers'.
 
     (Not their largest: where a gradient is zero but for rounding, Adam steps by its sign.)
     """
-    losses = [abs(x["loss"] - y["loss"]) for x, y in zip(read_log(a), read_log(b), strict=True)]
-    saved, far = [checkpoint.Saved(checkpoint.newest(run)) for run in (a, b)], [max(losses)]
+    lines = [*zip(read_log(a), read_log(b), strict=True)]
+    losses = {key: [abs(x[key] - y[key]) for x, y in lines if key in x] for key in ("loss", "discriminator")}
+    saved = [checkpoint.Saved(checkpoint.newest(run)) for run in (a, b)]
+    far = [max(found) for found in losses.values() if found]
     for part in ("average/weight/", "judge/weight/", "judge/buffer/"):
         x, y = (of.tensors(part) for of in saved)
         if x or y:

@@ -25,9 +25,9 @@ class Objective:
         """(the student's loss, what to log), once a pass; random draws beyond the point come from rng."""
         raise NotImplementedError
 
-    def after_step(self) -> Log:
-        """What follows once the student has moved: a step of the other nets."""
-        return {}
+    def after_step(self) -> list[Log]:
+        """What follows once the student has moved: a step of the other nets.  A log for each pass of it."""
+        return []
 
 
 @dataclass(frozen=True)

@@ -86,21 +86,23 @@ class DistributionAlignment(Objective):
             log = log | self.watch()
         return loss, log
 
-    def after_step(self) -> Log:
+    def after_step(self) -> list[Log]:
         """A step of the heads down (10b), on what the student has just been judged by."""
         if not self.exhibits:
-            return {}
+            return []
         self.judge.train()
+        logs = []
         for exhibit in self.exhibits:
             real, fake = self.logits(exhibit)
             loss = hinge(real, 1) + hinge(fake, -1)
             self.trained["judge"].backward(loss)
             self.judge.heads.eval()         # one power iteration a step, however many passes it has here
+            shown = {f"logits/{name}": torch.cat([x.detach().flatten() for x in sum(logits.values(), [])])
+                     for name, logits in (("real", real), ("fake", fake))}
+            logs.append({"discriminator": loss.item()} | accuracy("seen", real, fake) | shown)
         self.trained["judge"].step(self.options.lr)
         self.exhibits.clear()
-        shown = {f"logits/{name}": torch.cat([x.detach().flatten() for x in sum(logits.values(), [])])
-                 for name, logits in (("real", real), ("fake", fake))}
-        return {"discriminator": loss.item()} | accuracy("seen", real, fake) | shown
+        return logs
 
     def exhibit(self, x0: Tensor, batch: Latents, t: Tensor, rng: torch.Generator) -> Exhibit:
         """The student's x0 and the real clips through one window; only x0 with a graph."""

@@ -81,7 +81,7 @@ def train(cfg: Config) -> Path:
                 ema.update()
             if skipped := guard(run, done, log):
                 log |= {"skipped": skipped}
-            log |= objective.after_step()
+            log |= pooled(objective.after_step(), ranks)
 
             watched = watch and done % cfg.run.watch_every == 0
             if watched:
@@ -151,6 +151,8 @@ class Passes:
 
 def pooled(logs: list[Log], ranks: Ranks) -> Log:
     """One log of a step's passes on all ranks: means; of a histogram, all that this rank has seen."""
+    if not logs:
+        return {}
     tensors = {name: torch.cat([log[name].flatten() for log in logs])
                for name, value in logs[0].items() if isinstance(value, Tensor)}
     scalars = [name for name in logs[0] if name not in tensors]
