@@ -16,7 +16,9 @@ from swiftvideo_fast.demo.stages import (
     ALIGNED,
     FULL,
     LAST,
+    PAIRED,
     STAGES,
+    TWICE,
     UNJUDGED,
     VARIANTS,
     finish,
@@ -54,11 +56,11 @@ def rows_of(result: Seed) -> list[Row]:
 
 def test_each_run_starts_from_the_student_before_it(tmp_path):
     runs = dict(students(tmp_path, CONFIGS, seed=3, overrides=[]))
-    assert [*runs] == [*STAGES, UNJUDGED, FULL, *ALIGNED, *VARIANTS]
+    assert {*runs} == {*STAGES, UNJUDGED, FULL, *ALIGNED, *VARIANTS, TWICE} and len(runs) == 11
     assert all(cfg.run.seed == 3 for cfg in runs.values())
     assert len({cfg.run.dir for cfg in runs.values()}) == len(runs)
     chain = [*STAGES, *ALIGNED]
-    for before, after in zip(chain, chain[1:], strict=False):
+    for before, after in [*zip(chain, chain[1:], strict=False), (PAIRED, TWICE)]:
         assert runs[after].model.student == f"{runs[before].run.dir}/average.safetensors"
     assert [runs[name].objective.steps for name in ALIGNED] == [(8, 4), (4, 2)]
 
@@ -76,9 +78,11 @@ def test_variants_differ_from_the_first_round_in_what_they_try_alone(tmp_path):
     tried = {name: {d.partition(":")[0] for d in config.differences(first, config.to_dict(runs[name]))}
              for name in VARIANTS}
     pairs = {"objective.pairs", "run.dir"}
-    assert tried == {"reflow alone": {"objective.beta"} | pairs, "fresh noise": {"objective.noise"} | pairs,
-                     "fresh noise, DPO alone": {"objective.noise", "objective.reflow"} | pairs,
-                     "real winners": {"objective.winner", "run.dir"}}
+    assert tried == {"reflow alone": {"objective.beta"} | pairs, "DPO alone": {"objective.reflow"} | pairs,
+                     PAIRED: {"objective.noise"} | pairs, "real winners": {"objective.winner", "run.dir"}}
+    second, twice = (config.to_dict(runs[name]) for name in (ALIGNED[1], TWICE))
+    assert {d.partition(":")[0] for d in config.differences(second, twice)} == {
+        "objective.noise", "model.student", "run.dir"}
     assert runs["reflow alone"].objective.pairs == f"{runs[ALIGNED[0]].run.dir}/pairs"
 
 
@@ -100,8 +104,8 @@ def test_a_run_needs_those_it_starts_from_and_no_others(tmp_path):
     first, second = ALIGNED
     assert {name: set(needed(run, runs)) for name, run in runs.items()} == {
         "CCD": set(), LAST: {"CCD"}, UNJUDGED: {"CCD"}, FULL: set(), first: {LAST}, second: {first},
-        "reflow alone": {LAST, first}, "fresh noise": {LAST, first},
-        "fresh noise, DPO alone": {LAST, first}, "real winners": {LAST}}
+        "reflow alone": {LAST, first}, "DPO alone": {LAST, first}, PAIRED: {LAST, first}, TWICE: {PAIRED},
+        "real winners": {LAST}}
 
 
 def test_a_student_is_measured_once_it_is_trained_and_the_teacher_measured(tmp_path):
@@ -189,12 +193,13 @@ def test_the_tables_have_the_papers_layouts(result):
     methods, added, rounds, *_ = page.tables([result], rows_of(result), clips=256)
     assert [(row[0], row[1]) for row in methods.rows[:8]] == [
         *((name, "") for name in measure.REAL_ROWS),
-        *((TEACHER, str(n)) for n in (REFERENCE_STEPS, *STEPS[TEACHER])), ("CCD", "8")]
-    assert not {row[0] for row in methods.rows} & {UNJUDGED, *VARIANTS}
+        *((TEACHER, str(n)) for n in (REFERENCE_STEPS, *STEPS[TEACHER])), ("CCD", "4")]
+    assert not {row[0] for row in methods.rows} & {UNJUDGED, *VARIANTS, TWICE}
     settings = [row[1] for row in added.rows]
-    assert settings == ["CCD", UNJUDGED, LAST, LAST, ALIGNED[0], ALIGNED[0], *VARIANTS]
+    questions = [UNJUDGED, LAST, LAST, *ALIGNED, LAST, PAIRED, TWICE, ALIGNED[0], *VARIANTS]
+    assert settings == ["CCD", *questions]
     assert [row[-1] for row in added.rows if row[1] == "CCD"][0] == "172.54"
-    assert [row[1] for row in rounds.rows] == [UNJUDGED, LAST, LAST, *ALIGNED]
+    assert [row[1] for row in rounds.rows] == questions
 
 
 def test_ratios_in_the_second_table_are_to_the_first_of_their_group(result):

@@ -16,7 +16,7 @@ from swiftvideo_fast.demo.stages import (
     FULL,
     LAST,
     ROUNDS,
-    STAGES,
+    TWICE,
     UNJUDGED,
     VARIANTS,
     finish,
@@ -29,11 +29,12 @@ TRAINED, ROWS, PROGRESS, SAMPLES = "trained", "measured", "watched", "shown"    
 Place = tuple[int, str, str]                                    # of a task: seed, name, kind
 STEPS = {                                       # that each is measured at
     TEACHER: (8, 4, 2, 1),                      # and REFERENCE_STEPS
-    **dict.fromkeys(STAGES, (8, 4, 2)),
+    FIRST: (4, 2),
+    LAST: (8, 4, 2),
     UNJUDGED: (4, 2),
     FULL: (4, 2, 1),
     **dict.fromkeys(ALIGNED, (4, 2, 1)),
-    **dict.fromkeys(VARIANTS, (4, 2)),
+    **dict.fromkeys([*VARIANTS, TWICE], (4, 2)),
 }
 WATCHED = ALIGNED[0], *VARIANTS                 # runs whose progress is charted
 

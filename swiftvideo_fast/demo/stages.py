@@ -16,12 +16,14 @@ UNJUDGED = "CCD + CCD"                                          # the steps of D
 FULL = "CCD, full"
 ALIGNED = f"{LAST} + TA", f"{LAST} + TA + TA"
 ROUNDS = [8, 4, 2]
+PAIRED = "paired noise"
 VARIANTS = {                                                    # of the first round of alignment
     "reflow alone": {"beta": 0.0},
-    "fresh noise": {"noise": "fresh"},
-    "fresh noise, DPO alone": {"noise": "fresh", "reflow": 0.0},
+    "DPO alone": {"reflow": 0.0},
+    PAIRED: {"noise": "paired"},
     "real winners": {"winner": "real", "pairs": None},
 }
+TWICE = f"{PAIRED}, twice"                                      # its second round
 
 
 def students(folder: Path, configs: Path, seed: int, overrides: list[str]) -> Iterator[tuple[str, Config]]:
@@ -48,6 +50,10 @@ def students(folder: Path, configs: Path, seed: int, overrides: list[str]) -> It
     for name, options in VARIANTS.items():
         objective = replace(first.objective, **{"pairs": f"{first.run.dir}/pairs"} | options)
         yield name, elsewhere(first, name, objective=objective)
+        if name == PAIRED:
+            again, student = aligned[1], f"{elsewhere(first, name).run.dir}/{AVERAGE}"
+            yield TWICE, elsewhere(again, TWICE, model=replace(again.model, student=student),
+                                   objective=replace(again.objective, **options))
 
 
 def needed(cfg: Config, runs: dict[str, Config]) -> list[str]:
