@@ -110,8 +110,7 @@ def test_the_students_gradient_is_that_of_the_whole_expression(codec):
     assert all(torch.allclose(g, w, rtol=1e-4, atol=1e-5) for g, w in zip(got, want))
 
     x0 = jump.x0.detach().requires_grad_()
-    fake = da.window(x0, exhibit.view)
-    [pull] = torch.autograd.grad(hinge(da.logits(replace(exhibit, fake=fake))[1], 1), x0)
+    [pull] = torch.autograd.grad(hinge(da.logits(da.exhibit(x0, batch, point.t, rng()))[1], 1), x0)
     hold = 2 * jump.v / B / point.t.view(-1, 1, 1, 1, 1)
     pulls, holds = ([x[b].norm().item() for b in range(B)] for x in (pull, hold))
     assert log["gradient/adversarial"] == pytest.approx(sum(pulls) / B, rel=1e-4)
@@ -151,6 +150,8 @@ def test_the_frozen_have_no_gradient_and_no_state(codec):
     loss.backward()
     assert not any(p.grad is not None for p in da.judge.parameters()), "a student's step spares the heads"
     students = da.distillation.a.grad.clone()
+    [exhibit] = da.exhibits
+    assert not any(x.requires_grad for x in (exhibit.fake, *exhibit.features)), "the graph is gone"
     da.after_step()
     assert torch.equal(da.distillation.a.grad, students), "and theirs the student"
     assert all(p.grad is None and not p.requires_grad for p in da.backbone.parameters())

@@ -15,6 +15,7 @@ from swiftvideo_fast.demo.stages import (
     FIRST,
     FULL,
     LAST,
+    PAIRED,
     ROUNDS,
     TWICE,
     UNJUDGED,
@@ -33,8 +34,9 @@ STEPS = {                                       # that each is measured at
     LAST: (8, 4, 2),
     UNJUDGED: (4, 2),
     FULL: (4, 2, 1),
-    **dict.fromkeys(ALIGNED, (4, 2, 1)),
-    **dict.fromkeys([*VARIANTS, TWICE], (4, 2)),
+    **dict.fromkeys(ALIGNED, (4, 2)),
+    **dict.fromkeys(VARIANTS, (4,)),
+    **dict.fromkeys([PAIRED, TWICE], (4, 2)),
 }
 WATCHED = ALIGNED[0], *VARIANTS                 # runs whose progress is charted
 

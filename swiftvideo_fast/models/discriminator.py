@@ -37,11 +37,11 @@ class SpectralConv(nn.Conv1d):
     def forward(self, x_BSCL: Tensor) -> Tensor:
         if self.training:
             self.iterate()
-        (reach,), L = self.kernel_size, x_BSCL.shape[3]
-        around = torch.arange(-(reach // 2), L + reach // 2, device=x_BSCL.device) % L
+        (kernel,), L, x_SCL = self.kernel_size, x_BSCL.shape[3], x_BSCL.flatten(0, 1)
+        if kernel > 1:
+            x_SCL = x_SCL[..., torch.arange(-(kernel // 2), L + kernel // 2, device=x_BSCL.device) % L]
         largest = self.u @ self.weight.flatten(1) @ self.v
-        y = F.conv1d(x_BSCL.flatten(0, 1)[..., around], self.weight / largest, self.bias)
-        return y.unflatten(0, x_BSCL.shape[:2])
+        return F.conv1d(x_SCL, self.weight / largest, self.bias).unflatten(0, x_BSCL.shape[:2])
 
     @torch.no_grad()
     def iterate(self) -> None:

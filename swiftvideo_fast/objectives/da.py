@@ -9,6 +9,7 @@ before the student's backward begins, and both losses' gradients are known there
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,12 +31,22 @@ Logits = dict[str, list[Tensor]]        # kind of head -> level by level
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One window of real clips and of the student's beside them, seen alike.  c: what the heads are told."""
+    """One window of real clips and of the student's beside them, seen alike.  c: what the heads are told.
+    features: the backbone's of both, level by level; None where what it is shown is learned."""
 
     real: Tensor
     fake: Tensor
     view: View
     c: Tensor
+    features: list[Tensor] | None = None
+
+    def detached(self) -> "Exhibit":
+        kept = self.features and [x.detach() for x in self.features]
+        return replace(self, fake=self.fake.detach(), features=kept)
+
+    def shown(self, picture: Callable, crop: int) -> Tensor:
+        """(2 B, ...): the pixels of both in this view."""
+        return torch.cat([self.view.of(picture(window), crop) for window in (self.real, self.fake)])
 
 
 class Judge(nn.Module):
@@ -48,8 +59,8 @@ class Judge(nn.Module):
 
     def forward(self, exhibit: Exhibit, backbone: nn.Module, crop: int) -> tuple[Logits, Logits]:
         """Of the real clips, of the student's."""
-        pixels = [exhibit.view.of(self.picture(window), crop) for window in (exhibit.real, exhibit.fake)]
-        both = self.heads(features(backbone, torch.cat(pixels)), torch.cat([exhibit.c] * 2))
+        seen = exhibit.features or features(backbone, exhibit.shown(self.picture, crop))
+        both = self.heads(seen, torch.cat([exhibit.c] * 2))
         halves = {kind: [x.chunk(2) for x in heads] for kind, heads in both.items()}
         return tuple({kind: [half[i] for half in heads] for kind, heads in halves.items()} for i in (0, 1))
 
@@ -74,7 +85,7 @@ class DistributionAlignment(Objective):
         self.judge.eval()
         x0 = jump.x0.detach().requires_grad_(step >= o.start)
         exhibit = self.exhibit(x0, batch, jump.t, rng)
-        self.exhibits.append(replace(exhibit, fake=exhibit.fake.detach()))
+        self.exhibits.append(exhibit.detached())
         loss, log = jump.loss, jump.log
         if step >= o.start:
             adversarial = hinge(self.logits(exhibit)[1], 1)
@@ -110,7 +121,10 @@ class DistributionAlignment(Objective):
         view = draw_view(len(x0), x0.shape[2], o.window, rng)
         with torch.no_grad():
             real = batch.filmed(view.start, o.window) if o.raw else self.window(batch.x0, view)
-        return Exhibit(real, self.window(x0, view), view, told(t, batch.condition))
+        exhibit = Exhibit(real, self.window(x0, view), view, told(t, batch.condition))
+        if self.codec is None:
+            return exhibit
+        return replace(exhibit, features=features(self.backbone, exhibit.shown(lambda x: x, o.crop)))
 
     def window(self, z: Tensor, view: View) -> Tensor:
         count = self.options.window
