@@ -13,8 +13,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 KERNELS = "kernels/swiftvideo_kernels"
-ELEMENTWISE, ATTENTION = "tests/test_kernels.py", "tests/test_kernels_attention.py"
-TESTS = {"blocks": ATTENTION, "attention_jvp": ATTENTION, "attention_tangent": ATTENTION}   # else ELEMENTWISE
+ATTENTION = ["tests/test_kernels_attention.py"]
+TESTS = {                               # else the elementwise ones of its op and of all ops at once
+    **dict.fromkeys(["blocks", "attention_jvp", "attention_tangent"], ATTENTION),
+    "storage": ["tests/test_kernels.py"],
+    "tangent": ["tests/test_kernels.py", "-k", "tangent or ccd or longer or layout"],
+}
 MUTANTS = {                             # file: what is there, what takes its place (the first time it occurs)
     "tangent": [
         ("g = v - f - rt * df", "g = v - f"),
@@ -212,9 +216,9 @@ def survives(tree: Path, file: str, old: str, new: str) -> bool:
         raise ValueError(f"{source} has no {old!r}: its mutant wants another place")
     source.write_text(text.replace(old, new, 1))
     try:
-        tests = subprocess.run([sys.executable, "-m", "pytest", "-qx", TESTS.get(file, ELEMENTWISE)],
-                               cwd=tree, env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True,
-                               text=True)
+        chosen = TESTS.get(file, ["tests/test_kernels.py", "-k", f"{file} or missing or layout"])
+        tests = subprocess.run([sys.executable, "-m", "pytest", "-qx", *chosen], cwd=tree,
+                               env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True)
     finally:
         source.write_text(text)
     if tests.returncode not in (0, 1):

@@ -29,7 +29,7 @@ TEACHER, REAL = "teacher", "real"
 TRAINED, ROWS, PROGRESS, SAMPLES = "trained", "measured", "watched", "shown"        # kinds of tasks
 Place = tuple[int, str, str]                                    # of a task: seed, name, kind
 STEPS = {                                       # that each is measured at
-    TEACHER: (8, 4, 2, 1),                      # and REFERENCE_STEPS
+    TEACHER: (4, 2, 1),                         # and REFERENCE_STEPS
     FIRST: (4, 2),
     LAST: (8, 4, 2),
     UNJUDGED: (4, 2),
