@@ -33,7 +33,7 @@ def tables(results: list[Seed], rows: list[Row], clips: int) -> list[Table]:
     stages = [row for row in rows if row.name not in (UNJUDGED, *VARIANTS, TWICE)]
     questions = {"distribution alignment": [UNJUDGED, LAST], "trajectory alignment": [LAST, *ALIGNED],
                  f"with {PAIRED}": [LAST, PAIRED, TWICE]}
-    at_4 = {"distillation": [FIRST]} | questions | {"its first round": [ALIGNED[0], *VARIANTS]}
+    at_4 = {"distillation": [FIRST]} | questions | {"the first round": [ALIGNED[0], *VARIANTS]}
     return [comparison(stages, title=f"{clips} held-out clips"),
             ablation(rows, at_4, steps=4, paper=PAPER, title="What each stage adds, at 4 steps"),
             ablation(rows, questions, steps=2, paper={}, title="What each stage adds, at 2 steps"),
