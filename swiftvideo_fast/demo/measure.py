@@ -17,7 +17,7 @@ from swiftvideo_fast.seeds import seed_of
 from swiftvideo_fast.train.loop import AVERAGE, load_latents
 from swiftvideo_fast.train.rounds import averages
 
-WATCHED = 64                                                # validation clips that progress is measured on
+WATCHED = 48                                                # validation clips that progress is measured on
 SHOWN = 6                                                   # clips in the report
 REAL_ROWS = {"real, the same frames": "test", "real, the training's": "train"}      # crops, of which split
 Measured = dict[int, tuple[dict[str, float], np.ndarray]]   # steps -> figures, pixels of the clips shown
