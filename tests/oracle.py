@@ -51,13 +51,14 @@ def gradients(fn: Callable, inputs, cotangent: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(fn(*inputs), inputs, cotangent)
 
 
-def assert_as_good_as_torch(names: str, got, meaning: Callable, *args) -> None:
-    """`got` errs at most twice as much as `meaning(*args)` does in the same dtypes, against float64."""
+def assert_as_good_as_torch(names: str, got, meaning: Callable, *args, inside: float = 0.0) -> None:
+    """`got` errs at most twice as much as `meaning(*args)` does in the same dtypes, against float64.
+    inside: as in closeness.assert_no_worse."""
     results = (tree_leaves(result) for result in (got, meaning(*args), meaning(*wider(args))))
     for name, one, same, exact in zip(names.split(), *results, strict=True):
         assert one.shape == exact.shape, f"{name}: {tuple(one.shape)}, want {tuple(exact.shape)}"
         if one.numel():
-            assert_no_worse(name, one, same, exact)
+            assert_no_worse(name, one, same, exact, inside)
 
 
 def assert_adjoint(op: Callable, primals, tangents, jvp_tangent: Tensor, rng: torch.Generator) -> None:

@@ -36,6 +36,13 @@ def meaning(q, tq, k, tk, v, tv, scale, causal):
     return forward_mode(reference.attention, [(q, tq), (k, tk), (v, tv)], scale, causal)
 
 
+def largest_term(q, tq, k, tk, v) -> float:
+    """A bound of |tS v|: (P∘tS) v and rowsum(P∘tS) o nearly cancel in to."""
+    tS = sum(a.double().norm(dim=-1).amax() * b.double().norm(dim=-1).amax()
+             for a, b in ((tq, k), (q, tk)) if a is not None and b is not None and a.numel() and b.numel())
+    return float(tS * v.abs().max()) * q.shape[-1]**-0.5 if v.numel() else 0.0
+
+
 @settings(max_examples=40)
 @given(level=LEVELS, dtype=DTYPES, B=st.integers(0, 2), G=st.integers(1, 2), share=st.integers(1, 2),
        N=LENGTHS, M=LENGTHS, D=st.one_of(st.sampled_from([16, 64, 128, 256]), st.integers(16, 256)),
@@ -48,7 +55,7 @@ def test_matches_forward_mode(level, dtype, B, G, share, N, M, D, causal, stride
     with at_level(level):
         got = attention_jvp(*args)[:2]
         alone, lse = attention_op(q, k, v, D**-0.5, causal)
-    assert_as_good_as_torch("o to", got, meaning, *args)
+    assert_as_good_as_torch("o to", got, meaning, *args, inside=largest_term(q, tq, k, tk, v))
     assert torch.equal(alone, got[0])
     assert lse.shape == q.shape[:3] and lse.dtype == torch.float32
 
