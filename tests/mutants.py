@@ -68,7 +68,6 @@ MUTANTS = {                             # file: what is there, what takes its pl
     ],
     "gate": [
         ("+ g * y", "+ y"),
-        ("tz += tl.load(tx_ptr", "tz = tl.load(tx_ptr"),
         ("            tz += tl.load(tx_ptr + at, mask, 0.0).to(tl.float32)", "            tz += 0"),
         ("tz += g * tl.load(ty_ptr", "tz += tl.load(ty_ptr"),
         ("tz += y * tl.load(tg_ptr", "tz += tl.load(tg_ptr"),
@@ -221,7 +220,7 @@ def survives(tree: Path, file: str, old: str, new: str) -> bool:
                                env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True)
     finally:
         source.write_text(text)
-    if tests.returncode not in (0, 1):
+    if tests.returncode > 1:            # less than 0: a fault that the process died of, which was seen
         raise RuntimeError(f"pytest ended with {tests.returncode}: {tests.stdout}{tests.stderr}")
     return tests.returncode == 0
 
