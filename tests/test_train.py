@@ -292,6 +292,18 @@ def test_a_tensor_in_the_log_is_a_histogram_on_tensorboard_alone(tmp_path):
     assert shown.histogram_value.num == 3
 
 
+def test_adapters_begin_alike_whatever_the_file_is_stored_in(inputs, tmp_path):
+    """An engine that takes weights in a file's own dtype trains the same adapters as one that does not."""
+    pytest.importorskip("peft")
+    weights.save(tiny.network(), tmp_path / "half.safetensors", torch.bfloat16)
+    cfg = tiny.config(inputs, "ta", model={"student": str(tmp_path / "half.safetensors")})
+    cfg = replace(cfg, objective=replace(cfg.objective, rank=2))
+    whole, mapped = ({name: p for name, p in loop.starting_network(cfg, mapped).named_parameters()
+                      if p.requires_grad} for mapped in (False, True))
+    assert whole.keys() == mapped.keys() and len(whole) > 10
+    assert all(p.dtype == torch.float32 and torch.equal(p, mapped[name]) for name, p in whole.items())
+
+
 class Wandb:
     """In place of the module: notes what it is asked to do."""
 

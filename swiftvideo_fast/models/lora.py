@@ -22,8 +22,11 @@ NAME = "default"                    # peft's, of the one adapter a layer has
 PREFIX = "diffusion_model."         # of names in files: ComfyUI's; diffusers converts from it
 
 
-def attach(net: nn.Module, rank: int, rng: torch.Generator) -> None:
-    """Put adapters on the linear layers of net, in place, and freeze all else; net computes what it did."""
+def attach(net: nn.Module, rank: int, rng: torch.Generator, dtype: torch.dtype | None = None) -> None:
+    """Put adapters on the linear layers of net, in place, and freeze all else; net computes what it did.
+
+    dtype: of the adapters, in which they are drawn; None: each layer's own.
+    """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as why:
@@ -34,7 +37,7 @@ def attach(net: nn.Module, rank: int, rng: torch.Generator) -> None:
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), net)
     for _, layer in adapted(net):
         for factor in (layer.lora_A, layer.lora_B):
-            factor.to(layer.base_layer.weight.dtype)        # which peft does but on the meta device
+            factor.to(dtype or layer.base_layer.weight.dtype)
         nn.init.kaiming_uniform_(layer.lora_A[NAME].weight, a=math.sqrt(5), generator=rng)
 
 

@@ -198,7 +198,7 @@ def starting_network(cfg: Config, mapped: bool = False) -> Wan:
         net = Wan(PRESETS[cfg.model.preset])
         initialise(net, generator(cfg.run.seed, "weights"))
     if adapted(cfg):
-        lora.attach(net, cfg.objective.rank, generator(cfg.run.seed, "adapters"))
+        lora.attach(net, cfg.objective.rank, generator(cfg.run.seed, "adapters"), torch.float32)
     net.recompute = cfg.model.recompute
     return net
 
