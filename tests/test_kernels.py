@@ -169,6 +169,15 @@ def test_any_layout_is_read(rng):
     assert torch.equal(*average)
 
 
+def test_norm_rope_reads_float64_angles(rng):
+    x, y = (draw(rng, 2, 3, 24).to(DEVICE) for _ in range(2))
+    w, angles = draw(rng, 24).to(DEVICE), [table.to(DEVICE) for table in rotation(rng, 3, 4)]
+    for op, *given in (norm_rope_op, x), (norm_rope_jvp, x, y), (norm_rope_backward, y, x):
+        want, got = (tree_leaves(gpu_room(op)(*given, w, *tables, EPS))
+                     for tables in (angles, [table.double() for table in angles]))
+        assert all(map(torch.equal, want, got)), op
+
+
 @pytest.mark.parametrize("given", [(0, 0, 1), (0, 1, 0), (1, 0, 0), (1, 1, 0)])
 def test_a_missing_tangent_is_zero(rng, given):
     x, tx, y, ty = (draw(rng, 2, 3, 24).to(DEVICE) for _ in range(4))
