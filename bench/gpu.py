@@ -25,14 +25,18 @@ def parts(record: bool, peers: list[str]) -> dict[str, tuple[int, list[str]]]:
     Test files are named: others may import what this machine lacks.
     """
     python, kept = [sys.executable, "-m"], ["--record"] if record else []
-    spread = ["-n", "8"] if importlib.util.find_spec("xdist") else []       # its time goes into compiling
+    tests = [*python, "pytest", "-q"]
+    if importlib.util.find_spec("xdist"):                     # most of their time goes into compiling
+        tests += ["-n", "8"]
+    if importlib.util.find_spec("pytest_timeout"):            # a kernel that never ends
+        tests += ["--timeout", "60", "--timeout-method", "thread"]
     named = [word for peer in peers for word in ("--peer", peer)]
     return {
         "build": (30, [sys.executable, "setup.py", "build_ext", "--inplace"]),
-        "tests": (120, [*python, "pytest", "-q", "-m", "gpu", "tests/test_kernels_gpu.py"]),
-        "kernels": (110, [*python, "pytest", "-q", *spread, "tests/test_kernels.py",
-                          "tests/test_kernels_attention.py"]),
-        "attention": (120, [*python, "bench", "versus", *kept, *named]),
+        "tests": (110, [*tests, "-m", "gpu", "tests/test_kernels_gpu.py"]),
+        "kernels": (90, [*tests, "tests/test_kernels.py", "tests/test_kernels_attention.py"]),
+        **{f"attention-{shape}": (seconds, [*python, "bench", "versus", shape, *kept, *named])
+           for shape, seconds in (("wan_1_3b", 45), ("wan_14b", 50), ("width_64", 30), ("small", 25))},
         "elementwise": (80, [*python, "bench", "modulate", "norm_rope", "gate", "gelu", "tangent", "ccd_loss",
                              "ema", *kept, "--seconds", "0.5"]),
         "network": (70, [*python, "bench", "block_jvp", "network_jvp", *kept, "--seconds", "0.5"]),

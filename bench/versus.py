@@ -1,18 +1,21 @@
 """Forward-mode attention on this GPU: errors, speed, memory, and everything it can be held against.
 
-    python -m bench versus [--record] [--peer package.module:function ...]
+    python -m bench versus [SHAPE ...] [--record] [--peer package.module:function ...]
 
 At each shape: the error of sampled query rows against float64; the launched kernel, the table's other entries
 (by TMA, specialised, by pointers) and the two-pass form; each plain forward installed; and the peers.  A peer
 takes (q, k, v, tq, tk, tv) and returns (o, to).  Speeds count six matrix products a JVP (12 B H N M D) and
 two a forward; "forwards" is a time in units of the fastest forward's (a JVP's ideal is 3.0).  What fails is
-said and left out; what misses an error or speed bar is said last, with exit status 1.
+said and left out, and the record is written after each way; what misses an error or speed bar is said last,
+with exit status 1.
 """
 
 import argparse
 import importlib
 import json
+import math
 from collections.abc import Callable
+from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -24,9 +27,11 @@ from swiftvideo_kernels.attention_tangent import attention_tangent
 from swiftvideo_kernels.tiles import TILES, family
 from torch import Tensor
 
+from swiftvideo_fast.atomic import whole
 from swiftvideo_fast.ops import reference
 
-RECORD = Path(__file__).with_name("gpu.json")                 # {device: {shape: {way: figures}}}
+# {device: {shape: {"measured": when and by what, "ways": {way: figures}}}}
+RECORD = Path(__file__).with_name("gpu.json")
 SHAPES = {                                                    # (B, H, N, D)
     "wan_1_3b": (1, 12, 24960, 128),                          # 61 frames of 832 x 480
     "wan_14b": (1, 40, 32760, 128),                           # 81 frames
@@ -110,59 +115,90 @@ def measure(run: Callable, flops: int) -> dict[str, float]:
     return {"ms": round(ms, 4), "tflops": round(flops / ms / 1e9, 1), "gb": round(peak / 1e9, 3)}
 
 
-def at_shape(name: str, peers: list[str]) -> tuple[dict, list[str]]:
-    """The figures of one shape, and what was wrong."""
+def at_shape(name: str, peers: list[str], keep: Callable[[dict], None]) -> list[str]:
+    """Draw the inputs of one shape and measure every way; what was wrong.  Specialised ones last."""
     B, H, N, D = SHAPES[name]
     args = [torch.randn(B, N, H, D, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for _ in range(6)]
-    found, bad = {}, []
-    for kind, ways, flops in (("forward", forwards(*args[:3]), 4 * B * H * N * N * D),
-                              ("jvp", jvps(name, args, peers), 12 * B * H * N * N * D)):
-        for way, run in ways.items():
-            try:
-                out = run()
-                found[f"{kind} {way}"] = figures = measure(run, flops)
-                if kind == "jvp":
-                    figures["error o"], figures["error to"] = sampled_error(args, *out)
-            except Exception as error:                        # leaves the others running
-                torch.cuda.synchronize()
-                why = f"{type(error).__name__}: {str(error).splitlines()[:1]}"
-                print(f"{name:9} {kind:8} {way:55} {why}", flush=True)
-                if way == "ours":
-                    bad.append(f"{name}: {type(error).__name__}")
-                continue
-            line = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
-            print(f"{name:9} {kind:8} {way:55} {line}", flush=True)
-    fastest = min((f["ms"] for way, f in found.items() if way.startswith("forward")), default=float("nan"))
-    for figures in found.values():
-        figures["forwards"] = round(figures["ms"] / fastest, 3)
-    if ours := found.get("jvp ours"):
-        print(f"{name:9} ours: {ours['tflops']} TFLOP/s, {ours['forwards']} forwards", flush=True)
-        bad += [f"{name}: error of {x} is {ours[f'error {x}']:.1e}, bar {bar}"
-                for x, bar in zip(("o", "to"), BARS, strict=True) if not ours[f"error {x}"] <= bar]
-        if name.startswith("wan") and not ours["forwards"] <= MOST_FORWARDS:
-            bad.append(f"{name}: {ours['forwards']} forwards a JVP, bar {MOST_FORWARDS}")
-        if name.startswith("wan") and not ours["tflops"] >= LEAST_TFLOPS:
-            bad.append(f"{name}: {ours['tflops']} TFLOP/s, bar {LEAST_TFLOPS}")
-    return found, bad
+    ways = {f"forward {way}": run for way, run in forwards(*args[:3]).items()}
+    mine = jvps(name, args, peers)
+    ways |= {f"jvp {way}": mine[way] for way in sorted(mine, key=lambda way: "specialised" in way)}
+    return measured(name, ways, args, keep)
+
+
+def measured(name: str, ways: dict[str, Callable], args: list[Tensor],
+             keep: Callable[[dict], None]) -> list[str]:
+    """Measure each way, and hand `keep` all figures so far after each; what was wrong.
+
+    A way that raises leaves the others running, unless it has cost the process its card.
+    """
+    (B, H, N, D), found, bad = args[0].shape, {}, []
+    for way, run in ways.items():
+        try:
+            out = run()
+            figures = measure(run, (12 if way.startswith("jvp") else 4) * B * H * N * N * D)
+            if way.startswith("jvp"):
+                figures["error o"], figures["error to"] = sampled_error(args, *out)
+        except Exception as error:
+            print(f"{name:9} {way:64} {type(error).__name__}: {str(error).splitlines()[:1]}", flush=True)
+            if way == "jvp ours":
+                bad.append(f"{name}: {type(error).__name__}")
+            if not alive():
+                bad.append(f"{name}: {way} has cost the process its card; none after it is measured")
+                break
+            continue
+        found[way] = figures
+        forward = [f["ms"] for other, f in found.items() if other.startswith("forward")]
+        figures["forwards"] = round(figures["ms"] / min(forward, default=math.nan), 3)
+        keep(found)
+        line = "  ".join(f"{key} {value:.4g}" for key, value in figures.items())
+        print(f"{name:9} {way:64} {line}", flush=True)
+    return bad + (below(name, found["jvp ours"]) if "jvp ours" in found else [])
+
+
+def alive() -> bool:
+    """Whether the card still does work for this process: an illegal access ends that."""
+    try:
+        torch.cuda.synchronize()
+    except Exception:
+        return False
+    return True
+
+
+def below(name: str, ours: dict[str, float]) -> list[str]:
+    """The bars that our JVP misses."""
+    print(f"{name:9} ours: {ours['tflops']} TFLOP/s, {ours['forwards']} forwards", flush=True)
+    bad = [f"{name}: error of {x} is {ours[f'error {x}']:.1e}, bar {bar}"
+           for x, bar in zip(("o", "to"), BARS, strict=True) if not ours[f"error {x}"] <= bar]
+    if name.startswith("wan") and not ours["forwards"] <= MOST_FORWARDS:
+        bad.append(f"{name}: {ours['forwards']} forwards a JVP, bar {MOST_FORWARDS}")
+    if name.startswith("wan") and not ours["tflops"] >= LEAST_TFLOPS:
+        bad.append(f"{name}: {ours['tflops']} TFLOP/s, bar {LEAST_TFLOPS}")
+    return bad
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench versus")
+    parser.add_argument("names", nargs="*", metavar="SHAPE", help=f"of {', '.join(SHAPES)}; all if none")
     parser.add_argument("--record", action="store_true", help="write the figures to bench/gpu.json")
     parser.add_argument("--peer", action="append", default=[], metavar="MODULE:FUNCTION")
     args = parser.parse_args(argv)
+    if unknown := set(args.names) - SHAPES.keys():
+        parser.error(f"no shape {', '.join(sorted(unknown))}; there are {', '.join(SHAPES)}")
     if not torch.cuda.is_available():
         print("python -m bench versus: no CUDA device here")
         return 1
 
     card, bad = torch.cuda.get_device_name(), []
-    print(f"{card}, torch {torch.__version__}, triton {triton.__version__}", flush=True)
+    by = f"{date.today()}, torch {torch.__version__}, triton {triton.__version__}"
+    print(f"{card}, {by}", flush=True)
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    for name in SHAPES:
-        found, wrong = at_shape(name, args.peer)
-        bad += wrong
-        record.setdefault(card, {})[name] = found
-        if args.record:
-            RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    for name in args.names or SHAPES:
+        def keep(found: dict, name: str = name) -> None:
+            record.setdefault(card, {})[name] = {"measured": by, "ways": found}
+            if args.record:
+                with whole(RECORD) as aside:
+                    aside.write_text(json.dumps(record, indent=1) + "\n")
+
+        bad += at_shape(name, args.peer, keep)
     print("\n".join(bad), end="\n" if bad else "")
     return int(bool(bad))

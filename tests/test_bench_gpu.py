@@ -1,0 +1,101 @@
+"""What `make gpu` promises of its parts and of attention's ways, without a GPU."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from bench import gpu, versus
+
+FINE = {"ms": 3.0, "tflops": 500.0, "gb": 1.0, "error o": 1e-3, "error to": 1e-3}
+
+
+def broken(*_):
+    raise RuntimeError("an illegal memory access\nand more")
+
+
+def stuck(*_):
+    raise AssertionError("run though the card was lost")
+
+
+@pytest.fixture
+def card(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(versus, "RECORD", tmp_path / "gpu.json")
+    monkeypatch.setattr(versus, "measure", lambda run, flops: {
+        "ms": flops / 1e3, "tflops": versus.LEAST_TFLOPS + 1.0, "gb": 0.5})
+    monkeypatch.setattr(versus, "sampled_error", lambda args, o, to: (o, to))
+    return monkeypatch
+
+
+def test_a_failed_part_leaves_the_others_running_and_is_said_last(card, tmp_path, capfd):
+    card.setattr(gpu, "ROOT", tmp_path)
+    card.setattr(gpu, "OUT", tmp_path / "out")
+    card.setattr(gpu, "parts", lambda *_: {
+        "one": (60, [sys.executable, "-c", "print('in one'); raise SystemExit(3)"]),
+        "two": (1, [sys.executable, "-c", "import time; print('in two', flush=True); time.sleep(60)"]),
+        "three": (60, [sys.executable, "-c", "print('in three')"])})
+    assert gpu.main([]) == 1
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[-2:] == ["one: exit status 3, see out/one.log", "two: not done after 1 s"]
+    assert {"in one", "in two", "in three"} <= set(lines)
+    assert (tmp_path / "out" / "two.log").read_text() == "in two\n"
+    assert gpu.main(["--only", "three"]) == 0
+
+
+def test_the_parts_keep_to_nine_minutes_and_cover_every_shape():
+    parts = gpu.parts(record=True, peers=["a:b"])
+    assert sum(seconds for seconds, _ in parts.values()) <= 530
+    versed = [command for _, command in parts.values() if "versus" in command]
+    assert [command[command.index("versus") + 1] for command in versed] == list(versus.SHAPES)
+    assert all(command[-3:] == ["--record", "--peer", "a:b"] for command in versed)
+
+
+def measured(ways):
+    kept, args = [], [torch.zeros(1, 2, 3, 4)] * 6
+    bad = versus.measured("wan_1_3b", ways, args, lambda found: kept.append(json.dumps(found)))
+    return bad, json.loads(kept[-1]), len(kept)
+
+
+def test_a_way_that_fails_leaves_the_others_measured(card):
+    ways = {"forward a": broken, "forward b": lambda: None, "jvp ours": lambda: (1e-3, 1e-3),
+            "jvp peer": broken, "jvp last": lambda: (0.0, 0.0)}
+    bad, found, times = measured(ways)
+    assert list(found) == ["forward b", "jvp ours", "jvp last"] and times == 3
+    assert bad == [] and found["jvp ours"]["forwards"] == 3.0
+    bad, found, _ = measured({"jvp ours": broken, "jvp last": lambda: (0.0, 0.0)})
+    assert bad == ["wan_1_3b: RuntimeError"] and list(found) == ["jvp last"]
+
+
+def test_a_lost_card_ends_the_shape_and_keeps_what_was_measured(card):
+    card.setattr(torch.cuda, "synchronize", broken)
+    bad, found, _ = measured({"forward b": lambda: None, "jvp tile": broken, "jvp ours": stuck})
+    assert bad == ["wan_1_3b: jvp tile has cost the process its card; none after it is measured"]
+    assert list(found) == ["forward b"]
+
+
+def test_what_misses_a_bar_is_said():
+    assert versus.below("wan_1_3b", FINE | {"forwards": 3.0}) == []
+    assert versus.below("wan_1_3b", FINE | {"forwards": 3.5, "tflops": 400.0, "error to": 4e-3}) == [
+        "wan_1_3b: error of to is 4.0e-03, bar 0.0035", "wan_1_3b: 3.5 forwards a JVP, bar 3.4",
+        "wan_1_3b: 400.0 TFLOP/s, bar 450"]
+    assert versus.below("small", FINE | {"forwards": 9.0, "tflops": 1.0}) == []
+    assert versus.below("small", FINE | {"forwards": 1.0, "error o": float("nan")}) != []
+
+
+def test_the_record_names_card_day_and_versions(card, capsys):
+    def at_shape(name, peers, keep):
+        keep({"forward a": {"ms": 1.0}})
+        return [f"{name}: a bar is missed"]
+
+    card.setattr(versus, "at_shape", at_shape)
+    assert versus.main(["small", "width_64", "--record"]) == 1
+    assert capsys.readouterr().out.endswith("small: a bar is missed\nwidth_64: a bar is missed\n")
+    record = json.loads(versus.RECORD.read_text())["a card"]
+    assert list(record) == ["small", "width_64"] and record["small"]["ways"] == {"forward a": {"ms": 1.0}}
+    assert f"torch {torch.__version__}, triton" in record["small"]["measured"]
+    with pytest.raises(SystemExit):
+        versus.main(["large"])
