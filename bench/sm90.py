@@ -44,7 +44,8 @@ SHARED = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}     # bytes of shared 
 N = 24960                                                     # tokens of 61 frames of 832 x 480
 F32 = torch.float32
 SAMPLE = (                                                    # every kernel, and what is nearest to a spill
-    "attention_jvp sm90 128: 128x64", "attention_jvp sm90 128: 128x32, 8 warps, 3 stages, TMA, causal",
+    "attention_jvp sm90 128: 128x64, 8 warps, 2 stages, TMA, causal",
+    "attention_jvp sm90 128: 128x64, 4 warps, 2 stages, TMA, specialised, causal",
     "attention_tangent sm90 128: 128x64, 8 warps, 2 stages, TMA, causal",
     "attention_tangent sm90 128: 128x64, 4 warps, 2 stages, TMA, specialised, causal",
     "modulate_jvp 5120", "modulate_backward 5120", "norm_rope_jvp 5120", "norm_rope_backward 5120",
@@ -136,9 +137,8 @@ def attention_cases(arch: int) -> Iterator[tuple[str, Callable]]:
             yield name, case(at)
             if family == "fp32":
                 continue
-            if at.masks:
-                yield f"{name}, causal", case(at, causal=True)
-            if at.masks and kernel == "attention_jvp":
+            yield f"{name}, causal", case(at, causal=True)
+            if kernel == "attention_jvp":
                 yield f"{name}, packed", case(at, packed=True)
                 yield f"{name}, causal, packed", case(at, causal=True, packed=True)
             if at == tiles[0]:

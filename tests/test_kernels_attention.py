@@ -14,7 +14,7 @@ from swiftvideo_kernels import attention_jvp as kernel
 from swiftvideo_kernels import tiles
 from swiftvideo_kernels.attention_jvp import attention_jvp
 from swiftvideo_kernels.attention_tangent import attention_tangent
-from swiftvideo_kernels.blocks import alike, layout, on_grid
+from swiftvideo_kernels.blocks import alike, on_grid
 from swiftvideo_kernels.tiles import TILES, Tile
 
 from swiftvideo_fast.ops import reference
@@ -130,7 +130,7 @@ def test_a_missing_tangent_is_zero(rng, given):
 @pytest.mark.parametrize("tile", FORMS, ids=str)
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 def test_packed_sequences_do_not_see_each_other(rng, tile, causal):
-    lengths = [(33, 17), (1, 40), (5, 0), (20, 20)]                      # (queries, keys); one has no keys
+    lengths = [(33, 17), (1, 40), (5, 0), (20, 20), (0, 7)]              # (queries, keys)
     args = draw(rng, 1, 2, 1, sum(n for n, _ in lengths), sum(m for _, m in lengths), 16, dtype=torch.float32)
     cu_q, cu_k = (torch.tensor([0, *x], dtype=torch.int32, device=DEVICE).cumsum(0, dtype=torch.int32)
                   for x in zip(*lengths, strict=True))
@@ -167,14 +167,6 @@ def test_every_input_has_strides_of_its_own(rng):
     assert_right(o, to, args, 0.25, False)
     two_pass = attention_tangent(q, tq, k, tk, v, tv, o.contiguous(), lse, 0.25, False)
     assert_right(o, two_pass, args, 0.25, False)
-
-
-def test_a_tile_that_bears_no_masks_is_passed_over_where_they_are_needed(rng, monkeypatch):
-    row = next(key for key in TILES if key[:2] == ("attention_jvp", "cpu" if DEVICE == "cpu" else "fp32"))
-    monkeypatch.setitem(TILES, row, (TILE._replace(masks=False), TILE))
-    args = draw(rng, 1, 2, 1, 3, 3, row[2] or 16, dtype=torch.float32)
-    for causal, packed in product((False, True), repeat=2):
-        assert layout("attention_jvp", *args, 0.2, causal, packed, None)[0].masks == (causal or packed)
 
 
 def test_a_negative_scale_is_refused(rng):
@@ -233,7 +225,6 @@ def test_the_table_has_a_way_for_every_card_and_width_and_no_length():
         one_pass, two_passes = ({width for k, f, width in TILES if (k, f) == (kernel, family)}
                                 for kernel in ("attention_jvp", "attention_tangent"))
         assert {64, 128} <= one_pass and two_passes == {64, 128, 256}
-    assert all(any(tile.masks for tile in row) for row in TILES.values())
 
 
 def test_too_wide_a_head_is_refused(rng):
@@ -248,7 +239,7 @@ def test_a_tile_that_a_triton_turns_into_a_trap_is_not_launched(triton, by_tma, 
     monkeypatch.setattr(tiles.triton, "__version__", triton)
 
     def served(kernel: str, width: int) -> Tile | None:
-        return tiles.tile(kernel, torch.bfloat16, torch.device("cuda"), width, masks=False)
+        return tiles.tile(kernel, torch.bfloat16, torch.device("cuda"), width)
 
     for width in (96, 128):
         assert served("attention_jvp", width).descriptors == by_tma

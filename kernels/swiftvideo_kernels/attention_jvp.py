@@ -27,7 +27,7 @@ from torch import Tensor
 
 from swiftvideo_kernels.attention import attention
 from swiftvideo_kernels.attention_tangent import attention_tangent
-from swiftvideo_kernels.blocks import LOG2E, block_of, layout, masked, scores, source
+from swiftvideo_kernels.blocks import LOG2E, block_of, layout, masked, rounded, scores, source
 from swiftvideo_kernels.tiles import Tile
 
 
@@ -40,7 +40,7 @@ def _attention_jvp_kernel(
     q_clip, q_head, q_row, k_clip, k_head, k_row, v_clip, v_head, v_row,        # strides
     H, GROUP, N, M, scale,                                      # GROUP query heads share a key head
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    CAUSAL: tl.constexpr, TMA: tl.constexpr, SPECIALISED: tl.constexpr,
+    CAUSAL: tl.constexpr, TMA: tl.constexpr, SPECIALISED: tl.constexpr, PAIRS: tl.constexpr,
 ):
     block = tl.program_id(0)
     head, clip = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
@@ -53,11 +53,9 @@ def _attention_jvp_kernel(
     else:
         start_q, start_k = tl.load(cu_q_ptr + clip).to(tl.int64), tl.load(cu_k_ptr + clip).to(tl.int64)
         token, lse_base = start_q, head * N + start_q
-        q_base, k_base, v_base = start_q * q_row, start_k * k_row, start_k * v_row
         N = (tl.load(cu_q_ptr + clip + 1) - start_q).to(tl.int32)
         M = (tl.load(cu_k_ptr + clip + 1) - start_k).to(tl.int32)
-        if block * BLOCK_M >= N:
-            return
+        q_base, k_base, v_base = tl.where(N > 0, start_q, 0) * q_row, start_k * k_row, start_k * v_row
 
     q_src = source(q_ptr, q_base + head * q_head, N, q_row, WIDTH, BLOCK_M, BLOCK_D, TMA)
     tq_src = source(tq_ptr, q_base + head * q_head, N, q_row, WIDTH, BLOCK_M, BLOCK_D, TMA)
@@ -82,6 +80,8 @@ def _attention_jvp_kernel(
     if CAUSAL:
         end = tl.minimum(M, first_row + BLOCK_M)
         whole = tl.minimum(M, first_row) // BLOCK_N * BLOCK_N
+    if cu_q_ptr is not None:
+        end = tl.where(first_row < N, end, 0)                   # a program past its sequence's end
     for first in tl.range(0, end, BLOCK_N, warp_specialize=SPECIALISED):
         k = block_of(k_src, first, M, k_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
         tk = None
@@ -97,12 +97,12 @@ def _attention_jvp_kernel(
         alpha = tl.exp2(m - m_new)
         p = tl.exp2(s * (scale * LOG2E) - m_new[:, None])
         m = m_new
-        p_rounded = p.to(q.dtype)
-        l_rounded = l_rounded * alpha + tl.sum(p_rounded.to(tl.float32), 1)
+        p_rounded, p_used = rounded(p, q, PAIRS)
+        l_rounded = l_rounded * alpha + tl.sum(p_used, 1)
         l = l * alpha + tl.sum(p, 1)
         if ts is not None:
-            h_rounded = (p * (ts * scale)).to(q.dtype)
-            r = r * alpha + tl.sum(h_rounded.to(tl.float32), 1)
+            h_rounded, h_used = rounded(p * (ts * scale), q, PAIRS)
+            r = r * alpha + tl.sum(h_used, 1)
         acc_o = acc_o * alpha[:, None]
         acc_to = acc_to * alpha[:, None]
 
@@ -136,7 +136,7 @@ def attention_jvp(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v:
     longest packed sequence, N if not known.  at: a tile other than the table's.  Shapes and dtypes are
     checked by the op.
     """
-    how = layout("attention_jvp", q, tq, k, tk, v, tv, scale, causal, cu_q is not None, at)
+    how = layout("attention_jvp", q, tq, k, tk, v, tv, scale, causal, at)
     if how is None:
         if cu_q is not None:
             raise ValueError(f"attention_jvp: packed head width {q.shape[-1]}; want at most 128 on this card")

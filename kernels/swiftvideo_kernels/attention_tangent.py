@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swiftvideo_kernels.blocks import LOG2E, block_of, layout, masked, scores, source
+from swiftvideo_kernels.blocks import LOG2E, block_of, layout, masked, rounded, scores, source
 from swiftvideo_kernels.tiles import Tile
 
 
@@ -28,7 +28,7 @@ def _attention_tangent_kernel(
     q_clip, q_head, q_row, k_clip, k_head, k_row, v_clip, v_head, v_row,        # strides
     H, GROUP, N, M, scale, lse_head,                            # GROUP query heads share a key head
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    CAUSAL: tl.constexpr, TMA: tl.constexpr, SPECIALISED: tl.constexpr,
+    CAUSAL: tl.constexpr, TMA: tl.constexpr, SPECIALISED: tl.constexpr, PAIRS: tl.constexpr,
 ):
     block = tl.program_id(0)
     head, clip = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
@@ -76,8 +76,8 @@ def _attention_tangent_kernel(
         p = tl.exp2(s * (scale * LOG2E) - lse[:, None])
         v = block_of(v_src, first, M, v_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
         if ts is not None:
-            h_rounded = (p * (ts * scale)).to(q.dtype)
-            mu += tl.sum(h_rounded.to(tl.float32), 1)
+            h_rounded, h_used = rounded(p * (ts * scale), q, PAIRS)
+            mu += tl.sum(h_used, 1)
             acc = tl.dot(h_rounded, v, acc, input_precision="tf32x3")
         if tv_src is not None:
             tv = block_of(tv_src, first, M, v_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
@@ -94,7 +94,7 @@ def attention_tangent(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None
                       tv: Tensor | None, o: Tensor, lse: Tensor, scale: float, causal: bool, *,
                       at: Tile | None = None) -> Tensor:
     """to, given o and lse of attention(q, k, v).  Same memory layout and terms as attention_jvp."""
-    at, tensors, sizes, options = layout("attention_tangent", q, tq, k, tk, v, tv, scale, causal, False, at)
+    at, tensors, sizes, options = layout("attention_tangent", q, tq, k, tk, v, tv, scale, causal, at)
     B, H, N, _ = q.shape
     o_BNHD = o.transpose(1, 2).contiguous()
     to = torch.empty_like(o_BNHD).transpose(1, 2)

@@ -17,11 +17,15 @@ LOG2E = tl.constexpr(1.4426950408889634)
 @triton.jit
 def source(x_ptr, base, rows, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
            TMA: tl.constexpr):
-    """One head of x, [rows, WIDTH], as something `block_of` reads: a tensor descriptor, or a pointer."""
+    """One head of x, [rows, WIDTH], as something `block_of` reads: a tensor descriptor, or a pointer.
+
+    A descriptor has a row at least: with none it has no end.
+    """
     if x_ptr is None:
         x = None
     elif TMA:
-        x = tl.make_tensor_descriptor(x_ptr + base, [rows, WIDTH], [stride, 1], [BLOCK, BLOCK_D])
+        size = [tl.maximum(rows, 1), WIDTH]
+        x = tl.make_tensor_descriptor(x_ptr + base, size, [stride, 1], [BLOCK, BLOCK_D])
     else:
         x = x_ptr + base
     return x
@@ -59,6 +63,23 @@ def scores(q, tq, k, tk):
 
 
 @triton.jit
+def rounded(x, like, PAIRS: tl.constexpr):
+    """x in the dtype of `like`, and that value in float32.
+
+    PAIRS: bf16 two at a time, by F2FP.  Left to LLVM, a value that is used in both forms takes an F2F, which
+    the slow unit of exp2 does, and a PRMT a pair; and 20 registers more.
+    """
+    if PAIRS and like.dtype == tl.bfloat16:
+        narrow, wide = tl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $4, $3; shl.b32 $1, $0, 16; and.b32 $2, $0, 0xffff0000;",
+            "=r,=r,=r,r,r", [x], dtype=(tl.bfloat16, tl.float32), is_pure=True, pack=2)
+    else:
+        narrow = x.to(like.dtype)
+        wide = narrow.to(tl.float32)
+    return narrow, wide
+
+
+@triton.jit
 def masked(s, first_row, first, M, CAUSAL: tl.constexpr):
     """Scores of rows from `first_row` and keys from `first`; -inf past the last key and, if CAUSAL, row."""
     col = first + tl.arange(0, s.shape[1])
@@ -70,7 +91,7 @@ def masked(s, first_row, first, M, CAUSAL: tl.constexpr):
 
 
 def layout(kernel: str, q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v: Tensor,
-           tv: Tensor | None, scale: float, causal: bool, packed: bool,
+           tv: Tensor | None, scale: float, causal: bool,
            at: Tile | None) -> tuple[Tile, tuple, tuple, dict] | None:
     """What both kernels are launched with: tile, the six tensors, strides, sizes and scale, options.
 
@@ -80,7 +101,7 @@ def layout(kernel: str, q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | No
     (_, H, N, D), (G, M) = q.shape, k.shape[1:3]
     if scale < 0:
         raise ValueError(f"{kernel}: scale is {scale}; want 0 or more")
-    at = at or tile(kernel, q.dtype, q.device, D, causal or packed)
+    at = at or tile(kernel, q.dtype, q.device, D)
     if at is None:
         return None
     if at.descriptors:
@@ -91,7 +112,7 @@ def layout(kernel: str, q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | No
     sizes = *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], H, H // G, N, M, scale
     options = dict(
         WIDTH=D, BLOCK_M=at.block_m, BLOCK_N=at.block_n, BLOCK_D=max(16, triton.next_power_of_2(D)),
-        CAUSAL=causal, TMA=at.descriptors, SPECIALISED=at.specialised,
+        CAUSAL=causal, TMA=at.descriptors, SPECIALISED=at.specialised, PAIRS=q.device.type != "cpu",
         num_warps=at.warps, num_stages=at.stages)
     return at, (q, tq, k, tk, v, tv), sizes, options
 

@@ -24,7 +24,6 @@ class Tile(NamedTuple):
     stages: int                     # depth of the pipeline over keys
     descriptors: bool = False       # load by TMA, through tensor descriptors
     specialised: bool = False       # a producer warp and consumer groups; wants 4 warps and descriptors
-    masks: bool = True              # False: causal or packed would spill or not compile: the next tile serves
 
     def __str__(self) -> str:
         form = ", TMA" * self.descriptors + ", specialised" * self.specialised
@@ -35,12 +34,11 @@ class Tile(NamedTuple):
 # registers, and attention_jvp goes in two passes there.
 TILES: dict[tuple[str, str, int], tuple[Tile, ...]] = {
     ("attention_jvp", "sm90", 64): (
-        Tile(128, 128, 8, 2, True), Tile(128, 64, 8, 3, True), Tile(128, 64, 8, 2),
-        Tile(128, 64, 4, 3, True, True, masks=False)),
+        Tile(128, 128, 8, 2, True), Tile(128, 128, 4, 2, True, True), Tile(128, 64, 4, 3, True, True),
+        Tile(64, 64, 4, 2, True), Tile(128, 64, 8, 2)),
     ("attention_jvp", "sm90", 128): (
-        Tile(128, 64, 8, 2, True, masks=False), Tile(128, 32, 8, 3, True),
-        Tile(128, 32, 4, 3, True, True, masks=False), Tile(64, 64, 4, 2, True, masks=False),
-        Tile(64, 32, 8, 2, masks=False)),
+        Tile(128, 64, 8, 2, True), Tile(128, 64, 4, 2, True, True), Tile(64, 64, 4, 2, True),
+        Tile(64, 32, 4, 2, True), Tile(128, 32, 8, 2)),
     ("attention_tangent", "sm90", 64): (
         Tile(128, 128, 8, 2, True), Tile(128, 64, 8, 3, True), Tile(128, 64, 4, 3, True, True),
         Tile(128, 64, 8, 2)),
@@ -49,9 +47,9 @@ TILES: dict[tuple[str, str, int], tuple[Tile, ...]] = {
         Tile(64, 64, 4, 2, True), Tile(128, 32, 8, 2)),
     ("attention_tangent", "sm90", 256): (Tile(128, 16, 8, 2, True), Tile(64, 16, 4, 3, True)),
     ("attention_jvp", "sm80", 64): (Tile(64, 32, 4, 2), Tile(128, 32, 8, 2)),
-    ("attention_jvp", "sm80", 128): (Tile(64, 32, 8, 2), Tile(128, 16, 8, 2)),
-    ("attention_tangent", "sm80", 64): (Tile(128, 32, 8, 2), Tile(64, 32, 4, 3)),
-    ("attention_tangent", "sm80", 128): (Tile(64, 16, 4, 2),),
+    ("attention_jvp", "sm80", 128): (Tile(64, 32, 8, 2),),
+    ("attention_tangent", "sm80", 64): (Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(64, 32, 4, 3)),
+    ("attention_tangent", "sm80", 128): (Tile(64, 32, 8, 2), Tile(64, 16, 4, 2)),
     ("attention_tangent", "sm80", 256): (Tile(32, 16, 4, 2), Tile(64, 16, 8, 1)),
     ("attention_jvp", "sm100", 64): (Tile(128, 64, 8, 2),),
     ("attention_jvp", "sm100", 128): (Tile(128, 64, 8, 2, True), Tile(64, 32, 4, 2)),
@@ -76,13 +74,12 @@ def traps(kernel: str, row: tuple[str, int], t: Tile) -> bool:
     return old and kernel == "attention_jvp" and row[0] == "sm100" and row[1] > 64 and t.descriptors
 
 
-def tile(kernel: str, dtype: torch.dtype, device: torch.device, width: int, masks: bool) -> Tile | None:
-    """The first tile for head width `width`, causal or packed if `masks`; None where there is no row."""
+def tile(kernel: str, dtype: torch.dtype, device: torch.device, width: int) -> Tile | None:
+    """The first tile for head width `width`; None where there is no row."""
     if width > 256:
         raise ValueError(f"{kernel}: head width {width}; want at most 256")
     row = ("cpu", 0) if device.type == "cpu" else (family(dtype), max(64, triton.next_power_of_2(width)))
-    serving = (t for t in TILES.get((kernel, *row), ()) if t.masks or not masks)
-    return next((t for t in serving if not traps(kernel, row, t)), None)
+    return next((t for t in TILES.get((kernel, *row), ()) if not traps(kernel, row, t)), None)
 
 
 def family(dtype: torch.dtype) -> str:
