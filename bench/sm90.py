@@ -100,6 +100,8 @@ def figures(kernel) -> dict[str, int]:
         "shared": kernel.metadata.shared,
         MATRIX[arch]: len(re.findall(rf"\b{MATRIX[arch]}\b", sass)),
         "TMA": len(re.findall(r"\bUTMALDG\b", sass)),
+        "F2F": len(re.findall(r"\bF2F\b", sass)),
+        "U16": len(re.findall(r"\b(?:LDG|STG)\.E\.U16\b", sass)),
     }
 
 
@@ -188,6 +190,10 @@ def faults(name: str, arch: int, f: dict) -> list[str]:
         found.append(f"spills ({f['spills']} stores, {f['stack']} bytes of stack)")
     if name.startswith("attention") and not exempt and not f[MATRIX[arch]]:
         found.append(f"has no {MATRIX[arch]}")
+    if name.startswith("attention") and not exempt and f["F2F"]:
+        found.append(f"rounds one by one ({f['F2F']} F2F)")
+    if not name.startswith("attention") and f["U16"]:
+        found.append(f"moves two bytes at a time ({f['U16']} loads and stores)")
     if f["shared"] > SHARED[arch]:
         found.append(f"wants {f['shared']} bytes of shared memory of {SHARED[arch]}")
     return found

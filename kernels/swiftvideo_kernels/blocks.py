@@ -69,10 +69,12 @@ def rounded(x, like, PAIRS: tl.constexpr):
     PAIRS: bf16 two at a time, by F2FP.  Left to LLVM, a value that is used in both forms takes an F2F, which
     the slow unit of exp2 does, and a PRMT a pair; and 20 registers more.
     """
-    if PAIRS and like.dtype == tl.bfloat16:
-        narrow, wide = tl.inline_asm_elementwise(
-            "cvt.rn.bf16x2.f32 $0, $4, $3; shl.b32 $1, $0, 16; and.b32 $2, $0, 0xffff0000;",
-            "=r,=r,=r,r,r", [x], dtype=(tl.bfloat16, tl.float32), is_pure=True, pack=2)
+    if PAIRS and like.dtype == tl.bfloat16:                     # 3.6 specialises no call of two results
+        narrow = tl.inline_asm_elementwise(
+            "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.bfloat16, is_pure=True, pack=2)
+        wide = tl.inline_asm_elementwise(
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=&r,=r,r", [narrow], dtype=tl.float32,
+            is_pure=True, pack=2)
     else:
         narrow = x.to(like.dtype)
         wide = narrow.to(tl.float32)

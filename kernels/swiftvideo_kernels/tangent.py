@@ -19,7 +19,7 @@ from swiftvideo_kernels.storage import contiguous
 BLOCK = 2048
 
 
-@triton.jit(do_not_specialize=["D"])
+@triton.jit
 def _tangent_kernel(
     v_ptr, f_ptr, df_ptr,       # [B, D]
     t_ptr,                      # [B]
@@ -45,7 +45,7 @@ def _tangent_kernel(
     tl.store(square_ptr + clip * parts + part, tl.sum(square, 0))
 
 
-@triton.jit(do_not_specialize=["D"])
+@triton.jit
 def _ccd_loss_kernel(
     student_ptr, f_ptr, g_ptr,  # [B, D]
     residual_ptr,               # [B, D]
