@@ -19,25 +19,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swiftvideo_kernels.storage import contiguous, whole_rows
+from swiftvideo_kernels.storage import contiguous, whole_row_mask, whole_rows
 
 CHUNK = 64          # rows whose ds and db one program adds up: 3 % of the traffic at bf16
 
 
 @triton.jit
-def _normalise(x, C, eps, mask):
-    """n and r of each row; n is zero where masked."""
-    centred = tl.where(mask, x - (tl.sum(x, 1) / C)[:, None], 0.0)
+def _normalise(x, C, eps, real):
+    """n and r of each row; n is zero where not `real`."""
+    centred = tl.where(real, x - (tl.sum(x, 1) / C)[:, None], 0.0)
     rstd = tl.rsqrt(tl.sum(centred * centred, 1) / C + eps)[:, None]
     return centred * rstd, rstd
 
 
 @triton.jit
-def ln_jacobian(u, n, rstd, C, mask):
-    """J u for each row, (1).  u and n are zero where masked."""
+def ln_jacobian(u, n, rstd, C, real):
+    """J u for each row, (1).  u and n are zero where not `real`: past the row's end."""
     mean_u = (tl.sum(u, 1) / C)[:, None]
     mean_nu = (tl.sum(n * u, 1) / C)[:, None]
-    return tl.where(mask, rstd * (u - mean_u - n * mean_nu), 0.0)
+    return tl.where(real, rstd * (u - mean_u - n * mean_nu), 0.0)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -46,31 +46,32 @@ def _modulate_kernel(
     s_ptr, ts_ptr,              # [B, C]
     b_ptr, tb_ptr,              # [B, C]
     y_ptr, ty_ptr,              # [B * N, C]; ty None: the primal alone
-    N, C, eps,
-    ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
+    N, eps,
+    C: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     clip = tl.program_id(1).to(tl.int64)
     col = tl.arange(0, BLOCK_C)
-    channel = clip * C + col
     at = (clip * N + row)[:, None] * C + col[None, :]
-    mask = (row < N)[:, None] & (col < C)[None, :]
+    real = (col < C)[None, :]
+    mask = whole_row_mask(row, N, col, C, ROWS, BLOCK_C)
+    channel = clip * C + tl.broadcast_to(col[None, :], (ROWS, BLOCK_C))
 
     x = tl.load(x_ptr + at, mask, 0.0).to(tl.float32)
     if tx_ptr is not None:                                      # in flight before x's sums, and any store
         tx = tl.load(tx_ptr + at, mask, 0.0).to(tl.float32)
-    n, rstd = _normalise(x, C, eps, mask)
-    gain = 1 + tl.load(s_ptr + channel, col < C, 0.0).to(tl.float32)[None, :]
-    b = tl.load(b_ptr + channel, col < C, 0.0).to(tl.float32)[None, :]
+    n, rstd = _normalise(x, C, eps, real)
+    gain = 1 + tl.load(s_ptr + channel, mask, 0.0).to(tl.float32)
+    b = tl.load(b_ptr + channel, mask, 0.0).to(tl.float32)
     tl.store(y_ptr + at, n * gain + b, mask)
     if ty_ptr is not None:
         ty = tl.zeros([ROWS, BLOCK_C], tl.float32)
         if tx_ptr is not None:
-            ty += ln_jacobian(tx, n, rstd, C, mask) * gain
+            ty += ln_jacobian(tx, n, rstd, C, real) * gain
         if ts_ptr is not None:
-            ty += n * tl.load(ts_ptr + channel, col < C, 0.0).to(tl.float32)[None, :]
+            ty += n * tl.load(ts_ptr + channel, mask, 0.0).to(tl.float32)
         if tb_ptr is not None:
-            ty += tl.load(tb_ptr + channel, col < C, 0.0).to(tl.float32)[None, :]
+            ty += tl.load(tb_ptr + channel, mask, 0.0).to(tl.float32)
         tl.store(ty_ptr + at, ty, mask)
 
 
@@ -80,21 +81,22 @@ def _modulate_backward_kernel(
     s_ptr,                      # [B, C]
     dx_ptr,                     # [B * N, C]
     ds_ptr, db_ptr,             # [B, N / CHUNK, C] fp32
-    N, C, eps,
-    CHUNK: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
+    N, eps,
+    C: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):
     chunk, clip = tl.program_id(0), tl.program_id(1).to(tl.int64)
     col = tl.arange(0, BLOCK_C)
+    real = (col < C)[None, :]
     gain = 1 + tl.load(s_ptr + clip * C + col, col < C, 0.0).to(tl.float32)[None, :]
     ds = tl.zeros([ROWS, BLOCK_C], tl.float32)
     db = tl.zeros([ROWS, BLOCK_C], tl.float32)
     for first in range(chunk * CHUNK, tl.minimum(N, (chunk + 1) * CHUNK), ROWS):
         row = first + tl.arange(0, ROWS)
         at = (clip * N + row)[:, None] * C + col[None, :]
-        mask = (row < N)[:, None] & (col < C)[None, :]
+        mask = (row < N)[:, None] & real
         dy = tl.load(dy_ptr + at, mask, 0.0).to(tl.float32)
-        n, rstd = _normalise(tl.load(x_ptr + at, mask, 0.0).to(tl.float32), C, eps, mask)
-        tl.store(dx_ptr + at, ln_jacobian(dy * gain, n, rstd, C, mask), mask)
+        n, rstd = _normalise(tl.load(x_ptr + at, mask, 0.0).to(tl.float32), C, eps, real)
+        tl.store(dx_ptr + at, ln_jacobian(dy * gain, n, rstd, C, real), mask)
         ds += dy * n
         db += dy
     channel = (clip * tl.num_programs(0) + chunk) * C + col
@@ -122,7 +124,7 @@ def modulate_jvp(x: Tensor, tx: Tensor | None, s: Tensor, ts: Tensor | None, b: 
 def _launch(x, tx, s, ts, b, tb, y, ty, eps) -> None:
     B, N, C = x.shape
     tile = whole_rows(C)
-    _modulate_kernel[triton.cdiv(N, tile["ROWS"]), B](x, tx, s, ts, b, tb, y, ty, N, C, eps, **tile)
+    _modulate_kernel[triton.cdiv(N, tile["ROWS"]), B](x, tx, s, ts, b, tb, y, ty, N, eps, **tile)
 
 
 def modulate_backward(dy: Tensor, x: Tensor, s: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,5 +135,5 @@ def modulate_backward(dy: Tensor, x: Tensor, s: Tensor, eps: float) -> tuple[Ten
     chunks = triton.cdiv(N, CHUNK)
     ds, db = (torch.empty(B, chunks, C, dtype=torch.float32, device=x.device) for _ in range(2))
     _modulate_backward_kernel[chunks, B](
-        dy, x, s, dx, ds, db, N, C, eps, CHUNK=CHUNK, **whole_rows(C, values=8))
+        dy, x, s, dx, ds, db, N, eps, CHUNK=CHUNK, **whole_rows(C, 1024))
     return dx, ds.sum(1).to(s.dtype), db.sum(1).to(s.dtype)

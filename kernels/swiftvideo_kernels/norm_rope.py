@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swiftvideo_kernels.storage import contiguous, whole_rows
+from swiftvideo_kernels.storage import contiguous, whole_row_mask, whole_rows
 
 CHUNK = 64          # rows whose dw one program adds up
 
@@ -29,7 +29,7 @@ def rms_jacobian(u, n, rstd, C):
 
 
 @triton.jit
-def _angles(cos_ptr, sin_ptr, row, N, C, R, BLOCK_C: tl.constexpr):
+def _angles(cos_ptr, sin_ptr, row, N, C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr):
     """cos and sin of every pair of the rows: [ROWS, BLOCK_C / 2]."""
     pair = tl.arange(0, BLOCK_C // 2)
     at = row[:, None] * R + (pair % R)[None, :]
@@ -50,19 +50,19 @@ def _norm_rope_kernel(
     w_ptr,                      # [C]
     cos_ptr, sin_ptr,           # [N, R], or None
     y_ptr, ty_ptr,              # [B * N, C]
-    N, C, R, eps,
-    ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
+    N, eps,
+    C: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     clip = tl.program_id(1).to(tl.int64)
     col = tl.arange(0, BLOCK_C)
     at = (clip * N + row)[:, None] * C + col[None, :]
-    mask = (row < N)[:, None] & (col < C)[None, :]
+    mask = whole_row_mask(row, N, col, C, ROWS, BLOCK_C)
 
     x = tl.load(x_ptr + at, mask, 0.0).to(tl.float32)
     if tx_ptr is not None:                                      # in flight before x's sum, and any store
         tx = tl.load(tx_ptr + at, mask, 0.0).to(tl.float32)
-    w = tl.load(w_ptr + col, col < C, 0.0).to(tl.float32)[None, :]
+    w = tl.load(w_ptr + tl.broadcast_to(col[None, :], (ROWS, BLOCK_C)), mask, 0.0).to(tl.float32)
     rstd = tl.rsqrt(tl.sum(x * x, 1) / C + eps)[:, None]
     n = x * rstd
     y = n * w
@@ -84,8 +84,8 @@ def _norm_rope_backward_kernel(
     cos_ptr, sin_ptr,           # [N, R], or None
     dx_ptr,                     # [B * N, C]
     dw_ptr,                     # [B, N / CHUNK, C] fp32
-    N, C, R, eps,
-    CHUNK: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
+    N, eps,
+    C: tl.constexpr, R: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):
     chunk, clip = tl.program_id(0), tl.program_id(1).to(tl.int64)
     col = tl.arange(0, BLOCK_C)
@@ -133,8 +133,8 @@ def _inputs(op, x, w, cos, sin, *more) -> list[Tensor | None]:
 def _launch(x, tx, w, cos, sin, y, ty, eps) -> None:
     B, N, C = x.shape
     tile = whole_rows(C)
-    R = 0 if cos is None else cos.shape[1]
-    _norm_rope_kernel[triton.cdiv(N, tile["ROWS"]), B](x, tx, w, cos, sin, y, ty, N, C, R, eps, **tile)
+    R = 1 if cos is None else cos.shape[1]
+    _norm_rope_kernel[triton.cdiv(N, tile["ROWS"]), B](x, tx, w, cos, sin, y, ty, N, eps, R=R, **tile)
 
 
 def norm_rope_backward(dy: Tensor, x: Tensor, w: Tensor, cos: Tensor | None, sin: Tensor | None,
@@ -142,9 +142,9 @@ def norm_rope_backward(dy: Tensor, x: Tensor, w: Tensor, cos: Tensor | None, sin
     """(dx, dw) from the cotangent of y; dw in w's dtype."""
     x, w, cos, sin, dy = _inputs("norm_rope_backward", x, w, cos, sin, dy)
     B, N, C = x.shape
-    R, chunks = 0 if cos is None else cos.shape[1], triton.cdiv(N, CHUNK)
+    R, chunks = 1 if cos is None else cos.shape[1], triton.cdiv(N, CHUNK)
     dx = torch.empty_like(x)
     dw = torch.empty(B, chunks, C, dtype=torch.float32, device=x.device)
     _norm_rope_backward_kernel[chunks, B](
-        dy, x, w, cos, sin, dx, dw, N, C, R, eps, CHUNK=CHUNK, **whole_rows(C, values=8))
+        dy, x, w, cos, sin, dx, dw, N, eps, R=R, CHUNK=CHUNK, **whole_rows(C, 1024))
     return dx, dw.sum((0, 1)).to(w.dtype)

@@ -2,6 +2,7 @@
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 
@@ -13,11 +14,25 @@ def contiguous(op: str, *tensors: Tensor | None) -> list[Tensor | None]:
     return [x if x is None else x.contiguous() for x in tensors]
 
 
-def whole_rows(C: int, values: int = 16) -> dict[str, int]:
-    """The tile of a kernel that needs whole rows of C channels: about 4096 values, so many a thread."""
+def whole_rows(C: int, channels: int = 2048) -> dict[str, int]:
+    """The tile of a kernel that sums over whole rows of C channels: a warp for so many, so that most rows are
+    summed with little or no shared memory.  The compiler knows C and drops what lies past it.
+
+    What belongs to channels is loaded as [ROWS, BLOCK_C] too: in a layout of its own it would have to be
+    moved between threads.
+    """
     block_c = triton.next_power_of_2(C)
-    rows = max(1, 4096 // max(block_c, 512))
-    return {"ROWS": rows, "BLOCK_C": block_c, "num_warps": min(32, max(1, rows * block_c // (32 * values)))}
+    warps = min(32, triton.next_power_of_2(triton.cdiv(C, channels)))
+    return {"C": C, "ROWS": max(1, min(8, 1024 // block_c)), "BLOCK_C": block_c, "num_warps": warps}
+
+
+@triton.jit
+def whole_row_mask(row, N, col, C: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
+    """What there is of [ROWS, BLOCK_C].  A program with one row has a real one: its mask is a constant."""
+    mask = tl.broadcast_to((col < C)[None, :], (ROWS, BLOCK_C))
+    if ROWS > 1:
+        mask = mask & (row < N)[:, None]
+    return mask
 
 
 def part_rows(C: int) -> dict[str, int]:
