@@ -5,8 +5,8 @@
     python -m bench sm90 --record               write bench/sm90.json
     python -m bench sm90 --sample               the kernels of SAMPLE, on sm_90: what tests/test_sm90.py runs
 
-Exit status 1 if one does not compile, spills, has lost its tensor cores or wants more shared memory than a
-block has.
+Exit status 1 if one does not compile, spills, has lost its tensor cores, rounds or moves its values one by
+one, or wants more shared memory than a block has.
 
 The launches themselves are run, on meta tensors and with a driver that names a card and launches nothing:
 what is compiled is what that card would be given.  Registers, stack and spills are read from the machine
@@ -98,6 +98,7 @@ def figures(kernel) -> dict[str, int]:
         "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
         "spills": len(re.findall(r"\bSTL\b", sass)),
         "shared": kernel.metadata.shared,
+        "instructions": len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", sass, re.M)),
         MATRIX[arch]: len(re.findall(rf"\b{MATRIX[arch]}\b", sass)),
         "TMA": len(re.findall(r"\bUTMALDG\b", sass)),
         "F2F": len(re.findall(r"\bF2F\b", sass)),
