@@ -33,10 +33,10 @@ def parts(record: bool, peers: list[str]) -> dict[str, tuple[int, list[str]]]:
     named = [word for peer in peers for word in ("--peer", peer)]
     return {
         "build": (30, [sys.executable, "setup.py", "build_ext", "--inplace"]),
-        "tests": (110, [*tests, "-m", "gpu", "tests/test_kernels_gpu.py"]),
-        "kernels": (90, [*tests, "tests/test_kernels.py", "tests/test_kernels_attention.py"]),
+        "tests": (100, [*tests, "-m", "gpu", "tests/test_kernels_gpu.py"]),
+        "kernels": (85, [*tests, "tests/test_kernels.py", "tests/test_kernels_attention.py"]),
         **{f"attention-{shape}": (seconds, [*python, "bench", "versus", shape, *kept, *named])
-           for shape, seconds in (("wan_1_3b", 45), ("wan_14b", 50), ("width_64", 30), ("small", 25))},
+           for shape, seconds in (("wan_1_3b", 60), ("wan_14b", 45), ("width_64", 40), ("small", 20))},
         "elementwise": (80, [*python, "bench", "modulate", "norm_rope", "gate", "gelu", "tangent", "ccd_loss",
                              "ema", *kept, "--seconds", "0.5"]),
         "network": (70, [*python, "bench", "block_jvp", "network_jvp", *kept, "--seconds", "0.5"]),
