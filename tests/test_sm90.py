@@ -1,6 +1,7 @@
 """The compiler's report on a sample of kernels, without a GPU.  On all: `python -m bench sm90`, by hand."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,3 +42,32 @@ def test_planted_faults_are_told_and_so_is_a_kernel_that_is_not_there():
         "", "spills (2 stores, 0 bytes of stack)", "spills (0 stores, 8 bytes of stack)", "has no HGMMA",
         "wants 232449 bytes of shared memory of 232448", "rounds one by one (64 F2F)",
         "moves two bytes at a time (48 loads and stores)", "no kernel's name begins with 'attention_jpv'", ""]
+
+
+PAIRS = """
+from bench import sm90
+import torch, triton
+import triton.language as tl
+from swiftvideo_kernels.blocks import rounded
+
+def kernel(x_ptr, narrow_ptr, wide_ptr):
+    at = tl.arange(0, 64)
+    narrow, wide = rounded(tl.load(x_ptr + at), tl.zeros([1], tl.bfloat16), True)
+    tl.store(narrow_ptr + at, narrow)
+    tl.store(wide_ptr + at, wide)
+
+x, wide, narrow = sm90.meta(64, dtype=torch.float32), sm90.meta(64, dtype=torch.float32), sm90.meta(64)
+print(sm90.compiled(lambda: triton.jit(kernel)[(1,)](x, narrow, wide, num_warps=1), 90)[0].asm["ptx"])
+"""
+
+
+def test_a_pair_is_rounded_into_its_own_halves(tmp_path):
+    """The interpreter has no PTX.  cvt's first source is the upper half; what lies first is the lower."""
+    pytest.importorskip("triton")
+    (tmp_path / "pairs.py").write_text(PAIRS)
+    ptx = subprocess.run([sys.executable, tmp_path / "pairs.py"], cwd=ROOT, text=True, capture_output=True,
+                         env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}).stdout
+    assert re.search(r"ld\.global\.v2\.b32\s+{ (%r\d+), (%r\d+) }.*"
+                     r"cvt\.rn\.bf16x2\.f32 (%r\d+), \2, \1;.*"
+                     r"shl\.b32 (%r\d+), \3, 16; and\.b32 (%r\d+), \3, 0xffff0000;.*"
+                     r"st\.global\.b32 [^{]*{ \3 }.*st\.global\.v2\.b32 [^{]*{ \4, \5 }", ptx, re.DOTALL), ptx
