@@ -67,7 +67,7 @@ def rounded(x, like, PAIRS: tl.constexpr):
     """x in the dtype of `like`, and that value in float32.
 
     PAIRS: bf16 two at a time, by F2FP.  Left to LLVM, a value that is used in both forms takes an F2F, which
-    the slow unit of exp2 does, and a PRMT a pair; and 20 registers more.
+    Hopper is slow at (triton #4563), a pair takes a PRMT, and the kernel 20 registers more.
     """
     if PAIRS and like.dtype == tl.bfloat16:                     # 3.6 specialises no call of two results
         narrow = tl.inline_asm_elementwise(
