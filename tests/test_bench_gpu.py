@@ -78,12 +78,18 @@ def test_a_lost_card_ends_the_shape_and_keeps_what_was_measured(card):
 
 
 def test_what_misses_a_bar_is_said():
-    assert versus.below("wan_1_3b", FINE | {"forwards": 3.0}) == []
-    assert versus.below("wan_1_3b", FINE | {"forwards": 3.5, "tflops": 400.0, "error to": 4e-3}) == [
-        "wan_1_3b: error of to is 4.0e-03, bar 0.0035", "wan_1_3b: 3.5 forwards a JVP, bar 3.4",
+    def missed(shape, **figures):
+        return versus.below(shape, {"jvp ours": FINE | figures})
+
+    assert missed("wan_1_3b", forwards=3.0) == []
+    assert missed("wan_1_3b", forwards=3.5, tflops=400.0, **{"error to": 4e-3}) == [
+        "wan_1_3b: jvp ours: error of to is 4.0e-03, bar 0.0035", "wan_1_3b: 3.5 forwards a JVP, bar 3.4",
         "wan_1_3b: 400.0 TFLOP/s, bar 450"]
-    assert versus.below("small", FINE | {"forwards": 9.0, "tflops": 1.0}) == []
-    assert versus.below("small", FINE | {"forwards": 1.0, "error o": float("nan")}) != []
+    assert missed("small", forwards=9.0, tflops=1.0) == []
+    assert missed("small", forwards=1.0, **{"error o": float("nan")}) != []
+    wrong = FINE | {"error o": 1.0}
+    assert versus.below("small", {"jvp one pass 64x32": wrong, "jvp a:peer": wrong}) == [
+        "small: jvp one pass 64x32: error of o is 1.0e+00, bar 0.0025"]
 
 
 def test_the_record_names_card_day_and_versions(card, capsys):
