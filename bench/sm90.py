@@ -6,7 +6,7 @@
     python -m bench sm90 --sample               the kernels of SAMPLE, on sm_90: what tests/test_sm90.py runs
 
 Exit status 1 if one does not compile, spills, has lost its tensor cores, rounds or moves its values one by
-one, or wants more shared memory than a block has.
+one, frees shared memory too early, or wants more of it than a block has.
 
 The launches themselves are run, on meta tensors and with a driver that names a card and launches nothing:
 what is compiled is what that card would be given.  Registers, stack and spills are read from the machine
@@ -103,7 +103,16 @@ def figures(kernel) -> dict[str, int]:
         "TMA": len(re.findall(r"\bUTMALDG\b", sass)),
         "F2F": len(re.findall(r"\bF2F\b", sass)),
         "U16": len(re.findall(r"\b(?:LDG|STG)\.E\.U16\b", sass)),
-    }
+    } | ({"early": early(sass)} if arch == 90 else {})
+
+
+def early(sass: str) -> int:
+    """How often a specialised loop hands a buffer back before it has waited for the products that read it."""
+    found = flying = 0
+    for op in re.findall(r"\b(?:HGMMA|WARPGROUP\.DEPBAR\.LE gsb0, 0x0|SYNCS\.ARRIVE\.TRANS64\.ART0)\b", sass):
+        flying = flying + 1 if op == "HGMMA" else 0 if op.startswith("WARPGROUP") else flying
+        found += op.startswith("SYNCS") and flying > 0
+    return found
 
 
 def apart(launch: Callable, arch: int) -> dict[str, int] | None:
@@ -195,6 +204,8 @@ def faults(name: str, arch: int, f: dict) -> list[str]:
         found.append(f"rounds one by one ({f['F2F']} F2F)")
     if not name.startswith("attention") and f["U16"]:
         found.append(f"moves two bytes at a time ({f['U16']} loads and stores)")
+    if f.get("early"):
+        found.append(f"hands back {f['early']} buffers that products may still read")
     if f["shared"] > SHARED[arch]:
         found.append(f"wants {f['shared']} bytes of shared memory of {SHARED[arch]}")
     return found
