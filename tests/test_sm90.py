@@ -48,7 +48,8 @@ def test_planted_faults_are_told_and_so_is_a_kernel_that_is_not_there():
         "", "spills (2 stores, 0 bytes of stack)", "spills (0 stores, 8 bytes of stack)", "has no HGMMA",
         "wants 232449 bytes of shared memory of 232448", "rounds one by one (64 F2F)",
         "hands back 1 buffers that products may still read",
-        "moves two bytes at a time (48 loads and stores)", "0 1 1 2", "no kernel's name begins with 'attention_jpv'", ""]
+        "moves two bytes at a time (48 loads and stores)", "0 1 1 2",
+        "no kernel's name begins with 'attention_jpv'", ""]
 
 
 PAIRS = """
