@@ -90,7 +90,7 @@ def _modulate_backward_kernel(
     gain = 1 + tl.load(s_ptr + clip * C + col, col < C, 0.0).to(tl.float32)[None, :]
     ds = tl.zeros([ROWS, BLOCK_C], tl.float32)
     db = tl.zeros([ROWS, BLOCK_C], tl.float32)
-    for first in range(chunk * CHUNK, tl.minimum(N, (chunk + 1) * CHUNK), ROWS):
+    for first in tl.range(chunk * CHUNK, tl.minimum(N, (chunk + 1) * CHUNK), ROWS, num_stages=2):
         row = first + tl.arange(0, ROWS)
         at = (clip * N + row)[:, None] * C + col[None, :]
         mask = (row < N)[:, None] & real

@@ -91,7 +91,7 @@ def _norm_rope_backward_kernel(
     col = tl.arange(0, BLOCK_C)
     w = tl.load(w_ptr + col, col < C, 0.0).to(tl.float32)[None, :]
     dw = tl.zeros([ROWS, BLOCK_C], tl.float32)
-    for first in range(chunk * CHUNK, tl.minimum(N, (chunk + 1) * CHUNK), ROWS):
+    for first in tl.range(chunk * CHUNK, tl.minimum(N, (chunk + 1) * CHUNK), ROWS, num_stages=2):
         row = first + tl.arange(0, ROWS)
         at = (clip * N + row)[:, None] * C + col[None, :]
         mask = (row < N)[:, None] & (col < C)[None, :]
