@@ -2,11 +2,14 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from swiftvideo_kernels import tiles
+from swiftvideo_kernels.tiles import TILES, Tile
 
-from bench import gpu, versus
+from bench import gpu, tune, versus
 
 FINE = {"ms": 3.0, "tflops": 500.0, "gb": 1.0, "error o": 1e-3, "error to": 1e-3}
 
@@ -105,3 +108,22 @@ def test_the_record_names_card_day_and_versions(card, capsys):
     assert f"torch {torch.__version__}, triton" in record["small"]["measured"]
     with pytest.raises(SystemExit):
         versus.main(["large"])
+
+
+def test_a_tile_that_fails_or_is_wrong_is_never_first(card, capsys):
+    card.setattr(tune.triton.testing, "do_bench", lambda run, return_mode: 2.0)
+    good, bad, lost = Tile(64, 32, 4, 2), Tile(64, 64, 4, 2), Tile(32, 32, 4, 2)
+
+    def launch(at):
+        return broken() if at is lost else torch.ones(4) + (at is bad) * 0.1
+
+    times = [tune.milliseconds(launch, at, launch(good)) for at in (good, bad, lost)]
+    assert times == [2.0, float("inf"), float("inf")]
+    assert "1.0e-01 away from the launched" in (said := capsys.readouterr().out) and "RuntimeError" in said
+
+
+def test_a_row_of_the_table_is_rewritten_alone():
+    text = Path(tiles.__file__).read_text()
+    for key, row in TILES.items():
+        exec(tune.rewritten(text, key, row[::-1]), found := {})
+        assert found["TILES"] == TILES | {key: row[::-1]}
