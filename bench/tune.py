@@ -76,7 +76,8 @@ def main(argv: list[str]) -> int:
         if key[1] != mine or len(row) < 2:
             continue
         launch = launches(key[0], key[2])
-        times = {at: milliseconds(launch, at, launch(None)) for at in row}
+        want = launch(None)
+        times = {at: milliseconds(launch, at, want) for at in row}
         ranked = sorted(row, key=times.get)
         print(key, *(f"\n  {times[at]:9.3f} ms  {at}" for at in ranked))
         text = rewritten(text, key, ranked)

@@ -39,11 +39,11 @@ def test_a_failed_part_leaves_the_others_running_and_is_said_last(card, tmp_path
     card.setattr(gpu, "OUT", tmp_path / "out")
     card.setattr(gpu, "parts", lambda *_: {
         "one": (60, [sys.executable, "-c", "print('in one'); raise SystemExit(3)"]),
-        "two": (1, [sys.executable, "-c", "import time; print('in two', flush=True); time.sleep(60)"]),
+        "two": (2, ["sh", "-c", "echo in two; exec sleep 60"]),
         "three": (60, [sys.executable, "-c", "print('in three')"])})
     assert gpu.main([]) == 1
     lines = capfd.readouterr().out.splitlines()
-    assert lines[-2:] == ["one: exit status 3, see out/one.log", "two: not done after 1 s"]
+    assert lines[-2:] == ["one: exit status 3, see out/one.log", "two: not done after 2 s"]
     assert {"in one", "in two", "in three"} <= set(lines)
     assert (tmp_path / "out" / "two.log").read_text() == "in two\n"
     assert gpu.main(["--only", "three"]) == 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PATHS = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
 KERNELS = """attention_jvp attention_tangent modulate_jvp modulate_backward norm_rope_jvp norm_rope_backward
              gate_jvp gate_backward gelu_jvp tangent ccd_loss ema_""".split()
 
@@ -17,7 +18,7 @@ def test_no_sampled_kernel_spills_or_loses_its_tensor_cores():
     """In a process of its own: triton decides on import whether it interprets."""
     pytest.importorskip("triton")
     report = subprocess.run([sys.executable, "-m", "bench", "sm90", "--sample"], cwd=ROOT, text=True,
-                            env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"},
+                            env=PATHS,
                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert report.returncode == 0, report.stdout[-2000:]
     assert {line.split()[1] for line in report.stdout.splitlines()} == set(KERNELS)
@@ -43,7 +44,7 @@ def test_planted_faults_are_told_and_so_is_a_kernel_that_is_not_there():
     """Else a sample would go on passing when what it names is renamed."""
     pytest.importorskip("triton")
     told = subprocess.run([sys.executable, "-c", PLANTED], cwd=ROOT, text=True, capture_output=True,
-                          env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"})
+                          env=PATHS)
     assert told.stdout.split("\n") == [
         "", "spills (2 stores, 0 bytes of stack)", "spills (0 stores, 8 bytes of stack)", "has no HGMMA",
         "wants 232449 bytes of shared memory of 232448", "rounds one by one (64 F2F)",
@@ -74,7 +75,7 @@ def test_a_pair_is_rounded_into_its_own_halves(tmp_path):
     pytest.importorskip("triton")
     (tmp_path / "pairs.py").write_text(PAIRS)
     ptx = subprocess.run([sys.executable, tmp_path / "pairs.py"], cwd=ROOT, text=True, capture_output=True,
-                         env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}).stdout
+                         env=PATHS).stdout
     assert re.search(r"ld\.global\.v2\.b32\s+{ (%r\d+), (%r\d+) }.*"
                      r"cvt\.rn\.bf16x2\.f32 (%r\d+), \2, \1;.*"
                      r"shl\.b32 (%r\d+), \3, 16; and\.b32 (%r\d+), \3, 0xffff0000;.*"
