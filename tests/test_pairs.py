@@ -139,8 +139,9 @@ def test_pairs_cut_short_are_finished_to_the_same_bytes(written, inputs, tmp_pat
     assert content(cfg) == content(written)
 
 
-def test_whole_shards_are_not_made_again(written, monkeypatch):
+def test_a_finished_folder_is_only_read(written, monkeypatch):
     monkeypatch.setattr(sampler, "generate", None)
+    monkeypatch.setattr(pairs, "whole", None)
     rounds.make_pairs(written)
 
 
@@ -177,6 +178,7 @@ def test_pairs_of_other_options_or_another_student_are_left_alone(written, input
     (pairs.folder_of(written) / pairs.MANIFEST).rename(tmp_path / "aside")      # a shard knows as well
     with pytest.raises(ValueError, match="pairs-00000.safetensors holds other pairs .steps"):
         rounds.make_pairs(other)
+    assert not (pairs.folder_of(written) / pairs.MANIFEST).exists()
     (tmp_path / "aside").rename(pairs.folder_of(written) / pairs.MANIFEST)
     assert content(written) == before
 

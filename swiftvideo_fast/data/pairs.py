@@ -95,16 +95,18 @@ def folder_of(cfg: Config) -> Path:
 def write(cfg: Config, numbers: Iterable[int], make: Callable[[int, int], Pairs]) -> None:
     """Write the shards of these numbers that are not there yet; make(shard, size) gives one's pairs.
 
-    Who writes shard 0 writes the manifest.  ValueError when the folder holds other pairs.
+    Who writes shard 0 writes the manifest.  What is there is only read, so any number of processes may look
+    over a finished folder at once.  ValueError when the folder holds other pairs.
     """
     folder, about = folder_of(cfg), describe(cfg)
     agree(folder, about)
     for shard in numbers:
-        if shard == 0:
+        file = _file(folder, shard)
+        there = is_whole(file, about)
+        if shard == 0 and not (folder / MANIFEST).exists():
             with whole(folder / MANIFEST) as aside:
                 aside.write_text(json.dumps(about, indent=1) + "\n")
-        file = _file(folder, shard)
-        if not is_whole(file, about):
+        if not there:
             pairs = make(shard, min(SHARD, about["count"] - shard * SHARD))
             with whole(file) as aside:
                 aside.write_bytes(_packed(pairs, about))
