@@ -1,57 +1,15 @@
-// The one file that knows torch and pybind11: dispatch on level and dtype, allocate, split the work over threads.
+// The one file that knows torch and pybind11: dispatch on dtype, allocate, split the work over threads.
 // Arguments arrive checked by swiftvideo_fast.ops.
 #include <ATen/Parallel.h>
 #include <torch/extension.h>
 
-#include "kernels.h"
+#include "dispatch.h"
 
 namespace {
 
 using namespace swiftvideo;
 using at::Tensor;
 using Maybe = std::optional<Tensor>;
-
-// --- which level -------------------------------------------------------------------------------------------------
-
-enum class Level { baseline, avx2, avx512 };
-const std::pair<const char*, Level> LEVELS[] = {
-    {"baseline", Level::baseline}, {"avx2", Level::avx2}, {"avx512", Level::avx512}};
-
-Level widest() {
-#if defined(__x86_64__)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return Level::avx512;
-  if (avx2) return Level::avx2;
-#endif
-  return Level::baseline;
-}
-Level level = widest();
-
-template <typename T> const Kernels<T>& kernels() {
-#if defined(__x86_64__)
-  if (level == Level::avx512) return avx512::kernels<T>();
-  if (level == Level::avx2) return avx2::kernels<T>();
-#endif
-  return baseline::kernels<T>();
-}
-
-std::vector<std::string> levels() {
-  std::vector<std::string> names;
-  for (const auto& [name, one] : LEVELS)
-    if (one <= widest()) names.push_back(name);
-  return names;
-}
-
-std::string use_level(const std::string& wanted) {
-  const Level before = level;
-  for (const auto& [name, one] : LEVELS)
-    if (wanted == name && one <= widest()) level = one;
-  TORCH_CHECK_VALUE(LEVELS[int(level)].first == wanted, "use_level: ", wanted,
-                    " is not a level of this machine");
-  return LEVELS[int(before)].first;
-}
 
 // --- tensors -----------------------------------------------------------------------------------------------------
 

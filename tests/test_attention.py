@@ -228,8 +228,3 @@ def test_says_which_dtype_is_wrong(rng):
         attention_jvp(q, tq.float(), k, tk, v, tv, 0.25, False)
     with pytest.raises(ValueError, match=r"attention: the CPU has kernels for float32, bfloat16 and float64"):
         attention_op(q.half(), k.half(), v.half(), 0.25, False)
-
-
-def test_a_level_this_machine_lacks_is_refused():
-    with pytest.raises(ValueError, match="use_level: mmx is not a level of this machine"):
-        _C.use_level("mmx")
