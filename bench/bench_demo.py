@@ -11,7 +11,7 @@ from swiftvideo_fast import path
 from swiftvideo_fast.config import Ccd
 from swiftvideo_fast.data.latents import Latents
 from swiftvideo_fast.models.conditioning import Condition
-from swiftvideo_fast.models.wan import PRESETS, Wan
+from swiftvideo_fast.models.wan.network import PRESETS, Wan
 from swiftvideo_fast.objectives import ccd
 
 

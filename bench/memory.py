@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bench.account import GRADIENT, Account, grouped
 from bench.harness import allocated, device_name
 from bench.passes import PASSES, Setting, jvp_pass, plain_torch
-from swiftvideo_fast.models.wan import PRESETS
+from swiftvideo_fast.models.wan.network import PRESETS
 
 DEVICES_GB = (80, 141)                  # H100, H200
 USABLE = 0.94                           # of a device: context, workspaces and fragments take the rest

@@ -28,11 +28,12 @@ from swiftvideo_fast import jvp, ops, path
 from swiftvideo_fast.config import Ccd, Da, Optim, Ta
 from swiftvideo_fast.data.latents import Latents
 from swiftvideo_fast.data.pairs import Pairs
-from swiftvideo_fast.models import lora, wan
+from swiftvideo_fast.models import lora
 from swiftvideo_fast.models.backbones import Dino
 from swiftvideo_fast.models.conditioning import Condition, velocity
 from swiftvideo_fast.models.vae import WanVae
-from swiftvideo_fast.models.wan import PRESETS, Wan, cast
+from swiftvideo_fast.models.wan import network as wan
+from swiftvideo_fast.models.wan.network import PRESETS, Wan, cast
 from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
 from swiftvideo_fast.objectives.da import DistributionAlignment, Judge
 from swiftvideo_fast.objectives.ta import TrajectoryAlignment

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from swiftvideo_fast.config.strict import want
-from swiftvideo_fast.models.wan import MLP_ROWS, PATCH, PRESETS, Wan
+from swiftvideo_fast.models.wan.network import MLP_ROWS, PATCH, PRESETS, Wan
 
 USABLE = 0.94           # of a device: context, workspaces and fragments take the rest
 STRIDE_T, STRIDE = 4, 8

@@ -20,7 +20,7 @@ from swiftvideo_fast.config import Config
 from swiftvideo_fast.data import pairs
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.ulysses import Ulysses
-from swiftvideo_fast.models.wan import share_tokens
+from swiftvideo_fast.models.wan.network import share_tokens
 from swiftvideo_fast.ops import reference
 from swiftvideo_fast.train import checkpoint, loop, rounds
 from swiftvideo_fast.train.loop import start_engine, starting_network

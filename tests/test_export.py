@@ -5,7 +5,7 @@ from safetensors import safe_open
 
 from swiftvideo_fast.cli import main
 from swiftvideo_fast.models import weights
-from swiftvideo_fast.models.wan import Wan, WanConfig
+from swiftvideo_fast.models.wan.network import Wan, WanConfig
 
 SMALL = WanConfig(dim=24, heads=2, layers=1, ffn_dim=32, text_dim=8, freq_dim=16)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from swiftvideo_fast import jvp
-from swiftvideo_fast.models.wan import PRESETS, Wan
+from swiftvideo_fast.models.wan.network import PRESETS, Wan
 
 
 def assert_one_graph(function, *inputs, backend="aot_eager", tolerance=1e-12):

@@ -13,7 +13,7 @@ from swiftvideo_kernels.tiles import TILES, family
 
 from swiftvideo_fast import jvp, ops
 from swiftvideo_fast.dual import Dual
-from swiftvideo_fast.models.wan import Wan, WanConfig
+from swiftvideo_fast.models.wan.network import Wan, WanConfig
 from swiftvideo_fast.ops import reference
 from swiftvideo_fast.ops.attention import attention_jvp, attention_op
 from swiftvideo_fast.ops.gate import gate_backward, gate_jvp

@@ -10,7 +10,7 @@ from torch import nn
 
 from swiftvideo_fast import jvp
 from swiftvideo_fast.models import lora
-from swiftvideo_fast.models.wan import Wan, WanConfig, cast
+from swiftvideo_fast.models.wan.network import Wan, WanConfig, cast
 
 RANK = 3
 

@@ -11,9 +11,9 @@ from bench import memory, sweep
 from bench.account import Account
 from bench.memory import USABLE, devices_needed, faked, measured
 from bench.passes import Setting, da_pass, jvp_pass, step_pass, ta_pass, train_pass
-from swiftvideo_fast.models import wan
 from swiftvideo_fast.models.conditioning import velocity
-from swiftvideo_fast.models.wan import Block
+from swiftvideo_fast.models.wan import network as wan
+from swiftvideo_fast.models.wan.network import Block
 
 JVP_PEAK_GB = 0.843         # 1.3B, bf16, 24,960 tokens; the bar is 1.25
 TA_HELD_GB, TA_PEAK_GB = 4.989, 11.097      # the same, a whole step with LoRA of rank 64

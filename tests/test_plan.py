@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from swiftvideo_fast import cli, plan
-from swiftvideo_fast.models.wan import PRESETS, Wan
+from swiftvideo_fast.models.wan.network import PRESETS, Wan
 from swiftvideo_fast.plan import Plan
 
 

@@ -17,7 +17,7 @@ import torch
 
 from swiftvideo_fast.config import to_dict
 from swiftvideo_fast.models import weights
-from swiftvideo_fast.models.wan import Block
+from swiftvideo_fast.models.wan.network import Block
 from swiftvideo_fast.train import checkpoint, loop, report
 from swiftvideo_fast.train.ema import Ema
 from swiftvideo_fast.train.report import Report, read_log

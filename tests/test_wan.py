@@ -17,8 +17,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from swiftvideo_fast import jvp
-from swiftvideo_fast.models import wan, weights
-from swiftvideo_fast.models.wan import PRESETS, Wan, WanConfig, cast, rotary_tables
+from swiftvideo_fast.models import weights
+from swiftvideo_fast.models.wan import network as wan
+from swiftvideo_fast.models.wan.network import PRESETS, Wan, WanConfig, cast, rotary_tables
 
 SMALL = WanConfig(dim=48, heads=2, layers=2, ffn_dim=80, text_dim=24, image_dim=20)
 CONFIGS = [SMALL, replace(SMALL, image_dim=None), replace(SMALL, eps=1e-2)]

@@ -15,7 +15,7 @@ from swiftvideo_fast.data.clips import Clip, demo_clips
 from swiftvideo_fast.data.crops import CropSource
 from swiftvideo_fast.data.latents import fit_codec
 from swiftvideo_fast.models import weights
-from swiftvideo_fast.models.wan import Wan, WanConfig, initialise
+from swiftvideo_fast.models.wan.network import Wan, WanConfig, initialise
 from swiftvideo_fast.train import loop, rounds
 
 FRAMES, SIZE, HEIGHT = 5, 16, 24

@@ -37,9 +37,9 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    """preset: a name in models.wan.PRESETS, for a network from scratch; weights: the file to start from (and
-    the teacher, where the objective has one).  Exactly one of the two.  student: a file to start from in
-    place of the teacher's.  codec: a file by PcaCodec.save.  recompute: keep of the student's blocks
+    """preset: a name in models.wan.network.PRESETS, for a network from scratch; weights: the file to start
+    from (and the teacher, where the objective has one).  Exactly one of the two.  student: a file to start
+    from in place of the teacher's.  codec: a file by PcaCodec.save.  recompute: keep of the student's blocks
     their inputs alone and run them again in the backward: the same bits, less memory, a third more time."""
 
     codec: str

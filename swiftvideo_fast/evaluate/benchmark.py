@@ -8,7 +8,7 @@ from swiftvideo_fast.data.latents import Latents
 from swiftvideo_fast.evaluate import fidelity, frechet
 from swiftvideo_fast.evaluate.features import random_net, trained_net
 from swiftvideo_fast.models.codec import PcaCodec
-from swiftvideo_fast.models.wan import Wan
+from swiftvideo_fast.models.wan.network import Wan
 from swiftvideo_fast.sampler import Sampling
 from swiftvideo_fast.seeds import generator
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from swiftvideo_fast.atomic import whole
-from swiftvideo_fast.models.wan import Wan
+from swiftvideo_fast.models.wan.network import Wan
 
 NAME = "default"                    # peft's, of the one adapter a layer has
 PREFIX = "diffusion_model."         # of names in files: ComfyUI's; diffusers converts from it

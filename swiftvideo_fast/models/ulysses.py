@@ -9,7 +9,8 @@ Every rank computes the whole loss from the gathered velocity, and its backward 
 gradient which passes through its own tokens; engines average gradients over ranks, so `gather` scales its
 cotangent by R.
 
-Letters as in wan.py; R ranks, n = N / R tokens, c = C / R channels.  Duals and tensors are taken alike.
+Letters as in wan/network.py; R ranks, n = N / R tokens, c = C / R channels.  Duals and tensors are
+taken alike.
 """
 
 import torch

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from swiftvideo_fast.atomic import whole
-from swiftvideo_fast.models.wan import Wan, WanConfig
+from swiftvideo_fast.models.wan.network import Wan, WanConfig
 
 # Modules and parameters, the released checkpoint's name: diffusers' WanTransformer3DModel's.
 DIFFUSERS = {

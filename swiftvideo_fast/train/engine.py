@@ -20,7 +20,7 @@ from torch import distributed as dist
 from swiftvideo_fast import ops
 from swiftvideo_fast.config import Config, Optim
 from swiftvideo_fast.models.ulysses import Ulysses
-from swiftvideo_fast.models.wan import Block, Wan, share_tokens
+from swiftvideo_fast.models.wan.network import Block, Wan, share_tokens
 from swiftvideo_fast.train.checkpoint import Piece
 from swiftvideo_fast.train.optimizer import adamw, moments, prime, set_rate, set_steps
 from swiftvideo_fast.train.ranks import Ranks, launched, own_device, passes_of

@@ -17,7 +17,7 @@ from swiftvideo_fast.data.pairs import Pairs
 from swiftvideo_fast.models import lora, weights
 from swiftvideo_fast.models.codec import PcaCodec
 from swiftvideo_fast.models.encoders import WordVectors
-from swiftvideo_fast.models.wan import Wan
+from swiftvideo_fast.models.wan.network import Wan
 from swiftvideo_fast.sampler import Sampling
 from swiftvideo_fast.seeds import generator, seed_of
 from swiftvideo_fast.train import checkpoint
