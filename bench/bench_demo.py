@@ -10,7 +10,7 @@ from bench.passes import plain_torch
 from swiftvideo_fast import path
 from swiftvideo_fast.config import Ccd
 from swiftvideo_fast.data.latents import Latents
-from swiftvideo_fast.models.conditioning import Condition
+from swiftvideo_fast.models.condition import Condition
 from swiftvideo_fast.models.wan.network import PRESETS, Wan
 from swiftvideo_fast.objectives import ccd
 

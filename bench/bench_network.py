@@ -14,7 +14,7 @@ from bench.passes import Setting, plain_torch
 from swiftvideo_fast import jvp, path
 from swiftvideo_fast.config import Ccd
 from swiftvideo_fast.data.latents import Latents
-from swiftvideo_fast.models.conditioning import Condition, velocity
+from swiftvideo_fast.models.condition import Condition, velocity
 from swiftvideo_fast.models.wan.network import Block, Wan, rotary_tables
 from swiftvideo_fast.objectives import ccd
 from swiftvideo_fast.ops import reference

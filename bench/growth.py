@@ -13,7 +13,7 @@ import torch
 from bench.bench_network import draw
 from bench.harness import allocated, heading, rounds
 from swiftvideo_fast import jvp
-from swiftvideo_fast.models.conditioning import velocity
+from swiftvideo_fast.models.condition import velocity
 from swiftvideo_fast.ops.attention import attention_jvp
 from swiftvideo_fast.ops.modulate import modulate_jvp
 

@@ -29,8 +29,8 @@ from swiftvideo_fast.config import Ccd, Da, Optim, Ta
 from swiftvideo_fast.data.latents import Latents
 from swiftvideo_fast.data.pairs import Pairs
 from swiftvideo_fast.models import lora
-from swiftvideo_fast.models.backbones import Dino
-from swiftvideo_fast.models.conditioning import Condition, velocity
+from swiftvideo_fast.adversary.backbones import Dino
+from swiftvideo_fast.models.condition import Condition, velocity
 from swiftvideo_fast.models.vae import WanVae
 from swiftvideo_fast.models.wan import network as wan
 from swiftvideo_fast.models.wan.network import PRESETS, Wan, cast
@@ -38,7 +38,7 @@ from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
 from swiftvideo_fast.objectives.da import DistributionAlignment, Judge
 from swiftvideo_fast.objectives.ta import TrajectoryAlignment
 from swiftvideo_fast.ops import reference
-from swiftvideo_fast.train.plain import Trained
+from swiftvideo_fast.train.single import Trained
 
 STRIDE_T, STRIDE = 4, 8                 # of the codec: pixel frames and pixels a latent
 TEXT, IMAGE = 512, 257                  # tokens of the two encoders

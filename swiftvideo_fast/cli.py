@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,30 +15,24 @@ from swiftvideo_fast import config, doctor, plan
 from swiftvideo_fast.atomic import whole
 from swiftvideo_fast.config import Config
 from swiftvideo_fast.data.clips import write_video
-from swiftvideo_fast.data.latents import fit_codec
+from swiftvideo_fast.data.crops import EncodedCrops, fit_codec
 from swiftvideo_fast.data.pairs import folder_of
 from swiftvideo_fast.demo import demo
 from swiftvideo_fast.evaluate.benchmark import Benchmark, sample
 from swiftvideo_fast.evaluate.tables import Row, as_json, comparison
 from swiftvideo_fast.models import weights
-from swiftvideo_fast.models.codec import PcaCodec
+from swiftvideo_fast.objectives.base import AVERAGE
+from swiftvideo_fast.objectives.ta import Ta
 from swiftvideo_fast.sampler import Sampling
-from swiftvideo_fast.train import checkpoint
-from swiftvideo_fast.train.loop import (
-    agree,
-    crop_source,
-    export,
-    load_latents,
-    starting_network,
-    train,
-    training_data,
-)
-from swiftvideo_fast.train.rounds import align, make_pairs, rounds
+from swiftvideo_fast.train import checkpoint, recipe, run_folder
+from swiftvideo_fast.train.recipe import TABLES, Parts, Tables
+from swiftvideo_fast.train.rounds import make_pairs, rounds, run_ta_rounds
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command; bad input is one line on stderr and exit code 2."""
+def main(arguments: list[str] | None = None, tables: Tables = TABLES) -> int:
+    """Run one command; bad input is one line on stderr and exit code 2.  tables: the plugs of configs."""
     args = parser().parse_args(arguments)
+    args.tables = tables
     try:
         args.command(args)
     except (ValueError, OSError, ImportError, FloatingPointError) as why:
@@ -136,13 +131,13 @@ def _sampling(p: argparse.ArgumentParser) -> None:
 
 
 def run_train(args: argparse.Namespace) -> None:
-    cfg = config.load(args.config, args.overrides)
+    cfg = args.tables.load(args.config, args.overrides)
     if args.dry_run:
-        return describe(cfg)
+        return describe(cfg, args.tables)
     last = checkpoint.newest(Path(cfg.run.dir))
     if args.resume == "never" and last:
         raise ValueError(f"{last} is there, and --resume never; take another run.dir, or --resume auto")
-    print(f"weights in {train(cfg)}")
+    print(f"weights in {recipe.train(cfg, args.tables)}")
 
 
 def run_pairs(args: argparse.Namespace) -> None:
@@ -154,7 +149,7 @@ def run_pairs(args: argparse.Namespace) -> None:
     if args.dry_run:
         print(f"would write {cfg.objective.count} pairs to {folder_of(cfg)}")
         return
-    make_pairs(cfg, args.rank, args.world)
+    make_pairs(cfg, args.rank, args.world, args.tables)
     print(f"pairs in {folder_of(cfg)}")
 
 
@@ -166,37 +161,39 @@ def run_align(args: argparse.Namespace) -> None:
         for one in rounds(cfg, args.steps):
             print(f"would write {cfg.objective.count} pairs to {folder_of(one)} and train in {one.run.dir}")
         return
-    print(f"weights in {align(cfg, args.steps)}")
+    print(f"weights in {run_ta_rounds(cfg, args.steps, args.tables)}")
 
 
 def aligning(args: argparse.Namespace, overrides: list[str]) -> Config:
     """The config, which must be one of alignment."""
-    cfg = config.load(args.config, overrides)
-    if not isinstance(cfg.objective, config.Ta):
-        raise ValueError(f"{args.config}: objective.name is {config.objective_name(cfg.objective)}; want ta")
+    cfg = args.tables.load(args.config, overrides)
+    if not isinstance(cfg.objective, Ta):
+        raise ValueError(f"{args.config}: objective.name is {cfg.objective.name}; want ta")
     return cfg
 
 
-def describe(cfg: Config) -> None:
+def describe(cfg: Config, tables: Tables) -> None:
     """The resolved config and what it amounts to; reads all inputs, writes nothing."""
-    agree(cfg, Path(cfg.run.dir))
+    run_folder.agree(cfg, tables.complete)
     print(yaml.safe_dump(config.to_dict(cfg), sort_keys=False), end="")
-    net, source, d = starting_network(cfg), crop_source(cfg, "train"), cfg.data
-    PcaCodec.load(cfg.model.codec)
-    if isinstance(cfg.objective, config.Ta):
-        training_data(cfg, net)
+    parts = Parts(cfg, tables)
+    net, latent, summary = parts.start(), parts.family.latent, recipe.source(parts).summary()
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    T, H, W = cfg.data.shape(latent)
     print(f"# network: {sum(p.numel() for p in net.parameters()):,} parameters, {trained:,} of them trained")
-    print("; left out: ".join([f"# clips: {len(source.windows)} fit the window", *source.skipped]))
-    tokens = (d.frames // 4 + 1) * (d.size // 16) ** 2
-    print(f"# tokens a clip: {tokens}; {cfg.run.steps} steps of {d.batch} clips")
+    print(f"# data: {summary}")
+    print(f"# tokens a clip: {T * H * W // latent.patch**2}; {cfg.run.steps} steps of {cfg.data.batch} clips")
     last = checkpoint.newest(Path(cfg.run.dir))
     print(f"# would write to {cfg.run.dir}" + (f", going on from {last.name}" if last else ""))
 
 
 def run_codec(args: argparse.Namespace) -> None:
-    cfg = config.load(args.config, args.overrides)
-    source = crop_source(cfg, "train")
+    cfg = args.tables.load(args.config, args.overrides)
+    crops = args.tables.sources[cfg.data.name]
+    if not issubclass(crops, EncodedCrops) or not cfg.model.codec:
+        raise ValueError(f"{args.config}: data.name is {cfg.data.name}, model.codec {cfg.model.codec}; "
+                         "want crops, and the file to write")
+    source = crops.cropper(cfg.data, "train")
     if args.dry_run:
         print(f"would fit to {len(source.windows)} clips and write {cfg.model.codec}")
         return
@@ -205,28 +202,30 @@ def run_codec(args: argparse.Namespace) -> None:
 
 
 def run_sample(args: argparse.Namespace) -> None:
-    cfg = config.load(args.config, args.overrides)
-    net, codec, how = weights.load(args.weights), PcaCodec.load(cfg.model.codec), _how(args, cfg, args.steps)
+    cfg = args.tables.load(args.config, args.overrides)
+    parts, how = Parts(cfg, args.tables), _how(args, cfg, args.steps)
+    call, codec = partial(parts.family.call, parts.family.load(args.weights)), parts.codec
     if args.dry_run:
         print(f"would write {args.count} clips of {how} to {args.out}")
         return
-    clips = load_latents(cfg, "test", net.config.text_dim, args.count, args.seed)
-    pixels = codec.decode(sample(net, clips, how, args.seed))
+    clips = parts.clips.clips("test", args.count, args.seed)
+    pixels = codec.decode(sample(call, clips, how, args.seed))
     for i, (clip, caption) in enumerate(zip(pixels, clips.captions, strict=True)):
         write_video(args.out / f"clip-{i:03d}.mp4", clip)
         print(f"{args.out}/clip-{i:03d}.mp4  {caption}")
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    cfg = config.load(args.config, args.overrides)
-    net = weights.load(args.weights)
-    teacher = weights.load(cfg.model.weights) if cfg.model.weights else net
+    cfg = args.tables.load(args.config, args.overrides)
+    parts = Parts(cfg, args.tables)
+    net, teacher = (partial(parts.family.call, parts.family.load(file))
+                    for file in (args.weights, cfg.model.weights or args.weights))
     guidance = getattr(cfg.objective, "guidance", 3.0)
     if args.dry_run:
         print(f"would measure {args.weights} at {args.steps} steps on {args.count} {args.part} clips")
         return
-    clips = load_latents(cfg, args.part, net.config.text_dim, args.count, args.seed)
-    bench, rows = Benchmark(clips, PcaCodec.load(cfg.model.codec), args.seed), []
+    clips = parts.clips.clips(args.part, args.count, args.seed)
+    bench, rows = Benchmark(clips, parts.codec, args.seed), []
     reference = bench.reference(teacher, guidance)
     for steps in args.steps:
         for name, n, how in (("teacher", teacher, Sampling(steps, guidance=guidance)),
@@ -243,7 +242,7 @@ def run_export(args: argparse.Namespace) -> None:
     source = args.weights
     if source.is_dir():
         source = args.out
-        export(args.weights, "average", source)
+        recipe.export(args.weights, AVERAGE, source, args.tables)
     weights.export(source, args.out, dtype=getattr(torch, args.dtype), diffusers=args.diffusers)
     print(f"wrote {args.out}")
 

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from swiftvideo_fast.config import Times
+
 
 @dataclass(frozen=True)
 class Point:
-    """A draw on the path.  x_t, x0, x1: (B, 16, T, H, W).  t: (B,) in (0, 1)."""
+    """A draw on the path.  x_t, x0, x1: (B, C, T, H, W).  t: (B,) in (0, 1)."""
 
     x0: Tensor
     x1: Tensor
@@ -21,16 +23,24 @@ class Point:
         return self.x1 - self.x0
 
 
-def draw(x0: Tensor, rng: torch.Generator, *, mean: float, std: float, uniform: bool = False) -> Point:
-    """x1 ~ N(0, I), t = sigmoid(n) with n ~ N(mean, std^2), or t ~ U(0, 1) (Table 2d).
-
-    rng is the CPU's, so that a draw is the same on every device; x1 and t are where x0 is.
-    """
-    x1 = torch.randn(x0.shape, generator=rng).to(x0)
-    B = len(x0)
-    t = torch.rand(B, generator=rng) if uniform else (mean + std * torch.randn(B, generator=rng)).sigmoid()
-    t = t.to(x0.device)
+def draw(x0: Tensor, rng: torch.Generator, times: Times) -> Point:
+    """x1 ~ N(0, I), then t.  rng is the CPU's, so that a draw is the same on every device."""
+    x1 = draw_noise(x0, rng)
+    t = draw_times(x0, rng, times)
     return Point(x0, x1, t, interpolate(x0, x1, t))
+
+
+def draw_noise(x0: Tensor, rng: torch.Generator) -> Tensor:
+    """x1 ~ N(0, I), where x0 is."""
+    return torch.randn(x0.shape, generator=rng).to(x0)
+
+
+def draw_times(x0: Tensor, rng: torch.Generator, times: Times) -> Tensor:
+    """t = sigmoid(n) with n ~ N(mean, std^2), or t ~ U(0, 1) (Table 2d): (B,) fp32, where x0 is."""
+    B = len(x0)
+    if times.uniform:
+        return torch.rand(B, generator=rng).to(x0.device)
+    return (times.mean + times.std * torch.randn(B, generator=rng)).sigmoid().to(x0.device)
 
 
 def interpolate(x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from swiftvideo_fast import path
-from swiftvideo_fast.models.conditioning import Condition, velocity
+from swiftvideo_fast.models.condition import Condition, guided
 
 Velocity = Callable[[Tensor, Tensor], Tensor]       # (x_t, t (B,)) -> v
 
@@ -27,10 +27,11 @@ class Sampling:
     guidance: float = 1.0
 
 
-def generate(net: nn.Module, x1: Tensor, condition: Condition, how: Sampling, rng: torch.Generator) -> Tensor:
-    """Latents from the noise x1; rng draws what fresh noise there is."""
+def generate(call: Callable[[Tensor, Tensor, Condition], Tensor], x1: Tensor, condition: Condition,
+             how: Sampling, rng: torch.Generator) -> Tensor:
+    """Latents from the noise x1.  call(x_t, t, condition): the velocity; rng draws fresh noise."""
     def v(x_t: Tensor, t: Tensor) -> Tensor:
-        return velocity(net, x_t, t, condition, how.guidance)
+        return guided(call, x_t, t, condition, how.guidance)
 
     times = path.ladder(how.steps, how.shift)
     return euler(v, x1, times) if how.sampler == "euler" else consistency(v, x1, times, rng)

@@ -23,7 +23,7 @@ import yaml  # noqa: E402
 from test_train import everything  # noqa: E402
 
 from swiftvideo_fast.config import to_dict  # noqa: E402
-from swiftvideo_fast.train import loop  # noqa: E402
+from swiftvideo_fast.train import recipe  # noqa: E402
 
 LAUNCHERS = ["torchrun --nproc-per-node 2 --master-port PORT -m",
              "deepspeed --num_gpus 2 --master_port PORT --module"]
@@ -57,7 +57,7 @@ def launches(folder: Path, processes, count: int) -> bool:
     """Both launchers' runs end with the bits of the tests' own processes."""
     cfg = test_engine.config(folder, "launched", 2, steps=count)
     (folder / "launched.yaml").write_text(yaml.safe_dump(to_dict(cfg)))
-    want = everything(test_engine.ended(processes, cfg, 2, loop.train).rename(folder / "wanted"))
+    want = everything(test_engine.ended(processes, cfg, 2, recipe.train).rename(folder / "wanted"))
     paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
     beside = str(Path(sys.executable).parent)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths),

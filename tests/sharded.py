@@ -20,12 +20,11 @@ from swiftvideo_fast.config import Config
 from swiftvideo_fast.data import pairs
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.ulysses import Ulysses
-from swiftvideo_fast.models.wan.network import share_tokens
 from swiftvideo_fast.ops import reference
-from swiftvideo_fast.train import checkpoint, loop, rounds
-from swiftvideo_fast.train.loop import start_engine, starting_network
-from swiftvideo_fast.train.plain import Trained
+from swiftvideo_fast.train import checkpoint, recipe, rounds
 from swiftvideo_fast.train.ranks import Ranks, launched
+from swiftvideo_fast.train.recipe import Parts, start_engine
+from swiftvideo_fast.train.single import Trained
 
 OPS = ("attention", "modulate", "norm_rope", "gate", "gelu", "tangent", "ccd_loss")
 
@@ -42,8 +41,8 @@ def train_judged(cfg: Config) -> None:
     save = checkpoint.save
 
     def watched(run: Path, step: int, *, parts: dict, ranks: Ranks, **rest) -> Path:
-        judge = parts["judge"]
-        buffers = json.dumps([b.tolist() for b in judge.net.buffers()])
+        critic = parts["critic"]
+        buffers = json.dumps([b.tolist() for b in critic.net.buffers()])
         assert set(ranks.gather(buffers)) == {buffers}
         if cfg.engine.name == "zero3":
             assert not sum(p.numel() for part in parts.values() for p in part.net.parameters())
@@ -106,11 +105,11 @@ def read_only(cfg: Config, folder: Path) -> None:
 
 
 def align(cfg: Config, folder: Path, refused: bool) -> None:
-    """rounds.align in one round, the second rank late with its pairs, or refused them by its disk; what each
-    has made, and with what error it has ended."""
+    """rounds.run_ta_rounds in one round, the second rank late with its pairs, or refused them by its disk;
+    what each has made, and with what error it has ended."""
     rank, write, made = int(os.environ["RANK"]), pairs.write, []
 
-    def late(cfg: Config, numbers, make: Callable) -> None:
+    def late(cfg: Config, codec: dict, numbers, make: Callable) -> None:
         def told(shard: int, size: int) -> pairs.Pairs:
             made.append(shard)
             if rank == 1 and refused:
@@ -118,16 +117,15 @@ def align(cfg: Config, folder: Path, refused: bool) -> None:
             time.sleep(rank)
             return make(shard, size)
 
-        write(cfg, numbers, told)
+        write(cfg, codec, numbers, told)
 
-    def train(cfg: Config) -> None:
-        assert len(pairs.PairShards(cfg)) == cfg.objective.count
+    def train(cfg: Config, tables) -> None:
+        assert len(pairs.PairShards(cfg, Parts(cfg, tables).codec.identity)) == cfg.objective.count
         (folder / f"made-{rank}.json").write_text(json.dumps(made))
 
-    loop.demo_clips = lambda height: list(tiny.clips())
-    with patch.object(pairs, "write", late), patch.object(rounds, "train", train):
+    with patch.object(pairs, "write", late), patch.object(recipe, "train", train):
         try:
-            rounds.align(cfg, [2, 1])
+            rounds.run_ta_rounds(cfg, [2, 1], tiny.TABLES)
         except OSError as why:
             (folder / f"said-{rank}").write_text(str(why))
 
@@ -147,6 +145,10 @@ def inputs(seed: int) -> tuple:
     return draw[0], torch.rand(2, generator=rng), *draw[1:]
 
 
+def start(cfg: Config, mapped: bool = False) -> nn.Module:
+    return Parts(cfg, tiny.TABLES).start(mapped)
+
+
 def follow(cfg: Config, folder: Path) -> None:
     """Three steps; the average against one kept here, the tangent against a whole network's; a resume."""
     import deepspeed
@@ -160,7 +162,8 @@ def follow(cfg: Config, folder: Path) -> None:
     def masters(student) -> dict[str, torch.Tensor]:
         return {name: deepspeed.utils.safe_get_full_fp32_param(p) for name, p in student.named.items()}
 
-    student, ema = engine.student(starting_network(cfg), cfg.optim, decay=0.75)
+    student, ema = engine.averaged(start(cfg), cfg.optim, decay=0.75)
+    student.net.train()
     kept = {name: p.double() for name, p in masters(student).items()}
     for step in range(3):
         x, t, text, condition = inputs(step)
@@ -171,7 +174,7 @@ def follow(cfg: Config, folder: Path) -> None:
 
     saved = checkpoint.Saved(checkpoint.save(folder, 3, parts={"student": student, "average": ema}, state={},
                                              keep=1, ranks=engine.ranks))
-    parts = dict(zip(("student", "average"), engine.student(tiny.network(seed=1), cfg.optim, decay=0.75)))
+    parts = dict(zip(("student", "average"), engine.averaged(tiny.network(seed=1), cfg.optim, decay=0.75)))
     checkpoint.restore(saved, parts)
     stored = {name: p.to(getattr(torch, cfg.engine.dtype)) for name, p in kept.items()}
     whole = tiny.network()
@@ -183,7 +186,7 @@ def follow(cfg: Config, folder: Path) -> None:
             return jvp(lambda x, t: net(x, t, text, condition), (x, t), (x, torch.ones_like(t)))[1]
 
     tangents = derivative(parts["average"].net), derivative(whole)
-    moved = torch.cat([(kept[name] - p).flatten() for name, p in starting_network(cfg).named_parameters()])
+    moved = torch.cat([(kept[name] - p).flatten() for name, p in start(cfg).named_parameters()])
     far = {name: max(float((of[name].double() - want[name].double()).abs().max()) for name in want)
            for name, (of, want) in {
                "average": (saved.tensors("average/weight/"), kept),
@@ -203,13 +206,13 @@ def heads() -> nn.Module:
 def weigh(cfg: Config, folder: Path) -> None:
     """Bytes of every storage that a rank holds, by part."""
     engine = start_engine(cfg)
-    student, ema = engine.student(starting_network(cfg), cfg.optim, cfg.ema)
+    student, ema = engine.averaged(start(cfg), cfg.optim, cfg.ema)
     discriminator = engine.trained(heads(), cfg.optim)
     parts = {
         "parameters": [p.ds_tensor for p in student.named.values()],
         "masters": student.zero.fp32_partitioned_groups_flat,
         "optimizer": [x for state in student.optimizer.state.values() for x in state.values()],
-        "average": [*ema.averages.values(), *(p.ds_tensor for p in ema.copies.values())],
+        "average": [*ema.averages.values(), *(p.ds_tensor for p in ema.parameters.values())],
         "discriminator": [*(p.ds_tensor for p in discriminator.named.values()),
                           *discriminator.zero.fp32_partitioned_groups_flat,
                           *(x for state in discriminator.optimizer.state.values() for x in state.values())],
@@ -225,7 +228,7 @@ def share(folder: Path) -> None:
     """Value, tangent and gradients of a network with its tokens shared out, against the same alone."""
     torch.distributed.init_process_group("gloo")
     net, alone = tiny.network().double(), tiny.network().double()
-    share_tokens(net, Ulysses(torch.distributed.group.WORLD))
+    net.share_tokens(Ulysses(torch.distributed.group.WORLD))
     x, t, text, condition = (a.double() for a in inputs(0))
     ends = []
     for model in (net, alone):
@@ -249,7 +252,7 @@ def set_up(cfg: Config, folder: Path) -> None:
     engine, peaks = start_engine(cfg), {}
     for name, make in {
             "teacher": lambda: engine.frozen(weights.load(cfg.model.start, mapped=engine.mapped)),
-            "student": lambda: engine.student(starting_network(cfg, engine.mapped), cfg.optim, 0.9)}.items():
+            "student": lambda: engine.averaged(start(cfg, engine.mapped), cfg.optim, 0.9)}.items():
         over, seen, before = threading.Event(), [], anonymous()
 
         def look() -> None:

@@ -12,7 +12,7 @@ from swiftvideo_fast.atomic import aside_of
 from swiftvideo_fast.config import Optim
 from swiftvideo_fast.train import checkpoint
 from swiftvideo_fast.train.ema import Ema
-from swiftvideo_fast.train.plain import Trained
+from swiftvideo_fast.train.single import Trained
 
 FILES = ["rank-00000.safetensors", "state.json", "complete"]
 OPTIM = Optim(lr=0.1)

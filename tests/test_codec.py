@@ -11,7 +11,7 @@ from torch import Tensor
 
 from swiftvideo_fast.data.crops import CropSource
 from swiftvideo_fast.models import codec as module
-from swiftvideo_fast.models.codec import PcaCodec
+from swiftvideo_fast.models.toy.codec import PcaCodec
 
 SHIPPED = Path(__file__).parents[1] / "configs/demo/codec.safetensors"
 

@@ -8,12 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swiftvideo_fast import config
-from swiftvideo_fast.config import from_dict, load, strict, to_dict
+from swiftvideo_fast.config import strict, to_dict
+from swiftvideo_fast.data.crops import CropOptions
+from swiftvideo_fast.objectives.ccd import Ccd
+from swiftvideo_fast.objectives.da import Da
+from swiftvideo_fast.train.recipe import TABLES
+
+load, from_dict = TABLES.load, TABLES.from_dict
 
 SHIPPED = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 LEAST = """
 run: {dir: runs/x, steps: 10}
-model: {weights: teacher.safetensors, codec: codec.safetensors}
+model: {family: toy, weights: teacher.safetensors, codec: codec.safetensors}
+data: {name: crops}
 objective: {name: ccd}
 optim: {lr: 1e-3}
 """
@@ -37,8 +44,8 @@ def error(file, *overrides: str) -> str:
 def test_defaults_fill_what_the_file_leaves_out(file):
     cfg = load(file)
     assert cfg.optim.lr == 1e-3             # which YAML reads as text
-    assert isinstance(cfg.objective, config.Ccd) and cfg.objective.norm == "l2"
-    assert cfg.data == config.Data()
+    assert isinstance(cfg.objective, Ccd) and cfg.objective.norm == "l2"
+    assert cfg.data == CropOptions()
 
 
 def test_overrides_win_over_the_file(file):
@@ -102,8 +109,9 @@ def test_an_unknown_name_lists_the_known_ones(override, wanted, file):
     ("optim.betas=[0.9]", "optim.betas is [0.9]; want 2 values"),
     ("optim.betas=[0.9, x]", "optim.betas is 'x' (str); want float"),
     ("times.uniform=1", "times.uniform is 1 (int); want bool"),
-    ("data=3", "data is 3; want a section with keys"),
-    ("data=[1, 2]", "data is [1, 2]; want a section with keys"),
+    ("data=3", "data.name is 3; want one of ['crops']"),
+    ("sample=3", "sample is 3; want a section with keys"),
+    ("times=[1, 2]", "times is [1, 2]; want a section with keys"),
     ("run=", "run is None; want a section with keys"),
 ])
 def test_a_wrong_type_says_what_was_found_and_wanted(override, wanted, file):
@@ -120,7 +128,8 @@ def test_a_wrong_type_says_what_was_found_and_wanted(override, wanted, file):
     *((f"ema={bad}", "a number in [0, 1)") for bad in (-0.1, 1)),
     *((f"optim.betas={bad}", "two numbers in [0, 1)") for bad in ("[1, 0.9]", "[0.9, 1]", "[-0.1, 0.9]")),
     *((f"data.frames={bad}", "4n + 1, n > 0") for bad in (1, 16, -3, 0)),
-    *((f"data.size={bad}", "a positive multiple of 16") for bad in (0, -16, 20, 8)),
+    *((f"data.size={bad}", "positive multiples of 16") for bad in (0, -16, 20, 8)),
+    ("model.family=won", "one of ['wan', 'toy'], perhaps 'wan'"),
     ("data.height=63", "at least data.size = 64"),
     ("run.dir=''", "a folder"),
     ("model.preset=tiny", "exactly one of the two"),
@@ -165,16 +174,17 @@ def test_an_adversary_has_limits(override, wanted, file):
 def test_an_adversary_wants_a_consistency_objective(file):
     found = error(file, "da={}", "objective={name: flow}")
     assert found == "da is a section; want none with flow: it aligns a consistency objective"
-    assert load(file, ["da={}", "objective={name: dcd}"]).da == config.Da()
+    assert load(file, ["da={}", "objective={name: dcd}"]).da == Da()
     assert load(file).da is None
 
 
 def test_a_network_from_scratch_starts_at_no_student(file):
-    found = error(file, "objective={name: flow}", "model={codec: c, preset: tiny, student: ccd.safetensors}")
+    model = "model={family: toy, codec: c, preset: tiny, student: ccd.safetensors}"
+    found = error(file, "objective={name: flow}", model)
     assert found.startswith("model.student is 'ccd.safetensors'; want none without model.weights")
 
 
-@pytest.mark.parametrize("key", "run.dir run.steps model.codec optim.lr run model objective optim".split())
+@pytest.mark.parametrize("key", "run.dir run.steps optim.lr run model objective optim data".split())
 def test_a_missing_key_is_named(key, file):
     tree = yaml.safe_load(LEAST)
     section, _, name = key.partition(".")

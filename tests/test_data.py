@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from swiftvideo_fast.data import clips, index
 from swiftvideo_fast.data.clips import Clip, decode, write_video
-from swiftvideo_fast.data.crops import PANS, CropSource
+from swiftvideo_fast.data.crops import PANS, CropOptions, CropSource, fit_codec
 from swiftvideo_fast.data.index import SPLITS, changes, packaged_clips, probe, shots, split
-from swiftvideo_fast.data.latents import encode_crops, fit_codec
-from swiftvideo_fast.models.encoders import WordVectors
+from swiftvideo_fast.models.toy.family import ToyCodec
+from swiftvideo_fast.models.toy.words import WordVectors
 
 WINDOW, SIZE = tiny.FRAMES, tiny.SIZE
 
@@ -274,17 +274,20 @@ def test_the_demo_has_three_clips_with_all_three_parts():
 
 # Latents.
 
-def test_latents_are_drawn_by_seed_and_position():
-    crops = source(given=list(tiny.clips()))
-    codec, text = fit_codec(crops, seed=0, count=16), WordVectors(8)
-    latents = encode_crops(crops, 6, 0, codec, text)
-    again = encode_crops(crops, 6, 0, codec, text)
-    assert torch.equal(latents.x0, again.x0) and latents.captions == again.captions
+def test_encoded_crops_are_drawn_by_seed_and_position():
+    text = WordVectors(8)
+    codec = ToyCodec(fit_codec(source(given=list(tiny.clips())), seed=0, count=16), text, {})
+    options = CropOptions(frames=WINDOW, size=SIZE, height=tiny.HEIGHT, pool=6)
+    crops, others = (tiny.NoiseCrops(options, codec, seed=0, pixels=True) for _ in range(2))
+    clips, again = (of.clips("train", 6, seed=3) for of in (crops, others))
+    assert torch.equal(clips.x0, again.x0) and clips.captions == again.captions
+    assert not torch.equal(clips.x0, crops.clips("train", 6, seed=4).x0)
+    assert torch.equal(clips.x0, codec.encode(clips.filmed(slice(None)), clips.captions)[0])
 
-    drawn = latents.draw(4, seed=0, clips_seen=8)
-    assert torch.equal(drawn.x0, latents.draw(4, seed=0, clips_seen=8).x0)
-    assert not torch.equal(drawn.x0, latents.draw(4, seed=0, clips_seen=12).x0)
-    assert not torch.equal(drawn.x0, latents.draw(4, seed=1, clips_seen=8).x0)
+    drawn = crops.draw(4, seed=0, position=8)
+    assert torch.equal(drawn.x0, others.draw(4, seed=0, position=8).x0)
+    assert not torch.equal(drawn.x0, crops.draw(4, seed=0, position=12).x0)
+    assert not torch.equal(drawn.x0, crops.draw(4, seed=1, position=8).x0)
     assert torch.equal(drawn.condition.text, text(drawn.captions))
     assert torch.equal(drawn.condition.frames[:, 4:, :1], drawn.x0[:, :, :1])       # the first frame is known
 

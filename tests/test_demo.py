@@ -29,8 +29,9 @@ from swiftvideo_fast.evaluate.benchmark import REFERENCE_STEPS
 from swiftvideo_fast.evaluate.report import render
 from swiftvideo_fast.evaluate.tables import METRICS, Row
 from swiftvideo_fast.models import weights
+from swiftvideo_fast.objectives.base import AVERAGE
 from swiftvideo_fast.sampler import Sampling
-from swiftvideo_fast.train.loop import AVERAGE, train
+from swiftvideo_fast.train import recipe
 
 CONFIGS = Path(__file__).parents[1] / "configs/demo"
 
@@ -42,7 +43,7 @@ def result() -> Seed:
     rows = {(name, None): {"frechet": 0.5, "frechet_random": 0.5} for name in measure.REAL_ROWS}
     rows |= {place: {key: 1.0 + i for key in METRICS} for i, place in enumerate(places)}
     pixels = dict.fromkeys([*places, ("real", 0)], torch.zeros(SHOWN, 3, 5, 8, 8))
-    keys = ["loss", "tangent", "dF_dt", "win_diff", "lose_diff", "accuracy", "reflow", "discriminator",
+    keys = ["loss", "tangent", "dF_dt", "win_diff", "lose_diff", "accuracy", "reflow", "critic/loss",
             "gradient/ratio", "held out/spatial", "held out/temporal"]
     logs = dict.fromkeys(STEPS, [{"step": step} | dict.fromkeys(keys, 0.5) for step in (10, 20)])
     progress = {name: {20: 5.0, 40: 4.0} for name in (ALIGNED[0], *VARIANTS)}
@@ -158,33 +159,34 @@ def test_a_crew_of_processes_trains_to_the_same_bits_as_the_loop(inputs, tmp_pat
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        alone = train(replace(cfg, run=replace(cfg.run, dir=str(tmp_path / "alone"))))
+        alone = recipe.train(replace(cfg, run=replace(cfg.run, dir=str(tmp_path / "alone"))))
     finally:
         torch.set_num_threads(threads)
-    ours, theirs = (weights.read(run / AVERAGE)[0] for run in (tmp_path / "beside", alone))
+    ours, theirs = (weights.read(run / recipe.FILES[AVERAGE])[0] for run in (tmp_path / "beside", alone))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_rows_of_teacher_and_student_are_those_of_the_benchmark(inputs, tmp_path, tiny_clips):
+def test_rows_of_teacher_and_student_are_those_of_the_benchmark(inputs, tmp_path):
     """Figures by hand from the same samples; the teacher's many-step samples have no error of trajectory."""
     cfg = tiny.config(inputs, "ccd", run=str(tmp_path / "run"))
-    run = train(cfg)
+    run = recipe.train(cfg, tiny.TABLES)
     file = tmp_path / "reference.safetensors"
     measure.benchmark.cache_clear()
-    teacher = measure.teacher_rows(cfg, 4, (2, 1), file)
-    student = measure.student_rows(cfg, 4, (2,), file, cfg)
+    teacher = measure.teacher_rows(cfg, 4, (2, 1), file, tiny.TABLES)
+    student = measure.student_rows(cfg, 4, (2,), file, cfg, tiny.TABLES)
     assert [*teacher] == [REFERENCE_STEPS, 2, 1] and teacher[REFERENCE_STEPS][0]["trajectory"] == 0
-    bench, net = measure.benchmark(cfg, "test", 4), weights.load(run / AVERAGE)
-    reference = bench.reference(weights.load(cfg.model.weights), cfg.objective.guidance)
+    bench = measure.benchmark(cfg, "test", 4, tiny.TABLES)
+    net, teacher = (measure.network(cfg, file) for file in (run / recipe.FILES[AVERAGE], cfg.model.weights))
+    reference = bench.reference(teacher, cfg.objective.guidance)
     z = bench.sample(net, Sampling(2))
     assert student[2][0] == bench.figures(z, reference)
     assert torch.equal(torch.from_numpy(student[2][1]), bench.codec.decode(z[:SHOWN]))
     assert student[2][0]["trajectory"] > 0
 
 
-def test_other_real_crops_stand_nearer_than_those_of_the_training(inputs, tiny_clips):
+def test_other_real_crops_stand_nearer_than_those_of_the_training(inputs):
     measure.benchmark.cache_clear()
-    same, training = measure.real_rows(tiny.config(inputs, "ccd"), 32).values()
+    same, training = measure.real_rows(tiny.config(inputs, "ccd"), 32, tiny.TABLES).values()
     assert same.keys() == training.keys() == {"frechet", "frechet_random"}
     assert all(0 < same[metric] < training[metric] for metric in same)
 

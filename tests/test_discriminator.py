@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from swiftvideo_fast.adversary.backbones import Dino, Filters, features, load_backbone
+from swiftvideo_fast.adversary.discriminator import CODE, Discriminator, Projection, SpectralConv
+from swiftvideo_fast.adversary.views import View, draw_view
 from swiftvideo_fast.models import augment, discriminator
-from swiftvideo_fast.models.augment import View, draw_view
-from swiftvideo_fast.models.backbones import Dino, Filters, features, load_backbone
-from swiftvideo_fast.models.discriminator import CODE, Discriminator, Projection, SpectralConv
 
 B, T, N, C, TOLD = 4, 5, 6, 7, 3
 D = torch.float64

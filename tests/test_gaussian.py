@@ -10,23 +10,34 @@ CCD whose warm-up is held at r is at rest (g = 0) where F + r t dF/dt = v along 
 which at r = 1 is the velocity above.
 """
 
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
+from test_objectives import made
 from torch import Tensor, nn
 
-from swiftvideo_fast import config, path, sampler
-from swiftvideo_fast.data.latents import Latents
-from swiftvideo_fast.models.conditioning import Condition
-from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
-from swiftvideo_fast.objectives.dcd import DiscreteDistillation
-from swiftvideo_fast.train.ema import Ema
+from swiftvideo_fast import ops, path, sampler
+from swiftvideo_fast.config import Times
+from swiftvideo_fast.data.batch import Batch
+from swiftvideo_fast.models.condition import Condition
+from swiftvideo_fast.objectives.ccd import Ccd, ConsistencyDistillation
+from swiftvideo_fast.objectives.dcd import Dcd, DiscreteDistillation
 
 D = torch.float64
-UNTOLD = Condition(*(torch.zeros(1, 1, 1, dtype=D) for _ in range(3)))
-UNTOLD_BATCH = Latents(UNTOLD.frames, UNTOLD, [""])
+NOTHING = Condition(*(torch.zeros(1, 1, 1, dtype=D) for _ in range(2)), torch.zeros(1, 1, dtype=D))
+
+
+class Average:
+    """As train/ema.py's, in float64."""
+
+    def __init__(self, student: nn.Module, decay: float):
+        self.net, self.student, self.decay = copy.deepcopy(student).requires_grad_(False), student, decay
+
+    def update(self) -> None:
+        ops.ema_([*self.net.parameters()], [p.detach() for p in self.student.parameters()], self.decay)
 
 
 class Linear(nn.Module):
@@ -115,9 +126,8 @@ def test_the_fixed_point_at_r_1_is_the_consistency_function(s):
 @pytest.mark.parametrize("norm", ["l2", "rms", "clip"])
 def test_the_tangent_vanishes_exactly_there(norm, s, m):
     rest = AtRest(s, m)
-    options = config.Ccd(guidance=3.0, warmup=0, r_max=1 / m, norm=norm)
-    ccd = ConsistencyDistillation(options, rest, rest, Flow(s))
-    _, g, log = ccd.target(points(TIMES), UNTOLD, 0)
+    ccd = made(ConsistencyDistillation, Ccd(guidance=3.0, warmup=0, r_max=1 / m, norm=norm))
+    _, g, log = ccd.target(points(TIMES), {"average": rest, "teacher": Flow(s)}, NOTHING, 0)
     assert g.abs().max() < 1e-10
     assert log["tangent"] < 1e-10
 
@@ -125,22 +135,24 @@ def test_the_tangent_vanishes_exactly_there(norm, s, m):
 @pytest.mark.parametrize("m", [2, 4])
 def test_and_not_at_another_warm_up(m):
     rest = AtRest(1.0, m)
-    ccd = ConsistencyDistillation(config.Ccd(guidance=1.0, warmup=0), rest, rest, Flow(1.0))
-    assert ccd.target(points(TIMES), UNTOLD, 0)[2]["tangent"] > 0.1
+    ccd = made(ConsistencyDistillation, Ccd(guidance=1.0, warmup=0))
+    nets = {"average": rest, "teacher": Flow(1.0)}
+    assert ccd.target(points(TIMES), nets, NOTHING, 0)[2]["tangent"] > 0.1
 
 
 @pytest.mark.parametrize("s, norm, m", [(1.0, "l2", 1), (1.0, "rms", 1), (0.5, "clip", 1), (1.0, "l2", 4)])
 def test_ccd_trained_on_draws_comes_to_rest_there(s, norm, m):
     """For uniform t the mean step is a contraction.  Degree 8 leaves 4e-3; r = 1 and 1/4 are 0.7 apart."""
     student = Legendre(8)
-    ema = Ema(student, 0.95)
-    ccd = ConsistencyDistillation(config.Ccd(guidance=1.0, warmup=20, r_max=1 / m, norm=norm, c=1.0),
-                                  student, ema.net, Flow(s))
+    ema = Average(student, 0.95)
+    ccd = made(ConsistencyDistillation, Ccd(guidance=1.0, warmup=20, r_max=1 / m, norm=norm, c=1.0),
+               Times(uniform=True))
+    nets = {"student": student, "average": ema.net, "teacher": Flow(s)}
     optimizer = torch.optim.SGD(student.parameters(), lr=0.075)
     rng = torch.Generator().manual_seed(0)
     for step in range(260):
         x0 = s * torch.randn(512, 4, generator=rng, dtype=D)
-        loss, _ = ccd(path.draw(x0, rng, mean=0, std=1, uniform=True), UNTOLD_BATCH, step, rng)
+        loss = ccd.loss("student", nets, Batch(x0, NOTHING, [""]), rng, step).value
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -154,13 +166,14 @@ def test_ccd_trained_on_draws_comes_to_rest_there(s, norm, m):
 def discretely_distilled(grid: int, s: float) -> Table:
     """Trained to the end: each pass fits the table exactly and carries the data one time further."""
     student = Table(grid)
-    ema = Ema(student, 0.0)
-    dcd = DiscreteDistillation(config.Dcd(guidance=1.0, grid=grid), student, ema.net, Flow(s))
+    ema = Average(student, 0.0)
+    dcd = made(DiscreteDistillation, Dcd(guidance=1.0, grid=grid))
+    nets = {"student": student, "average": ema.net, "teacher": Flow(s)}
     every = torch.arange(1, grid + 1, dtype=D) / grid
     ones = torch.ones(grid, 1, dtype=D)
     optimizer = torch.optim.SGD(student.parameters(), lr=grid / 2)
-    for step in range(grid):
-        loss, _ = dcd(path.Point(ones, ones, every, ones), UNTOLD_BATCH, step, None)
+    for _ in range(grid):
+        loss = dcd.jump_from(ones, every, nets, NOTHING).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

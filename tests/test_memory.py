@@ -11,7 +11,7 @@ from bench import memory, sweep
 from bench.account import Account
 from bench.memory import USABLE, devices_needed, faked, measured
 from bench.passes import Setting, da_pass, jvp_pass, step_pass, ta_pass, train_pass
-from swiftvideo_fast.models.conditioning import velocity
+from swiftvideo_fast.models.condition import velocity
 from swiftvideo_fast.models.wan import network as wan
 from swiftvideo_fast.models.wan.network import Block
 

@@ -5,19 +5,25 @@ teacher differ in weights.
 """
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from swiftvideo_fast import config, path
-from swiftvideo_fast.data.latents import Latents
-from swiftvideo_fast.models.conditioning import Condition, velocity
-from swiftvideo_fast.objectives.ccd import ConsistencyDistillation, warmup
-from swiftvideo_fast.objectives.dcd import DiscreteDistillation
-from swiftvideo_fast.objectives.flow import FlowMatching
+from swiftvideo_fast import path
+from swiftvideo_fast.config import Config, Model, Optim, Run, Times
+from swiftvideo_fast.data.batch import Batch
+from swiftvideo_fast.data.crops import CropOptions
+from swiftvideo_fast.models.condition import Condition, guided
+from swiftvideo_fast.models.toy.family import ToyFamily
+from swiftvideo_fast.objectives.base import Setup
+from swiftvideo_fast.objectives.ccd import Ccd, ConsistencyDistillation, warmup
+from swiftvideo_fast.objectives.dcd import Dcd, DiscreteDistillation
+from swiftvideo_fast.objectives.flow import Flow, FlowMatching
 from swiftvideo_fast.seeds import generator
 from swiftvideo_fast.train.ema import Ema
+from swiftvideo_fast.train.single import Trained
 
 B, SHAPE = 5, (2, 2, 2, 2)
 SIZE = 16                       # elements of a clip
@@ -41,21 +47,39 @@ class Net(nn.Module):
 
 @pytest.fixture
 def nets():
-    student, average, teacher = Net(1), Net(2), Net(3)
-    return student, average.requires_grad_(False), teacher.requires_grad_(False)
+    """By role."""
+    average, teacher = Net(2).requires_grad_(False), Net(3).requires_grad_(False)
+    return {"student": Net(1), "average": average, "teacher": teacher}
+
+
+def config_of(options, times: Times | None = None, da=None) -> Config:
+    return Config(Run("run", 1), Model(weights="teacher"), options, Optim(1e-3), CropOptions(), da=da,
+                  times=times or Times())
+
+
+def made(cls, options, times: Times | None = None):
+    """An objective that has no inputs but its config's."""
+    nothing = Setup(ToyFamily(), torch.device("cpu"), *[None] * 6)
+    return cls(config_of(options, times), nothing)
 
 
 def draw() -> tuple[path.Point, Condition]:
     rng = torch.Generator().manual_seed(4)
     x0, x1, frames = (torch.randn(B, *SHAPE, generator=rng, dtype=D) for _ in range(3))
-    text, null_text = (torch.randn(B, 3, 3, generator=rng, dtype=D) for _ in range(2))
+    text = torch.randn(B, 3, 3, generator=rng, dtype=D)
+    null_text = torch.randn(3, 3, generator=rng, dtype=D)
     t = torch.rand(B, generator=rng, dtype=D)
     image = torch.randn(B, 4, SIZE, generator=rng, dtype=D)
     return path.Point(x0, x1, t, path.interpolate(x0, x1, t)), Condition(frames, text, null_text, image)
 
 
-def batch_of(point: path.Point, condition: Condition) -> Latents:
-    return Latents(point.x0, condition, [""] * B)
+def batch_of(point: path.Point, condition: Condition) -> Batch:
+    return Batch(point.x0, condition, [""] * B)
+
+
+def null_of(condition: Condition) -> torch.Tensor:
+    """A row of the null text for each clip."""
+    return condition.null_text.expand(B, -1, -1)
 
 
 def column(t):
@@ -83,7 +107,7 @@ def algorithm_1(student, average, teacher, point, condition, iters, H, w, norm, 
     """Lines 5 to 9, for guidance w: (F-, g, loss)."""
     x_t, t = point.x_t, point.t
     frames, image = condition.frames, condition.image
-    uncond = teacher(x_t, t, condition.null_text, frames, image)
+    uncond = teacher(x_t, t, null_of(condition), frames, image)
     cond = teacher(x_t, t, condition.text, frames, image)
     dx_dt = uncond + w * (cond - uncond)                                # line 5, Ho & Salimans
     r = min(1, iters / H)                                               # line 6
@@ -99,16 +123,16 @@ def algorithm_1(student, average, teacher, point, condition, iters, H, w, norm, 
 @pytest.mark.parametrize("norm", NORMALISED)
 def test_target_loss_and_gradient_of_ccd_are_those_of_algorithm_1(nets, norm, iters):
     point, condition = draw()
-    ccd = ConsistencyDistillation(config.Ccd(warmup=60, guidance=3.0, norm=norm, c=0.1), *nets)
-    F, g, loss = algorithm_1(*nets, point, condition, iters, 60, 3.0, norm, 0.1)
-    got_F, got_g, log = ccd.target(point, condition, iters)
+    ccd = made(ConsistencyDistillation, Ccd(warmup=60, guidance=3.0, norm=norm, c=0.1))
+    F, g, loss = algorithm_1(*nets.values(), point, condition, iters, 60, 3.0, norm, 0.1)
+    got_F, got_g, log = ccd.target(point, nets, condition, iters)
     assert_equal(got_F, F)
     assert_equal(got_g, g)
     assert log["r"] == min(1, iters / 60)
 
-    got, _ = ccd(point, batch_of(point, condition), iters, torch.Generator())
+    got = ccd.jump_from(point, nets, condition, iters).loss
     assert_equal(got, loss)
-    parameters = list(nets[0].parameters())
+    parameters = list(nets["student"].parameters())
     wanted = torch.autograd.grad(loss, parameters)
     for a, b in zip(torch.autograd.grad(got, parameters), wanted, strict=True):
         assert_equal(a, b)
@@ -117,30 +141,39 @@ def test_target_loss_and_gradient_of_ccd_are_those_of_algorithm_1(nets, norm, it
 @pytest.mark.parametrize("norm", NORMALISED)
 def test_the_constant_of_the_norm_is_the_configs(nets, norm):
     point, condition = draw()
-    ccd = ConsistencyDistillation(config.Ccd(warmup=60, norm=norm, c=0.7), *nets)
-    assert_equal(ccd.target(point, condition, 60)[1],
-                 algorithm_1(*nets, point, condition, 60, 60, 3.0, norm, 0.7)[1])
+    ccd = made(ConsistencyDistillation, Ccd(warmup=60, norm=norm, c=0.7))
+    assert_equal(ccd.target(point, nets, condition, 60)[1],
+                 algorithm_1(*nets.values(), point, condition, 60, 60, 3.0, norm, 0.7)[1])
 
 
 def test_clipping_is_met_by_values_inside_and_outside(nets):
     point, condition = draw()
-    g = ConsistencyDistillation(config.Ccd(warmup=0, norm="clip"), *nets).target(point, condition, 0)[1]
+    g = made(ConsistencyDistillation, Ccd(warmup=0, norm="clip")).target(point, nets, condition, 0)[1]
     assert 0 < g.abs().eq(1).sum() < g.numel()
 
 
 def test_no_gradient_reaches_average_or_teacher(nets):
-    student, average, teacher = (net.requires_grad_() for net in nets)
-    ccd = ConsistencyDistillation(config.Ccd(warmup=1), student, average, teacher)
+    student, average, teacher = (net.requires_grad_() for net in nets.values())
+    ccd = made(ConsistencyDistillation, Ccd(warmup=1))
     point, condition = draw()
-    ccd(point, batch_of(point, condition), 1, torch.Generator())[0].backward()
+    ccd.loss("student", nets, batch_of(point, condition), torch.Generator(), 1).value.backward()
     assert all(p.grad is not None for p in student.parameters())
     assert all(p.grad is None for net in (average, teacher) for p in net.parameters())
 
 
+def test_the_point_of_ccd_is_drawn_from_the_turns_generator(nets):
+    _, condition = draw()
+    batch = Batch(draw()[0].x0, condition, [""] * B)
+    ccd = made(ConsistencyDistillation, Ccd(warmup=1), Times(mean=0.3, std=0.5))
+    out = ccd.loss("student", nets, batch, generator(0, "path"), 1)
+    point = path.draw(batch.x0, generator(0, "path"), Times(mean=0.3, std=0.5))
+    assert out.value == ccd.jump_from(point, nets, condition, 1).loss
+
+
 def test_the_tangent_logged_is_the_size_before_normalisation(nets):
     point, condition = draw()
-    log = ConsistencyDistillation(config.Ccd(warmup=0), *nets).target(point, condition, 0)[2]
-    _, g, _ = algorithm_1(*nets, point, condition, 1, 1, 3.0, "l2", 0.1)
+    log = made(ConsistencyDistillation, Ccd(warmup=0)).target(point, nets, condition, 0)[2]
+    _, g, _ = algorithm_1(*nets.values(), point, condition, 1, 1, 3.0, "l2", 0.1)
     size = 0.1 * length(g) / (1 - length(g))                            # ||g|| = size / (size + c)
     assert log["tangent"] == pytest.approx(size.mean().item(), rel=1e-11)
 
@@ -154,7 +187,7 @@ def test_warm_up_rises_to_its_ceiling(step, H, r_max, r):
 
 def test_the_average_moves_as_line_11():
     student = Net(1)
-    ema = Ema(student, 0.95)
+    ema = Ema(Trained(student, Optim(1e-3), 1), 0.95)
     before = copy.deepcopy(list(ema.net.parameters()))
     with torch.no_grad():
         for p in student.parameters():
@@ -172,8 +205,9 @@ def test_the_average_moves_as_line_11():
 def test_guidance_is_of_ho_and_salimans(w):
     net, (point, condition) = Net(1), draw()
     cond = net(point.x_t, point.t, condition.text, condition.frames, condition.image)
-    uncond = net(point.x_t, point.t, condition.null_text, condition.frames, condition.image)
-    assert_equal(velocity(net, point.x_t, point.t, condition, w), (1 - w) * uncond + w * cond)
+    uncond = net(point.x_t, point.t, null_of(condition), condition.frames, condition.image)
+    got = guided(partial(ToyFamily().call, net), point.x_t, point.t, condition, w)
+    assert_equal(got, (1 - w) * uncond + w * cond)
 
 
 # --- flow matching ---------------------------------------------------------------------------------------
@@ -182,12 +216,12 @@ def test_guidance_is_of_ho_and_salimans(w):
 @pytest.mark.parametrize("drop", [0.0, 0.5, 1.0])
 def test_flow_matching_is_eq_2_with_text_dropped_from_some_clips(drop):
     net, (point, condition) = Net(1), draw()
-    loss, _ = FlowMatching(config.Flow(drop_text=drop), net)(point, batch_of(point, condition), 0,
-                                                                generator(0, "path"))
-
-    dropped = torch.rand(B, generator=generator(0, "path")) < drop
+    flow, rng = made(FlowMatching, Flow(drop_text=drop)), generator(0, "path")
+    loss = flow.loss("student", {"student": net}, batch_of(point, condition), generator(0, "path"), 0).value
+    point = path.draw(point.x0, rng, Times())
+    dropped = torch.rand(B, generator=rng) < drop
     assert {0.0: dropped.sum() == 0, 0.5: 0 < dropped.sum() < B, 1.0: dropped.sum() == B}[drop]
-    text = torch.stack([condition.null_text[i] if dropped[i] else condition.text[i] for i in range(B)])
+    text = torch.stack([condition.null_text if dropped[i] else condition.text[i] for i in range(B)])
     v = point.x1 - point.x0
     x_t = (1 - column(point.t)) * point.x0 + column(point.t) * point.x1
     assert_equal(loss, (v - net(x_t, point.t, text, condition.frames, condition.image)).square().mean())
@@ -198,24 +232,22 @@ def test_flow_matching_is_eq_2_with_text_dropped_from_some_clips(drop):
 
 @pytest.mark.parametrize("grid", [1, 4, 50])
 def test_dcd_is_eq_3_with_an_euler_step_of_the_teacher(nets, grid):
-    student, average, teacher = nets
+    student, average, teacher = nets.values()
     point, condition = draw()
     told = condition.text, condition.frames, condition.image
     t = torch.tensor([next(k for k in range(1, grid + 1) if k / grid >= t) / grid for t in point.t], dtype=D)
     s = t - 1 / grid
     x_t = (1 - column(t)) * point.x0 + column(t) * point.x1
-    uncond = teacher(x_t, t, condition.null_text, condition.frames, condition.image)
+    uncond = teacher(x_t, t, null_of(condition), condition.frames, condition.image)
     v = uncond + 3.0 * (teacher(x_t, t, *told) - uncond)
     x_s = x_t - 1 / grid * v
     target = x_s - column(s) * average(x_s, s, *told)                   # f-(x_s, s)
     loss = (x_t - column(t) * student(x_t, t, *told) - target).square().mean()
 
-    dcd = DiscreteDistillation(config.Dcd(grid=grid), *nets)
-    got_target, got_x_t, got_t = dcd.target(point, condition)
-    assert_equal(got_target, target)
-    assert_equal(got_x_t, x_t)
-    assert_equal(got_t, t)
-    got, _ = dcd(point, batch_of(point, condition), 0, torch.Generator())
+    dcd = made(DiscreteDistillation, Dcd(grid=grid))
+    assert_equal(dcd.on_grid(point.t), t)
+    assert_equal(dcd.target(x_t, t, nets, condition), target)
+    got = dcd.jump_from(x_t, t, nets, condition).loss
     assert_equal(got, loss)
     parameters = list(student.parameters())
     for a, b in zip(torch.autograd.grad(got, parameters), torch.autograd.grad(loss, parameters), strict=True):

@@ -15,11 +15,10 @@ from swiftvideo_fast import path, sampler
 from swiftvideo_fast.data import pairs
 from swiftvideo_fast.data.pairs import PairShards
 from swiftvideo_fast.models import weights
-from swiftvideo_fast.models.encoders import WordVectors
-from swiftvideo_fast.train import checkpoint, loop, rounds
+from swiftvideo_fast.models.toy.words import WordVectors
+from swiftvideo_fast.train import checkpoint, recipe, rounds, run_folder
 from swiftvideo_fast.train.ema import Ema
 
-pytestmark = pytest.mark.usefixtures("tiny_clips")
 COUNT = 2 * pairs.SHARD + 3         # the last shard is not full
 
 
@@ -31,11 +30,17 @@ def config(inputs: Path, folder: Path, **options):
 @pytest.fixture(scope="module")
 def written(inputs, tmp_path_factory):
     """A config whose pairs are there."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "demo_clips", lambda height: list(tiny.clips()))
-        cfg = config(inputs, tmp_path_factory.mktemp("written"))
-        rounds.make_pairs(cfg)
+    cfg = config(inputs, tmp_path_factory.mktemp("written"))
+    make_pairs(cfg)
     return cfg
+
+
+def make_pairs(cfg, rank: int = 0, world: int = 1) -> None:
+    rounds.make_pairs(cfg, rank, world, tiny.TABLES)
+
+
+def opened(cfg) -> PairShards:
+    return PairShards(cfg, recipe.Parts(cfg, tiny.TABLES).codec.identity)
 
 
 def content(cfg) -> dict[str, bytes]:
@@ -43,7 +48,7 @@ def content(cfg) -> dict[str, bytes]:
 
 
 def test_winner_and_loser_come_from_one_noise_and_condition_down_their_ladders(written, inputs):
-    batch = PairShards(written).draw(9, seed=0, clips_seen=0)
+    batch = opened(written).draw(9, seed=0, position=0)
     net = weights.load(inputs / "teacher.safetensors")
 
     def v(x, t):
@@ -59,14 +64,14 @@ def test_winner_and_loser_come_from_one_noise_and_condition_down_their_ladders(w
 
 def test_real_winners_are_the_clips(inputs, tmp_path):
     cfg = config(inputs, tmp_path, winner="real", count=4)
-    rounds.make_pairs(cfg)
-    batch = PairShards(cfg).draw(4, 0, 0)
+    make_pairs(cfg)
+    batch = opened(cfg).draw(4, 0, 0)
     assert torch.equal(batch.x0[:, :, 0], batch.condition.frames[:, 4:, 0])     # the first frame, as told
     assert not torch.equal(batch.loser[:, :, 0], batch.x0[:, :, 0])
 
 
 def test_a_draw_depends_on_its_place_alone(written):
-    one, two = PairShards(written), PairShards(written)
+    one, two = opened(written), opened(written)
     one.draw(3, 0, 7)
     a, b = one.draw(4, 0, 12), two.draw(4, 0, 12)
     assert torch.equal(a.x0, b.x0) and torch.equal(a.noise, b.noise) and a.captions == b.captions
@@ -76,9 +81,9 @@ def test_a_draw_depends_on_its_place_alone(written):
 def test_every_pair_is_found_in_its_place(written):
     files = sorted(pairs.folder_of(written).glob("*.safetensors"))
     winners = torch.cat([load_file(file)["x0"] for file in files])
-    opened = PairShards(written)
-    assert len(winners) == len(opened) == COUNT
-    assert all(torch.equal(opened._row(row)[0]["x0"], winner) for row, winner in enumerate(winners))
+    there = opened(written)
+    assert len(winners) == len(there) == COUNT
+    assert all(torch.equal(there._row(row)[0]["x0"], winner) for row, winner in enumerate(winners))
 
 
 def test_the_manifest_says_what_decides_the_bytes(written, inputs):
@@ -89,26 +94,26 @@ def test_the_manifest_says_what_decides_the_bytes(written, inputs):
 
 
 def test_the_device_samples_and_the_cpu_draws_and_keeps(inputs, tmp_path, monkeypatch):
-    def sampled(net, x1, condition, how, rng):
-        tensors = [*net.parameters(), x1, condition.frames, condition.text, condition.null_text]
+    def sampled(call, x1, condition, how, rng):
+        tensors = [*call.args[0].parameters(), x1, condition.frames, condition.text, condition.null_text]
         assert {x.device.type for x in tensors} == {"meta"} and rng.device.type == "cpu"
         return torch.zeros(x1.shape)
 
     cfg = config(inputs, tmp_path, count=3)
     monkeypatch.setattr(rounds, "own_device", lambda: torch.device("meta"))
     monkeypatch.setattr(sampler, "generate", sampled)
-    rounds.make_pairs(cfg)
-    assert PairShards(cfg).draw(2, 0, 0).noise.device.type == "cpu"
+    make_pairs(cfg)
+    assert opened(cfg).draw(2, 0, 0).noise.device.type == "cpu"
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_pairs_of_the_gpu_are_the_cpus_but_for_rounding(inputs, tmp_path, monkeypatch):
     on_gpu, on_cpu = (config(inputs, tmp_path / name, count=4) for name in ("gpu", "cpu"))
-    rounds.make_pairs(on_gpu)
+    make_pairs(on_gpu)
     monkeypatch.setattr(rounds, "own_device", lambda: torch.device("cpu"))
-    rounds.make_pairs(on_cpu)
-    a, b = (PairShards(cfg).draw(4, 0, 0) for cfg in (on_gpu, on_cpu))
+    make_pairs(on_cpu)
+    a, b = (opened(cfg).draw(4, 0, 0) for cfg in (on_gpu, on_cpu))
     assert torch.equal(a.noise, b.noise)
     assert (a.loser - b.loser).abs().max() <= 2**-8 * b.loser.abs().max()      # TF32 has 11 bits
 
@@ -116,7 +121,7 @@ def test_pairs_of_the_gpu_are_the_cpus_but_for_rounding(inputs, tmp_path, monkey
 def test_ranks_write_what_one_process_writes(written, inputs, tmp_path):
     cfg = config(inputs, tmp_path)
     for rank in (2, 0, 1):
-        rounds.make_pairs(cfg, rank, world=3)
+        make_pairs(cfg, rank, world=3)
     assert content(cfg) == content(written)
 
 
@@ -131,53 +136,53 @@ def test_pairs_cut_short_are_finished_to_the_same_bytes(written, inputs, tmp_pat
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(sampler, "generate", interrupt)
-        rounds.make_pairs(cfg)
+        make_pairs(cfg)
     assert len(content(cfg)) == 2
     with pytest.raises(ValueError, match="lacks 2 of 3 shards, pairs-00001.safetensors the first; finish"):
-        PairShards(cfg)
-    rounds.make_pairs(cfg)
+        opened(cfg)
+    make_pairs(cfg)
     assert content(cfg) == content(written)
 
 
 def test_a_finished_folder_is_only_read(written, monkeypatch):
     monkeypatch.setattr(sampler, "generate", None)
     monkeypatch.setattr(pairs, "whole", None)
-    rounds.make_pairs(written)
+    make_pairs(written)
 
 
 def test_no_pairs_and_damaged_pairs_are_named(inputs, written, tmp_path):
     cfg = config(inputs, tmp_path)
     with pytest.raises(ValueError, match="pairs: no pairs here; make them with `swiftvideo pairs`"):
-        PairShards(cfg)
+        opened(cfg)
     shutil.copytree(pairs.folder_of(written), pairs.folder_of(cfg))
     shard = pairs.folder_of(cfg) / "pairs-00001.safetensors"
     raw = bytearray(shard.read_bytes())
     raw[-1] ^= 1
     for damaged in (bytes(raw), bytes(raw[:1000]), b""):
         shard.write_bytes(damaged)
-        for use in (PairShards, rounds.make_pairs):
+        for use in (opened, make_pairs):
             with pytest.raises(ValueError, match=f"{shard}: damaged .*; delete it and run `swiftvideo"):
                 use(cfg)
     (pairs.folder_of(cfg) / pairs.MANIFEST).write_text("[]")
     with pytest.raises(ValueError, match="pairs.json: not the manifest of pairs .*; delete"):
-        PairShards(cfg)
+        opened(cfg)
 
 
 def test_pairs_of_other_options_or_another_student_are_left_alone(written, inputs, tmp_path):
     before = content(written)
     folder = str(pairs.folder_of(written))
     other = config(inputs, tmp_path, pairs=folder, steps=(4, 1))
-    for use in (PairShards, rounds.make_pairs):
+    for use in (opened, make_pairs):
         with pytest.raises(ValueError, match=r"holds other pairs \(steps: \[2, 1\] -> \[4, 1\]; ladders: "):
             use(other)
     weights.save(tiny.network(seed=5), tmp_path / "other.safetensors")
     cfg = config(inputs, tmp_path, pairs=folder)
     cfg = replace(cfg, model=replace(cfg.model, student=str(tmp_path / "other.safetensors")))
     with pytest.raises(ValueError, match="holds other pairs .student: "):
-        PairShards(cfg)
+        opened(cfg)
     (pairs.folder_of(written) / pairs.MANIFEST).rename(tmp_path / "aside")      # a shard knows as well
     with pytest.raises(ValueError, match="pairs-00000.safetensors holds other pairs .steps"):
-        rounds.make_pairs(other)
+        make_pairs(other)
     assert not (pairs.folder_of(written) / pairs.MANIFEST).exists()
     (tmp_path / "aside").rename(pairs.folder_of(written) / pairs.MANIFEST)
     assert content(written) == before
@@ -185,24 +190,24 @@ def test_pairs_of_other_options_or_another_student_are_left_alone(written, input
 
 def test_rounds_go_from_student_to_student(inputs, tmp_path):
     cfg = config(inputs, tmp_path, count=3, rank=0)
-    last = rounds.align(cfg, [4, 2, 1])
+    last = rounds.run_ta_rounds(cfg, [4, 2, 1], tiny.TABLES)
     assert last == tmp_path / "2-1"
     first, second = (json.loads((tmp_path / name / "pairs" / pairs.MANIFEST).read_text())
                      for name in ("4-2", "2-1"))
     assert (first["steps"], second["steps"]) == ([4, 2], [2, 1])
     assert first["student"] == weights.digest(inputs / "teacher.safetensors")
     assert second["student"] == weights.digest(tmp_path / "4-2/average.safetensors")
-    assert loop.agree(next(iter(rounds.rounds(cfg, [4, 2]))), tmp_path / "4-2") is None
+    run_folder.agree(next(iter(rounds.rounds(cfg, [4, 2]))), tiny.TABLES.complete)
     before = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")}
-    assert rounds.align(cfg, [4, 2, 1]) == last
+    assert rounds.run_ta_rounds(cfg, [4, 2, 1], tiny.TABLES) == last
     assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")} == before
 
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_an_aligned_student_comes_out_whole_and_as_lora(rank, inputs, tmp_path):
     cfg = config(inputs, tmp_path, count=3, rank=rank)
-    rounds.make_pairs(cfg)
-    loop.train(cfg)
+    make_pairs(cfg)
+    recipe.train(cfg, tiny.TABLES)
     start, end = (weights.load(f).state_dict() for f in (cfg.model.start, tmp_path / "student.safetensors"))
     moved = {name for name in start if not torch.equal(start[name], end[name])}
     assert "blocks.0.self_attn.q.weight" in moved
@@ -213,12 +218,12 @@ def test_an_aligned_student_comes_out_whole_and_as_lora(rank, inputs, tmp_path):
 
 def test_lora_cut_short_goes_on_to_the_same_bits(inputs, tmp_path, monkeypatch):
     cfg = config(inputs, tmp_path / "run", count=3, rank=2)
-    rounds.make_pairs(cfg)
-    want = everything(loop.train(cfg))
+    make_pairs(cfg)
+    want = everything(recipe.train(cfg, tiny.TABLES))
     kept = checkpoint.Saved(checkpoint.newest(tmp_path / "run")).shapes
     assert not any("base_layer" in name for name in kept)
     shutil.rmtree(tmp_path / "run")
-    rounds.make_pairs(cfg)
+    make_pairs(cfg)
     update, updates = Ema.update, []
 
     def interrupt(average):
@@ -229,5 +234,5 @@ def test_lora_cut_short_goes_on_to_the_same_bits(inputs, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Ema, "update", interrupt)
-        loop.train(cfg)
-    assert everything(loop.train(cfg)) == want
+        recipe.train(cfg, tiny.TABLES)
+    assert everything(recipe.train(cfg, tiny.TABLES)) == want

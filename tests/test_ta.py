@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
-from test_objectives import SHAPE, B, D, Net, assert_equal, column, draw
+from test_objectives import SHAPE, B, D, Net, assert_equal, column, draw, made
 
-from swiftvideo_fast import config
+from swiftvideo_fast import path
+from swiftvideo_fast.config import Times
 from swiftvideo_fast.data.pairs import Pairs
-from swiftvideo_fast.objectives.ta import TrajectoryAlignment
+from swiftvideo_fast.objectives.ta import Ta, TrajectoryAlignment
+from swiftvideo_fast.seeds import generator
 
 
 def pairs_of(point, condition, seed: int = 7) -> Pairs:
@@ -39,20 +41,22 @@ def gradient(loss, net) -> torch.Tensor:
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))])
 
 
-def options(**changes) -> config.Ta:
-    return config.Ta(**changes)
+def loss_of(student, reference, pairs, **options) -> tuple[torch.Tensor, dict]:
+    """(the loss, its log) of pairs at the point that `drawn` returns."""
+    ta = made(TrajectoryAlignment, Ta(**options))
+    out = ta.loss("student", {"student": student, "reference": reference}, pairs, generator(0, "path"), 0)
+    return out.value, out.log
 
 
-def preference(student, reference, pairs, point, beta: float = 5.0) -> torch.Tensor:
+def preference(student, reference, pairs, beta: float = 5.0) -> torch.Tensor:
     """The gradient of the first term alone."""
-    ta = TrajectoryAlignment(options(beta=beta, reflow=0.0), student, reference)
-    return gradient(ta(point, pairs, 0, torch.Generator())[0], student)
+    return gradient(loss_of(student, reference, pairs, beta=beta, reflow=0.0)[0], student)
 
 
 @pytest.fixture
 def drawn():
     point, condition = draw()
-    return point, pairs_of(point, condition)
+    return path.draw(point.x0, generator(0, "path"), Times()), pairs_of(point, condition)
 
 
 @pytest.mark.parametrize("noise", ["fresh", "paired"])
@@ -63,8 +67,7 @@ def test_loss_gradient_and_log_are_those_of_eq_11(beta, reflow, noise, drawn):
     eps = point.x1 if noise == "fresh" else pairs.noise
     want, win, lose = eq_11(student, reference, point.x0, pairs.loser, eps, point.t, pairs.condition,
                             beta, reflow)
-    ta = TrajectoryAlignment(options(beta=beta, reflow=reflow, noise=noise), student, reference)
-    got, log = ta(point, pairs, 0, torch.Generator())
+    got, log = loss_of(student, reference, pairs, beta=beta, reflow=reflow, noise=noise)
     assert_equal(got, want)
     assert_equal(gradient(got, student), gradient(want, student))
     inside = -beta / 2 * (win - lose)
@@ -78,8 +81,7 @@ def test_loss_gradient_and_log_are_those_of_eq_11(beta, reflow, noise, drawn):
 def test_at_the_start_the_loss_is_log_2_and_pulls_by_a_quarter_of_beta(drawn):
     point, pairs = drawn
     student, reference = Net(1), Net(1)
-    ta = TrajectoryAlignment(options(beta=5.0, reflow=0.0), student, reference)
-    loss, log = ta(point, pairs, 0, torch.Generator())
+    loss, log = loss_of(student, reference, pairs, beta=5.0, reflow=0.0)
     assert loss.item() == pytest.approx(math.log(2), rel=1e-14)
     assert (log["win_diff"], log["lose_diff"], log["saturation"]) == (0.0, 0.0, 0.5)
     won, lost = (error(student, x, point.x1, point.t, pairs.condition).mean()
@@ -91,9 +93,9 @@ def test_a_pair_of_equals_teaches_reflow_alone(drawn):
     point, pairs = drawn
     student, same = Net(1), Pairs(pairs.x0, pairs.condition, pairs.captions, pairs.x0, pairs.noise)
     for reference in (Net(1), Net(3)):
-        pull = preference(student, reference, same, point)
+        pull = preference(student, reference, same)
         assert_equal(pull, torch.zeros_like(pull))
-    loss, _ = TrajectoryAlignment(options(reflow=2.0), student, Net(1))(point, same, 0, torch.Generator())
+    loss, _ = loss_of(student, Net(1), same, reflow=2.0)
     won = error(student, point.x0, point.x1, point.t, pairs.condition).mean()
     assert_equal(gradient(loss, student), gradient(2 * won, student))
 
@@ -101,11 +103,10 @@ def test_a_pair_of_equals_teaches_reflow_alone(drawn):
 def test_swapping_winner_and_loser_turns_the_pull_around(drawn):
     point, pairs = drawn
     student = Net(1)
-    there, back = (preference(student, Net(1), p, point) for p in (pairs, swapped(pairs)))
+    there, back = (preference(student, Net(1), p) for p in (pairs, swapped(pairs)))
     assert_equal(there, -back)
     one = pairs[:1]
-    first = type(point)(*(x[:1] for x in vars(point).values()))
-    there, back = (preference(student, Net(3), p, first) for p in (one, swapped(one)))
+    there, back = (preference(student, Net(3), p) for p in (one, swapped(one)))
     ratio = there.norm() / back.norm()                  # sigmoid(m) and sigmoid(-m), away from the start
     assert_equal(there, -ratio * back)
     assert abs(ratio - 1) > 0.1
@@ -114,6 +115,6 @@ def test_swapping_winner_and_loser_turns_the_pull_around(drawn):
 def test_no_gradient_reaches_the_reference(drawn):
     point, pairs = drawn
     student, reference = Net(1), Net(3)
-    TrajectoryAlignment(options(), student, reference)(point, pairs, 0, torch.Generator())[0].backward()
+    loss_of(student, reference, pairs)[0].backward()
     assert all(p.grad is not None for p in student.parameters())
     assert all(p.grad is None for p in reference.parameters())

@@ -10,20 +10,24 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 
-from swiftvideo_fast.config import to_dict
+from swiftvideo_fast.config import Optim, Run, to_dict
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.wan.network import Block
-from swiftvideo_fast.train import checkpoint, loop, report
+from swiftvideo_fast.objectives.base import STUDENT
+from swiftvideo_fast.objectives.flow import FlowMatching
+from swiftvideo_fast.train import checkpoint, log, loop, recipe, run_folder
 from swiftvideo_fast.train.ema import Ema
-from swiftvideo_fast.train.report import Report, read_log
+from swiftvideo_fast.train.log import Log, read_log
+from swiftvideo_fast.train.single import Trained
 
-pytestmark = pytest.mark.usefixtures("tiny_clips")
 KILLED = -signal.SIGKILL
+STUDENT_FILE = recipe.FILES[STUDENT]
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +39,10 @@ def processes():
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["tiny"])
         yield context
+
+
+def train(cfg) -> Path:
+    return recipe.train(cfg, tiny.TABLES)
 
 
 def attempt(processes, cfg, kill_at: int | None = None, seconds: float | None = None) -> int:
@@ -76,7 +84,7 @@ def assert_same(files: dict, shown: dict, want_files: dict, want_shown: dict) ->
 
 def test_a_run_interrupted_between_checkpoints_ends_with_the_same_bits(inputs, monkeypatch):
     cfg = tiny.config(inputs, "flow", run="interrupted")
-    run = loop.train(cfg)
+    run = train(cfg)
     want = everything(run), scalars(run)
     shutil.rmtree(run)
 
@@ -88,8 +96,8 @@ def test_a_run_interrupted_between_checkpoints_ends_with_the_same_bits(inputs, m
     update = Ema.update
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Ema, "update", interrupt)
-        loop.train(cfg)
-    loop.train(cfg)
+        train(cfg)
+    train(cfg)
     assert_same(everything(run), scalars(run), *want)
 
 
@@ -129,44 +137,51 @@ def test_no_touch_of_the_disk_is_a_bad_moment_to_be_killed(inputs, processes):
     shutil.rmtree(run)
 
 
-def test_a_finished_run_ends_at_once_and_changes_nothing(inputs, monkeypatch):
+class Unreadable(tiny.NoiseCrops):
+    """A source that must not be asked for anything."""
+
+    def clips(self, split, count, seed):
+        raise AssertionError("the data was opened")
+
+
+def test_a_finished_run_ends_at_once_and_changes_nothing(inputs):
     cfg = tiny.config(inputs, "flow", run="finished")
-    run = loop.train(cfg)
+    run = train(cfg)
     before = {f: f.stat().st_mtime_ns for f in run.rglob("*")}
-    monkeypatch.setattr(loop, "load_latents", None)
-    assert loop.train(cfg) == run
+    unreadable = replace(tiny.TABLES, sources=recipe.by_name(Unreadable))
+    assert recipe.train(cfg, unreadable) == run
     assert {f: f.stat().st_mtime_ns for f in run.rglob("*")} == before
 
 
 def test_a_run_without_its_weights_writes_them_again(inputs):
     cfg = tiny.config(inputs, "flow", run="again")
-    want = everything(loop.train(cfg))
-    (Path(cfg.run.dir) / loop.STUDENT).unlink()
-    assert everything(loop.train(cfg)) == want
+    want = everything(train(cfg))
+    (Path(cfg.run.dir) / STUDENT_FILE).unlink()
+    assert everything(train(cfg)) == want
 
 
 def test_a_folder_of_another_config_is_left_alone(inputs):
     cfg = tiny.config(inputs, "flow", run="taken")
-    want = everything(loop.train(cfg))
+    want = everything(train(cfg))
     other = tiny.config(inputs, "flow", run="taken", optim={"lr": 2e-3}, data={"batch": 3})
     with pytest.raises(ValueError) as error:
-        loop.train(other)
+        train(other)
     changed = "(optim.lr: 0.001 -> 0.002; data.batch: 2 -> 3)"
     assert f"taken holds a run of another config {changed}; take another run.dir" in str(error.value)
 
     assert everything(Path(cfg.run.dir)) == want
 
-    (Path(cfg.run.dir) / loop.CONFIG).unlink()          # the checkpoint knows as well
+    (Path(cfg.run.dir) / run_folder.CONFIG).unlink()          # the checkpoint knows as well
     with pytest.raises(ValueError, match="step-00000006 holds a run of another config .optim.lr: 0.001"):
-        loop.train(other)
+        train(other)
 
 
 @pytest.mark.parametrize("text", ["", "run: {", "just words", "\x00"])
 def test_a_damaged_config_in_the_folder_is_named(text, inputs, tmp_path):
-    (tmp_path / loop.CONFIG).write_text(text)
+    (tmp_path / run_folder.CONFIG).write_text(text)
     cfg = tiny.config(inputs, "flow", run=str(tmp_path))
     with pytest.raises(ValueError, match=f"{tmp_path}/config.yaml: not the config of a run"):
-        loop.train(cfg)
+        train(cfg)
 
 
 @pytest.mark.parametrize("changes, why", [
@@ -178,39 +193,36 @@ def test_a_damaged_config_in_the_folder_is_named(text, inputs, tmp_path):
 def test_bad_input_is_found_before_anything_is_written(changes, why, inputs):
     cfg = tiny.config(inputs, "ccd", run="never", **changes)
     with pytest.raises(ValueError, match=why):
-        loop.train(cfg)
+        train(cfg)
     assert not Path(cfg.run.dir).exists()
 
 
 def test_an_unknown_preset_lists_the_known_ones(inputs):
-    cfg = tiny.config(inputs, "flow", run="never", model={"weights": None, "preset": "tyni"})
     with pytest.raises(ValueError, match="model.preset is 'tyni'; want one of .*, perhaps 'tiny'"):
-        loop.train(cfg)
+        tiny.config(inputs, "flow", run="never", model={"weights": None, "preset": "tyni"})
 
 
-def diverging(monkeypatch, steps: set[int]) -> None:
-    """The loss is not a number in these steps."""
-    real = loop.FlowMatching.__call__
+def diverging(steps: set[int]) -> recipe.Tables:
+    """Flow matching whose loss is not a number in these steps."""
+    class Diverging(FlowMatching):
+        def loss(self, turn, nets, batch, rng, step, handed=None):
+            out = super().loss(turn, nets, batch, rng, step, handed)
+            return replace(out, value=out.value * float("nan")) if step in steps else out
 
-    def diverge(self, point, batch, step, rng):
-        loss, log = real(self, point, batch, step, rng)
-        return (loss * float("nan") if step in steps else loss), log
-
-    monkeypatch.setattr(loop.FlowMatching, "__call__", diverge)
+    return replace(tiny.TABLES, objectives=recipe.by_name(Diverging))
 
 
-def test_a_loss_that_stays_no_number_ends_the_run_before_it_spoils_a_checkpoint(inputs, monkeypatch):
-    cfg = tiny.config(inputs, "flow", run="diverged", optim={"skips": 1})
-    diverging(monkeypatch, {2, 3, 4})
-    with pytest.raises(FloatingPointError, match="at step 3 the loss is nan.*1 steps .*step-00000002; lower"):
-        loop.train(cfg)
+def test_a_loss_that_stays_no_number_ends_the_run_before_it_spoils_a_checkpoint(inputs):
+    cfg = tiny.config(inputs, "flow", run="diverged", optim={"max_skips": 1})
+    with pytest.raises(FloatingPointError,
+                       match="student: at step 3 the loss is nan.*1 steps .*step-00000002; lower"):
+        recipe.train(cfg, diverging({2, 3, 4}))
     assert checkpoint.newest(Path(cfg.run.dir)).name == "step-00000002"
 
 
-def test_a_step_without_a_finite_gradient_is_skipped_and_counted(inputs, monkeypatch):
-    cfg = tiny.config(inputs, "flow", run="skipping", optim={"skips": 2})
-    diverging(monkeypatch, {0, 2, 3})
-    log = read_log(loop.train(cfg))
+def test_a_step_without_a_finite_gradient_is_skipped_and_counted(inputs):
+    cfg = tiny.config(inputs, "flow", run="skipping", optim={"max_skips": 2})
+    log = read_log(recipe.train(cfg, diverging({0, 2, 3})))
     assert [line.get("skipped", 0) for line in log] == [1, 0, 1, 2, 0, 0]
     saved = checkpoint.last_good(Path(cfg.run.dir))
     assert int(saved.read("student/steps", 0, 1)) == 3
@@ -230,12 +242,12 @@ def test_a_full_disk_leaves_a_run_to_go_on_with(inputs, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", fill)
         with pytest.raises(OSError, match="step-00000004: could not be written .*No space left.*make room"):
-            loop.train(cfg)
+            train(cfg)
     run = Path(cfg.run.dir)
     assert checkpoint.newest(run).name == "step-00000002" and not list(run.glob(".*"))
-    cut = everything(loop.train(cfg))
+    cut = everything(train(cfg))
     shutil.rmtree(run)
-    assert cut == everything(loop.train(cfg))
+    assert cut == everything(train(cfg))
 
 
 @pytest.mark.parametrize("schedule, want", [
@@ -244,13 +256,13 @@ def test_a_full_disk_leaves_a_run_to_go_on_with(inputs, monkeypatch):
 ])
 def test_the_rate_rises_then_follows_its_schedule(schedule, want, inputs):
     cfg = tiny.config(inputs, "flow", optim={"lr": 1.0, "schedule": schedule})
-    assert [loop.learning_rate(cfg, step) for step in range(6)] == pytest.approx(want)
+    assert [loop.learning_rate(cfg.optim, step, cfg.run.steps) for step in range(6)] == pytest.approx(want)
 
 
 def test_the_average_follows_the_student():
     student = torch.nn.Linear(2, 1)
     start = student.weight.detach().clone()
-    ema = Ema(student, decay=0.75)
+    ema = Ema(Trained(student, Optim(1e-3), 1), decay=0.75)
     with torch.no_grad():
         student.weight += 1
     ema.update()
@@ -258,20 +270,24 @@ def test_the_average_follows_the_student():
     assert not any(p.requires_grad for p in ema.net.parameters())
 
 
+def logging_to(folder: Path, start: int, steps: int) -> Log:
+    return Log(SimpleNamespace(run=Run(str(folder), steps)), start, {})
+
+
 def test_a_log_cut_by_a_kill_loses_its_last_line_only(tmp_path):
     (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 0.1}\n{"step": 2, "loss": 0.2}\n{"step": 3, "lo')
     assert [line["step"] for line in read_log(tmp_path)] == [1, 2]
-    Report(tmp_path, start=1, steps=3).close()
+    logging_to(tmp_path, start=1, steps=3).close()
     assert (tmp_path / "log.jsonl").read_text() == '{"step": 1, "loss": 0.1}\n'
 
 
 def test_without_a_terminal_progress_is_a_plain_line_now_and_then(tmp_path, capsys, monkeypatch):
-    said = Report(tmp_path, start=0, steps=4)
+    said = logging_to(tmp_path, start=0, steps=4)
     for step in (1, 2, 3, 4):
         if step == 2:
-            monkeypatch.setattr(report, "SILENCE", 0.0)
+            monkeypatch.setattr(log, "LINE_EVERY", 0.0)
         if step == 3:
-            monkeypatch.setattr(report, "SILENCE", 1e9)
+            monkeypatch.setattr(log, "LINE_EVERY", 1e9)
         said(step, {"loss": 0.5})
         said.tick()
     said.close()
@@ -284,7 +300,7 @@ def test_without_a_terminal_progress_is_a_plain_line_now_and_then(tmp_path, caps
 def test_a_tensor_in_the_log_is_a_histogram_on_tensorboard_alone(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    said = Report(tmp_path, start=0, steps=1)
+    said = logging_to(tmp_path, start=0, steps=1)
     said(1, {"loss": 0.5, "logits": torch.tensor([-1.0, 1.0, 1.0])})
     said.close()
     assert read_log(tmp_path) == [{"step": 1, "loss": 0.5}]
@@ -298,7 +314,7 @@ def test_adapters_begin_alike_whatever_the_file_is_stored_in(inputs, tmp_path):
     weights.save(tiny.network(), tmp_path / "half.safetensors", torch.bfloat16)
     cfg = tiny.config(inputs, "ta", model={"student": str(tmp_path / "half.safetensors")})
     cfg = replace(cfg, objective=replace(cfg.objective, rank=2))
-    whole, mapped = ({name: p for name, p in loop.starting_network(cfg, mapped).named_parameters()
+    whole, mapped = ({name: p for name, p in recipe.Parts(cfg, tiny.TABLES).start(mapped).named_parameters()
                       if p.requires_grad} for mapped in (False, True))
     assert whole.keys() == mapped.keys() and len(whole) > 10
     assert all(p.dtype == torch.float32 and torch.equal(p, mapped[name]) for name, p in whole.items())
@@ -329,12 +345,12 @@ def test_wandb_is_told_what_the_log_is_told_and_a_resumed_run_is_the_same_run_th
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     cfg = tiny.config(inputs, "flow", run="told")
     cfg = replace(cfg, run=replace(cfg.run, wandb="a project", watch_every=3))
-    run = loop.train(cfg)
+    run = train(cfg)
     lines = [(line.pop("step"), line) for line in read_log(run)]
     assert [line for line in wandb.lines if "samples" not in line[1]] == lines and len(lines) == 6
     assert [(step, len(x["samples"])) for step, x in wandb.lines if "samples" in x] == [(3, 3), (6, 3)]
-    (run / loop.STUDENT).unlink()
-    loop.train(cfg)
+    (run / STUDENT_FILE).unlink()
+    train(cfg)
     first, again = wandb.runs
     assert first == again and first["project"] == "a project" and first["resume"] == "allow" and first["id"]
     assert first["config"] == to_dict(cfg) and wandb.ended == 2
@@ -344,15 +360,15 @@ def test_wandb_that_is_not_there_is_missed_before_anything_is_written(inputs, mo
     monkeypatch.setitem(sys.modules, "wandb", None)
     cfg = tiny.config(inputs, "flow", run="untold")
     with pytest.raises(ValueError, match="run.wandb wants wandb: pip install wandb"):
-        loop.train(replace(cfg, run=replace(cfg.run, wandb="a project")))
+        train(replace(cfg, run=replace(cfg.run, wandb="a project")))
     assert not Path(cfg.run.dir).exists()
 
 
 def test_a_student_may_start_where_the_teacher_is_not(inputs):
-    run = loop.train(tiny.config(inputs, "flow", run="first"))
-    cfg = tiny.config(inputs, "ccd", model={"student": str(run / loop.STUDENT)})
-    started = loop.starting_network(cfg)
-    assert torch.equal(started.head.head.weight, weights.load(run / loop.STUDENT).head.head.weight)
+    run = train(tiny.config(inputs, "flow", run="first"))
+    cfg = tiny.config(inputs, "ccd", model={"student": str(run / STUDENT_FILE)})
+    started = recipe.Parts(cfg, tiny.TABLES).start()
+    assert torch.equal(started.head.head.weight, weights.load(run / STUDENT_FILE).head.head.weight)
     assert not torch.equal(started.head.head.weight, tiny.network().head.head.weight)
 
 
@@ -363,15 +379,15 @@ def test_a_student_that_recomputes_ends_with_the_same_bits(inputs, monkeypatch):
     found = []
     for recompute in (False, True):
         entered.clear()
-        run = loop.train(tiny.config(inputs, "ccd", run=f"recompute {recompute}",
+        run = train(tiny.config(inputs, "ccd", run=f"recompute {recompute}",
                                      model={"recompute": recompute}))
-        found.append((weights.load(run / loop.STUDENT).state_dict(), sum(entered)))
+        found.append((weights.load(run / STUDENT_FILE).state_dict(), sum(entered)))
     (kept, once), (recomputed, twice) = found
     assert all(torch.equal(x, recomputed[name]) for name, x in kept.items()) and twice == 2 * once
 
 
 def test_a_log_that_the_disk_refuses_names_the_run(tmp_path):
-    report = Report(tmp_path, start=0, steps=2)
+    report = logging_to(tmp_path, start=0, steps=2)
     report.log.close()
     report.log = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
     with pytest.raises(OSError, match=f"{tmp_path}: its log could not be written .*No space left"):

@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from swiftvideo_fast.models.codec import PcaCodec
+from swiftvideo_fast.models.toy.codec import PcaCodec
 from swiftvideo_fast.models.vae import WanVae
 
 T = 5

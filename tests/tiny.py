@@ -4,19 +4,20 @@ import functools
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch._dynamo  # noqa: F401  (an optimizer's first step would, in every process)
 
-from swiftvideo_fast.config import Config, Ta, from_dict
+from swiftvideo_fast.config import Config
 from swiftvideo_fast.data.clips import Clip, demo_clips
-from swiftvideo_fast.data.crops import CropSource
-from swiftvideo_fast.data.latents import fit_codec
+from swiftvideo_fast.data.crops import CropSource, EncodedCrops, fit_codec
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.wan.network import Wan, WanConfig, initialise
-from swiftvideo_fast.train import loop, rounds
+from swiftvideo_fast.objectives.ta import Ta
+from swiftvideo_fast.train import recipe, rounds
 
 FRAMES, SIZE, HEIGHT = 5, 16, 24
 SIZES = WanConfig(dim=16, heads=2, layers=1, ffn_dim=32, text_dim=8, freq_dim=8, time_scale=10.0)
@@ -47,6 +48,15 @@ def demo() -> list[Clip]:
     return demo_clips()
 
 
+class NoiseCrops(EncodedCrops):
+    """The source `crops`, of noise in place of the demo's clips."""
+
+    footage = staticmethod(lambda height: clips())
+
+
+TABLES = replace(recipe.TABLES, sources=recipe.by_name(NoiseCrops))
+
+
 def network(seed: int = 0, sizes: WanConfig = SIZES) -> Wan:
     """Initialised, then moved off its zero head."""
     net, rng = Wan(sizes), torch.Generator().manual_seed(seed)
@@ -66,8 +76,9 @@ def config(folder: Path, objective: str, run: str = "run", **changes: dict) -> C
     """Six steps, a checkpoint after every second, on the inputs in `folder`.  changes: section -> values."""
     tree = {
         "run": {"dir": str(folder / run), "steps": 6, "save_every": 2, "log_every": 1, "keep": 1},
-        "model": {"weights": str(folder / "teacher.safetensors"), "codec": str(folder / "codec.safetensors")},
-        "data": {"frames": FRAMES, "size": SIZE, "height": HEIGHT, "pool": 8, "batch": 2},
+        "model": {"family": "toy", "weights": str(folder / "teacher.safetensors"),
+                  "codec": str(folder / "codec.safetensors")},
+        "data": {"name": "crops", "frames": FRAMES, "size": SIZE, "height": HEIGHT, "pool": 8, "batch": 2},
         "objective": RUNS[objective],
         "optim": {"lr": 1e-3, "warmup": 2},
     }
@@ -75,13 +86,12 @@ def config(folder: Path, objective: str, run: str = "run", **changes: dict) -> C
         tree["da"] = {"start": 3, "lr": 1e-3, "backbone": "filters", "crop": 16, "watch": 2}
     for section, values in changes.items():
         tree[section] = tree.get(section, {}) | values
-    return from_dict(tree)
+    return TABLES.from_dict(tree)
 
 
-def train(cfg: Config, kill_at: int | None = None) -> None:
+def train(cfg: Config, kill_at: int | None = None, tables: recipe.Tables = TABLES) -> None:
     """The run on tiny clips, alone in its process; killed before its kill_at-th touch of the disk."""
     torch.set_num_threads(1)
-    loop.demo_clips = lambda height: list(clips())
     touches = 0
 
     def watch(event: str, args: tuple) -> None:         # an audit hook; rmtree's names lack their folder
@@ -95,5 +105,5 @@ def train(cfg: Config, kill_at: int | None = None) -> None:
 
     sys.addaudithook(watch)
     if isinstance(cfg.objective, Ta):
-        rounds.make_pairs(cfg)
-    loop.train(cfg)
+        rounds.make_pairs(cfg, tables=tables)
+    recipe.train(cfg, tables)

@@ -6,33 +6,15 @@ from pathlib import Path
 import yaml
 
 from swiftvideo_fast.config import strict
-from swiftvideo_fast.config.schema import (
-    OBJECTIVES,
-    Ccd,
-    Config,
-    Da,
-    Data,
-    Dcd,
-    Engine,
-    Flow,
-    Model,
-    Optim,
-    Run,
-    Sample,
-    Ta,
-    Times,
-    objective_name,
-)
+from swiftvideo_fast.config.schema import Config, Engine, Model, Optim, Run, Sample, Times
+from swiftvideo_fast.config.strict import Plugs
 
-__all__ = ["OBJECTIVES", "Ccd", "Config", "Da", "Data", "Dcd", "Engine", "Flow", "Model", "Optim", "Run",
-           "Sample", "Ta", "Times", "differences", "from_dict", "load", "objective_name", "to_dict"]
+__all__ = ["Config", "Engine", "Model", "Optim", "Plugs", "Run", "Sample", "Times", "differences",
+           "from_dict", "read", "to_dict"]
 
 
-def load(path: Path | str, overrides: list[str] = ()) -> Config:
-    """The config in a YAML file, with `a.b=value` overrides (values are YAML).
-
-    ValueError names the file, the key, what was found and what was wanted.
-    """
+def read(path: Path | str, overrides: list[str] = ()) -> dict:
+    """The tree of a YAML file, with `a.b=value` overrides (values are YAML); ValueError names the file."""
     try:
         tree = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError as why:
@@ -47,35 +29,29 @@ def load(path: Path | str, overrides: list[str] = ()) -> Config:
     try:
         for override in overrides:
             strict.override(tree, override)
-        return from_dict(tree)
     except ValueError as why:
         raise ValueError(f"{path}: {why}") from why
+    return tree
 
 
-def from_dict(tree: dict) -> Config:
-    """The inverse of `to_dict`."""
-    return strict.build(Config, tree)
+def from_dict(tree: dict, plugs: Plugs) -> Config:
+    """The inverse of `to_dict`; plugs: the options' classes of objective, data and da."""
+    return strict.build(Config, tree, plugs=plugs)
 
 
 def to_dict(config: Config) -> dict:
-    """Plain values, as YAML and JSON give them back; the objective carries its name."""
+    """Plain values, as YAML and JSON give them back; objective and data carry their names."""
     tree = asdict(config)
-    tree["objective"] = {"name": objective_name(config.objective)} | tree["objective"]
+    for section in ("objective", "data"):
+        tree[section] = {"name": getattr(config, section).name} | tree[section]
     return strict.plain(tree)
 
 
 def differences(old: dict, new: dict) -> list[str]:
     """"optim.lr: 0.001 -> 0.002" for every key that differs between two configs of `to_dict`.
 
-    Not those of the engine, of which no result depends; and a key that is younger than `old` had its default.
+    Not those of the engine, on which no result depends.
     """
     a, b = (strict.flatten({key: value for key, value in tree.items() if key != "engine"})
-            for tree in (_completed(old), new))
+            for tree in (old, new))
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in a | b if a.get(key) != b.get(key)]
-
-
-def _completed(tree: dict) -> dict:
-    try:
-        return to_dict(from_dict(tree))
-    except ValueError:
-        return tree

@@ -1,32 +1,79 @@
-"""Plain values into frozen dataclasses; what is unknown, missing or of a wrong type is a ValueError."""
+"""Plain values into frozen dataclasses; what is unknown, missing, of a wrong type or out of limits raises.
+
+A limit stands beside the field it holds for:
+
+    steps: int = option(POSITIVE)                       # required
+    lr: float = option(POSITIVE, 1e-6)
+    norm: str = option(one_of("l2", "rms", "clip"), "l2")
+"""
 
 import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable
-from dataclasses import MISSING, fields, is_dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 
 import yaml
 
+Plugs = Mapping[str, Mapping[str, type] | type]         # field of the root -> its dataclass, or those by name
 
-def build(cls: type, tree: object, where: str = ""):
+
+@dataclass(frozen=True)
+class Limit:
+    """holds(value) for every value but None; wanted: what the error says."""
+
+    holds: Callable[[typing.Any], bool]
+    wanted: str
+    names: tuple[str, ...] = ()
+
+
+POSITIVE = Limit(lambda x: x > 0, "a positive number")
+NATURAL = Limit(lambda x: x >= 0, "0 or more")
+SHARE = Limit(lambda x: 0 <= x <= 1, "a number in [0, 1]")
+FRACTION = Limit(lambda x: 0 <= x < 1, "a number in [0, 1)")
+
+
+def one_of(*names: str) -> Limit:
+    return Limit(lambda x: x in names, "", names)
+
+
+def option(limit: Limit, default: object = MISSING):
+    """A dataclass field with a limit; without a default it is required."""
+    return field(default=default, metadata={"limit": limit})
+
+
+def check(section: object, where: str = "") -> None:
+    """ValueError naming the first key whose value is out of its limit, nested sections included."""
+    for f in fields(section):
+        value, key = getattr(section, f.name), _join(where, f.name)
+        limit = f.metadata.get("limit")
+        if is_dataclass(value):
+            check(value, key)
+        elif limit and value is not None and limit.names:
+            known_name(key, value, limit.names)
+        elif limit and value is not None:
+            want(limit.holds(value), key, value, limit.wanted)
+
+
+def build(cls: type, tree: object, where: str = "", plugs: Plugs = types.MappingProxyType({})):
     """An instance of the dataclass `cls`, nested ones included.  where: the dotted path of `tree`.
 
-    A field typed as a union of dataclasses takes the one that its key `name` names, in lower case.
+    plugs: the dataclasses of the fields of `cls` that others bring; among several the key `name` chooses.
     """
     known = {f.name: f for f in fields(cls)}
     if not isinstance(tree, dict):
         raise ValueError(f"{where or 'config'} is {tree!r}; want a section with keys {list(known)}")
     for key in tree:
         if key not in known:
-            near = _nearest(cls, key, where)
+            near = _nearest(cls, key, where, plugs)
             raise ValueError(f"unknown key {_join(where, key)}; the nearest known one is {near}")
     for name, f in known.items():
         if name not in tree and f.default is MISSING and f.default_factory is MISSING:
             raise ValueError(f"missing key {_join(where, name)}")
-    hints = typing.get_type_hints(cls)
-    return cls(**{key: _value(hints[key], value, _join(where, key)) for key, value in tree.items()})
+    hints = typing.get_type_hints(cls) | {name: plugs[name] for name in known if name in plugs}
+    return cls(**{key: _value(hints[key], value, _join(where, key), optional=known[key].default is None)
+                  for key, value in tree.items()})
 
 
 def override(tree: dict, text: str) -> None:
@@ -65,21 +112,20 @@ def want(holds: bool, where: str, found: object, wanted: str) -> None:
         raise ValueError(f"{where} is {found}; want {wanted}")
 
 
-def one_of(where: str, found: object, known: Iterable[str]) -> None:
-    """The check of a name; the message has the one that was perhaps meant."""
+def known_name(where: str, found: object, known: Iterable[str]) -> None:
+    """The check of a name; the message has the nearest known one."""
     known = list(known)
     want(found in known, where, repr(found), f"one of {known}, perhaps {_closest(found, known)!r}")
 
 
-def _value(wanted: object, value: object, where: str):
+def _value(wanted: object, value: object, where: str, optional: bool = False):
     if isinstance(wanted, types.UnionType):
-        first, *others = options = typing.get_args(wanted)
-        if value is None and types.NoneType in others:
-            return None
-        several = is_dataclass(first) and types.NoneType not in others
-        return _choose(options, value, where) if several else _value(first, value, where)
+        first, *others = typing.get_args(wanted)
+        return None if value is None and types.NoneType in others else _value(first, value, where)
+    if isinstance(wanted, Mapping):
+        return _choose(wanted, value, where)
     if is_dataclass(wanted):
-        return build(wanted, value, where)
+        return None if value is None and optional else build(wanted, value, where)
     if typing.get_origin(wanted) is tuple:
         parts = typing.get_args(wanted)
         fits = isinstance(value, list | tuple) and len(value) == len(parts)
@@ -100,21 +146,22 @@ def _as_float(value: object) -> object:
         return value
 
 
-def _choose(options: tuple[type, ...], tree: object, where: str):
-    named = {cls.__name__.lower(): cls for cls in options}
+def _choose(named: Mapping[str, type], tree: object, where: str):
     name = tree.get("name") if isinstance(tree, dict) else tree
-    one_of(_join(where, "name"), name, named)
+    known_name(_join(where, "name"), name, named)
     want(isinstance(tree, dict), where, repr(tree), f"a section with name: {name}")
     return build(named[name], {key: value for key, value in tree.items() if key != "name"}, where)
 
 
-def _nearest(cls: type, key: object, where: str) -> str:
+def _nearest(cls: type, key: object, where: str, plugs: Plugs) -> str:
     """The known key most like `key`, of this section or of one below it, should the section be forgotten."""
-    hints = typing.get_type_hints(cls)
-    names = {name: _join(where, name) for name in hints}
-    for section, hint in hints.items():
-        for f in fields(hint) if is_dataclass(hint) else ():
-            names.setdefault(f.name, _join(_join(where, section), f.name))
+    hints = typing.get_type_hints(cls) | dict(plugs)
+    names = {name: _join(where, name) for name in typing.get_type_hints(cls)}
+    for section in names.copy():
+        hint = hints[section]
+        for below in hint.values() if isinstance(hint, Mapping) else [hint]:
+            for f in fields(below) if is_dataclass(below) else ():
+                names.setdefault(f.name, _join(_join(where, section), f.name))
     return names[_closest(key, names)]
 
 

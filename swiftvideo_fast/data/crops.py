@@ -4,17 +4,27 @@ Panning and running time backwards keep the future from being given by the first
 way the camera goes: a sampler of few steps that averages over the ways is seen to blur.
 """
 
+import warnings
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from swiftvideo_fast.data.clips import Clip
+from swiftvideo_fast.config.strict import NATURAL, POSITIVE, option, want
+from swiftvideo_fast.data.batch import Batch, joined
+from swiftvideo_fast.data.clips import Clip, demo_clips
 from swiftvideo_fast.data.index import SPLITS, changes, shots, split
+from swiftvideo_fast.data.source import SourceOptions, draw_rows
+from swiftvideo_fast.models.family import Codec, Latent
+from swiftvideo_fast.models.toy.codec import PcaCodec
+from swiftvideo_fast.seeds import seed_of
 
 PANS = 0, 1, -1     # still, right, left
+CHUNK = 256         # crops encoded at once
 
 
 @dataclass(frozen=True)
@@ -84,3 +94,65 @@ class CropSource:
         part = (at - before).astype(np.float32)[:, None, None, None]
         crop = ((1 - part) * seen(before) + part * seen(after)).round().astype(np.uint8)
         return crop, self.captions[which]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropOptions(SourceOptions):
+    """Crops of the demo's clips.  frames: 4n + 1.  size, height: pixels.  speed: pixels a frame.
+    pace: source frames per output frame (interpolated).  pool: crops encoded ahead."""
+
+    name: ClassVar[str] = "crops"
+    frames: int = 17
+    size: int = 64
+    height: int = option(POSITIVE, 72)
+    speed: float = option(NATURAL, 0.5)
+    pace: float = option(POSITIVE, 1.0)
+    pool: int = option(POSITIVE, 2048)
+
+    def shape(self, latent: Latent) -> tuple[int, int, int]:
+        want(self.height >= self.size, "data.height", self.height, f"at least data.size = {self.size}")
+        return latent.shape(self.frames, self.size, self.size, "data")
+
+
+class EncodedCrops:
+    """The source `crops`: a pool of encoded crops held in memory."""
+
+    Options = CropOptions
+    footage = staticmethod(demo_clips)          # height -> the clips that are cropped
+
+    def __init__(self, options: CropOptions, codec: Codec, seed: int, pixels: bool = False):
+        self.options, self.codec, self.seed, self.pixels = options, codec, seed, pixels
+
+    def draw(self, count: int, seed: int, position: int) -> Batch:
+        return self.pool[draw_rows(len(self.pool), count, seed, position)]
+
+    @cached_property
+    def pool(self) -> Batch:
+        return self.clips("train", self.options.pool, self.seed)
+
+    def clips(self, split: str, count: int, seed: int) -> Batch:
+        """Warns of clips that are left out."""
+        source, batches = self.cropper(self.options, split), []
+        for clip in source.skipped:
+            warnings.warn(f"left out: {clip}", stacklevel=2)
+        for start in range(0, count, CHUNK):
+            crops = source.draw(min(CHUNK, count - start), seed_of(seed, "crops", start))
+            x0, condition = self.codec.encode(crops.pixels, crops.captions)
+            pixels = ((crops.pixels + 1) * 127.5).round().byte() if self.pixels else None
+            batches.append(Batch(x0, condition, crops.captions, pixels=pixels))
+        return joined(batches)
+
+    def summary(self) -> str:
+        crops = self.cropper(self.options, "train")
+        return "; left out: ".join([f"{len(crops.windows)} clips fit the window", *crops.skipped])
+
+    @classmethod
+    def cropper(cls, options: CropOptions, split: str) -> CropSource:
+        """The crops of a split, before any codec."""
+        return CropSource(list(cls.footage(options.height)), split, frames=options.frames, size=options.size,
+                          speed=options.speed, pace=options.pace)
+
+
+def fit_codec(source: CropSource, seed: int, count: int = 512) -> PcaCodec:
+    """The codec of `count` seeded crops."""
+    return PcaCodec.fit(source.draw(count, seed_of(seed, "codec")).pixels)

@@ -21,36 +21,35 @@ from torch import Tensor
 from swiftvideo_fast import path
 from swiftvideo_fast.atomic import whole
 from swiftvideo_fast.config import Config, differences
-from swiftvideo_fast.data.latents import Latents
+from swiftvideo_fast.data.batch import Batch
+from swiftvideo_fast.data.source import draw_rows
 from swiftvideo_fast.models import weights
-from swiftvideo_fast.models.conditioning import Condition
-from swiftvideo_fast.seeds import generator
+from swiftvideo_fast.models.condition import Condition
 
 MANIFEST = "pairs.json"
 SHARD = 32
-CLIPS, TOLD = ("x0", "loser", "noise"), ("frames", "text", "null_text", "image")
+CLIPS, PER_CLIP, NULL_TEXT = ("x0", "loser", "noise"), ("frames", "text", "image"), "null_text"
 
 
 @dataclass(frozen=True)
-class Pairs(Latents):
+class Pairs(Batch):
     """x0: the winners.  loser, noise: as x0; noise is what both were sampled from."""
 
     loser: Tensor
     noise: Tensor
 
-    def __getitem__(self, rows) -> "Pairs":
-        won = super().__getitem__(rows)
-        return Pairs(won.x0, won.condition, won.captions, self.loser[rows], self.noise[rows])
+    def _picked(self, rows) -> dict:
+        return super()._picked(rows) | {"loser": self.loser[rows], "noise": self.noise[rows]}
 
 
 class PairShards:
-    """A finished folder; pairs are read as they are drawn.
+    """A finished folder; pairs are read as they are drawn.  codec: the identity of the config's codec.
 
     ValueError names what is missing, damaged, or of another student or other options than the config's.
     """
 
-    def __init__(self, cfg: Config):
-        folder, about = folder_of(cfg), describe(cfg)
+    def __init__(self, cfg: Config, codec: dict):
+        folder, about = folder_of(cfg), describe(cfg, codec)
         agree(folder, about)
         if not (folder / MANIFEST).exists():
             raise ValueError(f"{folder}: no pairs here; make them with `swiftvideo pairs`")
@@ -64,26 +63,32 @@ class PairShards:
     def __len__(self) -> int:
         return self.count
 
-    def draw(self, count: int, seed: int, clips_seen: int) -> Pairs:
-        """`count` pairs drawn with replacement; the same (seed, clips_seen) draws the same."""
-        rows = torch.randint(len(self), (count,), generator=generator(seed, "clips", clips_seen)).tolist()
-        picked = [self._row(row) for row in rows]
-        tensors = {name: torch.stack([tensors[name] for tensors, _ in picked]) for name in picked[0][0]}
-        condition = Condition(**{name: tensors[name] for name in TOLD if name in tensors})
-        clips = (tensors[name] for name in ("loser", "noise"))
-        return Pairs(tensors["x0"], condition, [caption for _, caption in picked], *clips)
+    def summary(self) -> str:
+        return f"{self.count} pairs in {self.files[0].parent}"
 
-    def _row(self, row: int) -> tuple[dict[str, Tensor], str]:
+    def draw(self, count: int, seed: int, position: int) -> Pairs:
+        """`count` pairs drawn with replacement; the same (seed, position) draws the same."""
+        picked = [self._row(row) for row in draw_rows(len(self), count, seed, position).tolist()]
+        tensors = {name: torch.stack([tensors[name] for tensors, _, _ in picked]) for name in picked[0][0]}
+        condition = Condition(**{name: tensors[name] for name in PER_CLIP if name in tensors},
+                              null_text=picked[0][1])
+        clips = (tensors[name] for name in ("loser", "noise"))
+        return Pairs(tensors["x0"], condition, [caption for *_, caption in picked], *clips)
+
+    def _row(self, row: int) -> tuple[dict[str, Tensor], Tensor, str]:
+        """(what has a row a pair, the null text, the caption)."""
         with safe_open(self.files[row // SHARD], "pt") as file:
             caption = json.loads(file.metadata()["pairs"])["captions"][row % SHARD]
-            return {name: file.get_slice(name)[row % SHARD] for name in file.keys()}, caption  # noqa: SIM118
+            names = [name for name in file.keys() if name != NULL_TEXT]  # noqa: SIM118
+            tensors = {name: file.get_slice(name)[row % SHARD] for name in names}
+            return tensors, file.get_tensor(NULL_TEXT), caption
 
 
-def describe(cfg: Config) -> dict:
+def describe(cfg: Config, codec: dict) -> dict:
     """What decides the bytes of a config's pairs."""
     o, s = cfg.objective, cfg.sample
     data = {key: value for key, value in asdict(cfg.data).items() if key not in ("pool", "batch")}
-    return {"student": weights.digest(cfg.model.start), "codec": weights.digest(cfg.model.codec),
+    return {"student": weights.digest(cfg.model.start)} | codec | {
             "winner": o.winner, "steps": list(o.steps), "ladders": [path.ladder(n, s.shift) for n in o.steps],
             "sampler": s.sampler, "guidance": s.guidance, "seed": cfg.run.seed, "count": o.count} | data
 
@@ -92,13 +97,13 @@ def folder_of(cfg: Config) -> Path:
     return Path(cfg.objective.pairs or f"{cfg.run.dir}/pairs")
 
 
-def write(cfg: Config, numbers: Iterable[int], make: Callable[[int, int], Pairs]) -> None:
+def write(cfg: Config, codec: dict, numbers: Iterable[int], make: Callable[[int, int], Pairs]) -> None:
     """Write the shards of these numbers that are not there yet; make(shard, size) gives one's pairs.
 
     Who writes shard 0 writes the manifest.  What is there is only read, so any number of processes may look
     over a finished folder at once.  ValueError when the folder holds other pairs.
     """
-    folder, about = folder_of(cfg), describe(cfg)
+    folder, about = folder_of(cfg), describe(cfg, codec)
     agree(folder, about)
     for shard in numbers:
         file = _file(folder, shard)
@@ -150,8 +155,8 @@ def is_whole(file: Path, about: dict) -> bool:
 
 def _packed(pairs: Pairs, about: dict) -> bytes:
     """One key of metadata: safetensors does not keep the order of several."""
-    told = {name: x for name, x in vars(pairs.condition).items() if x is not None}
-    tensors = {name: getattr(pairs, name).contiguous() for name in CLIPS} | told
+    condition = {name: x for name, x in vars(pairs.condition).items() if x is not None}
+    tensors = {name: getattr(pairs, name).contiguous() for name in CLIPS} | condition
     header = {"about": about, "captions": pairs.captions, "sha256": _sha256(save(tensors))}
     return save(tensors, {"pairs": json.dumps(header)})
 

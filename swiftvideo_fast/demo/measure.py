@@ -1,6 +1,6 @@
 """What is measured of a network, each by itself, so that a crew can share the work."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +9,11 @@ from torch import Tensor
 
 from swiftvideo_fast.atomic import whole
 from swiftvideo_fast.config import Config
-from swiftvideo_fast.evaluate.benchmark import REFERENCE_STEPS, Benchmark
-from swiftvideo_fast.models import weights
-from swiftvideo_fast.models.codec import PcaCodec
+from swiftvideo_fast.evaluate.benchmark import REFERENCE_STEPS, Benchmark, Call
+from swiftvideo_fast.objectives.base import AVERAGE
 from swiftvideo_fast.sampler import Sampling
 from swiftvideo_fast.seeds import seed_of
-from swiftvideo_fast.train.loop import AVERAGE, load_latents
+from swiftvideo_fast.train.recipe import FILES, TABLES, Parts, Tables
 from swiftvideo_fast.train.rounds import averages
 
 WATCHED = 48                                                # validation clips that progress is measured on
@@ -24,16 +23,21 @@ Measured = dict[int, tuple[dict[str, float], np.ndarray]]   # steps -> figures, 
 
 
 @lru_cache(1)
-def benchmark(cfg: Config, part: str, count: int) -> Benchmark:
+def benchmark(cfg: Config, part: str, count: int, tables: Tables = TABLES) -> Benchmark:
     """Of the clips a config names.  A process keeps one: it holds their pixels."""
-    text_dim = weights.load(cfg.model.weights).config.text_dim
-    return Benchmark(load_latents(cfg, part, text_dim, count, cfg.run.seed), PcaCodec.load(cfg.model.codec),
-                     cfg.run.seed)
+    parts = Parts(cfg, tables)
+    return Benchmark(parts.clips.clips(part, count, cfg.run.seed), parts.codec, cfg.run.seed)
 
 
-def teacher_rows(cfg: Config, clips: int, steps: tuple[int, ...], file: Path) -> Measured:
+def network(cfg: Config, file: Path | str, tables: Tables = TABLES) -> Call:
+    parts = Parts(cfg, tables)
+    return partial(parts.family.call, parts.family.load(file))
+
+
+def teacher_rows(cfg: Config, clips: int, steps: tuple[int, ...], file: Path,
+                 tables: Tables = TABLES) -> Measured:
     """`file` then holds its samples of REFERENCE_STEPS, for the trajectory errors of all."""
-    bench, net = benchmark(cfg, "test", clips), weights.load(cfg.model.weights)
+    bench, net = benchmark(cfg, "test", clips, tables), network(cfg, cfg.model.weights, tables)
     guidance = cfg.objective.guidance
     reference = bench.reference(net, guidance)
     with whole(file) as aside:
@@ -42,9 +46,11 @@ def teacher_rows(cfg: Config, clips: int, steps: tuple[int, ...], file: Path) ->
     return {n: row(bench, z, reference) for n, z in ({REFERENCE_STEPS: reference} | sampled).items()}
 
 
-def student_rows(cfg: Config, clips: int, steps: tuple[int, ...], file: Path, run: Config) -> Measured:
+def student_rows(cfg: Config, clips: int, steps: tuple[int, ...], file: Path, run: Config,
+                 tables: Tables = TABLES) -> Measured:
     """The student that `run` ended with, on the clips of `cfg`."""
-    bench, net, how = benchmark(cfg, "test", clips), weights.load(Path(run.run.dir) / AVERAGE), run.sample
+    bench, how = benchmark(cfg, "test", clips, tables), run.sample
+    net = network(run, Path(run.run.dir) / FILES[AVERAGE], tables)
     reference = load_file(file)["reference"]
     return {n: row(bench, bench.sample(net, Sampling(n, how.sampler, how.shift)), reference) for n in steps}
 
@@ -53,12 +59,11 @@ def row(bench: Benchmark, z: Tensor, reference: Tensor) -> tuple[dict[str, float
     return bench.figures(z, reference), bench.codec.decode(z[:SHOWN]).numpy()
 
 
-def real_rows(cfg: Config, clips: int) -> dict[str, dict[str, float]]:
+def real_rows(cfg: Config, clips: int, tables: Tables = TABLES) -> dict[str, dict[str, float]]:
     """Distances of as many other real crops: of the frames measured, of those the teacher learned from."""
-    bench, found = benchmark(cfg, "test", clips), {}
-    text_dim, seed = bench.clips.condition.text.shape[-1], seed_of(cfg.run.seed, "other crops")
+    bench, found, seed = benchmark(cfg, "test", clips, tables), {}, seed_of(cfg.run.seed, "other crops")
     for name, part in REAL_ROWS.items():
-        pixels = bench.codec.decode(load_latents(cfg, part, text_dim, clips, seed).x0)
+        pixels = bench.codec.decode(Parts(cfg, tables).clips.clips(part, clips, seed).x0)
         found[name] = {metric: bench.distance(pixels, metric) for metric in bench.nets}
     return found
 
@@ -71,6 +76,6 @@ def shown(cfg: Config, clips: int) -> tuple[list[str], np.ndarray]:
 
 def progress(cfg: Config, run: Config, steps: int) -> dict[int, float]:
     """Step of a run -> Frechet distance to validation clips then."""
-    bench = benchmark(cfg, "valid", WATCHED)
-    return {step: bench.distance(bench.codec.decode(bench.sample(net, Sampling(steps))))
+    bench, call = benchmark(cfg, "valid", WATCHED), Parts(run).family.call
+    return {step: bench.distance(bench.codec.decode(bench.sample(partial(call, net), Sampling(steps))))
             for step, net in averages(run)}

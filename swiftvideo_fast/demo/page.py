@@ -2,6 +2,7 @@
 
 from statistics import fmean
 
+from swiftvideo_fast.adversary.discriminator import KINDS
 from swiftvideo_fast.demo.measure import SHOWN
 from swiftvideo_fast.demo.seed import REAL, TEACHER, Seed
 from swiftvideo_fast.demo.stages import ALIGNED, FIRST, FULL, LAST, PAIRED, STAGES, TWICE, UNJUDGED, VARIANTS
@@ -10,7 +11,6 @@ from swiftvideo_fast.evaluate.charts import Chart, Curves, Series, logged
 from swiftvideo_fast.evaluate.report import Headline, Section, Text
 from swiftvideo_fast.evaluate.samples import Samples
 from swiftvideo_fast.evaluate.tables import Metric, Row, Table, ablation, comparison, ratio
-from swiftvideo_fast.models.discriminator import KINDS
 
 TITLE = "From 25 steps to 4, 2 and 1"
 TOLD_APART = {f"held out/{kind}": Metric(f"by {kind} heads, held out", 2) for kind in KINDS}
@@ -70,7 +70,7 @@ def adversary(result: Seed) -> Curves:
     told = [logged(log, f"held out/{kind}", name=f"{kind} heads") for kind in KINDS]
     return Curves("Distribution alignment", [
         Chart("share of held-out pairs told apart", told, x_label="step"),
-        Chart("loss of the heads", [logged(log, "discriminator", smooth=3)], x_label="step"),
+        Chart("loss of the heads", [logged(log, "critic/loss", smooth=3)], x_label="step"),
         Chart("gradient at x0-hat, of the distillation's", [logged(log, "gradient/ratio", smooth=3)],
               x_label="step")],
         note=f"The adversary looks through {result.backbone}.  Its loss is 2 a head where it tells nothing.")

@@ -23,7 +23,7 @@ from swiftvideo_fast.demo.stages import (
     finish,
     needed,
 )
-from swiftvideo_fast.train.report import read_log
+from swiftvideo_fast.train.log import read_log
 
 TEACHER, REAL = "teacher", "real"
 TRAINED, ROWS, PROGRESS, SAMPLES = "trained", "measured", "watched", "shown"        # kinds of tasks

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from swiftvideo_fast import config
-from swiftvideo_fast.config import Config, Ta
-from swiftvideo_fast.train.loop import AVERAGE, train
+from swiftvideo_fast.config import Config
+from swiftvideo_fast.objectives.base import AVERAGE
+from swiftvideo_fast.objectives.ta import Ta
+from swiftvideo_fast.train import recipe
+from swiftvideo_fast.train.recipe import FILES, TABLES
 from swiftvideo_fast.train.rounds import make_pairs, rounds
 
 STAGES = {"CCD": "ccd.yaml", "CCD + DA": "da.yaml"}             # each from the student of the one before
@@ -29,7 +31,7 @@ TWICE = f"{PAIRED}, twice"                                      # its second rou
 def students(folder: Path, configs: Path, seed: int, overrides: list[str]) -> Iterator[tuple[str, Config]]:
     """Every run by name, in an order in which each finds the student that it starts from."""
     def load(file: str, student: str | None) -> Config:
-        cfg = config.load(configs / file, overrides)
+        cfg = TABLES.load(configs / file, overrides)
         return replace(cfg, run=replace(cfg.run, seed=seed, dir=str(folder / Path(file).stem)),
                        model=replace(cfg.model, student=student))
 
@@ -41,7 +43,7 @@ def students(folder: Path, configs: Path, seed: int, overrides: list[str]) -> It
     for name, file in STAGES.items():
         cfg = load(file, student)
         yield name, cfg
-        student = f"{cfg.run.dir}/{AVERAGE}"
+        student = f"{cfg.run.dir}/{FILES[AVERAGE]}"
     yield UNJUDGED, elsewhere(cfg, "da-unjudged", da=None)
     yield FULL, load("ccd-full.yaml", None)
 
@@ -51,7 +53,7 @@ def students(folder: Path, configs: Path, seed: int, overrides: list[str]) -> It
         objective = replace(first.objective, **{"pairs": f"{first.run.dir}/pairs"} | options)
         yield name, elsewhere(first, name, objective=objective)
         if name == PAIRED:
-            again, student = aligned[1], f"{elsewhere(first, name).run.dir}/{AVERAGE}"
+            again, student = aligned[1], f"{elsewhere(first, name).run.dir}/{FILES[AVERAGE]}"
             yield TWICE, elsewhere(again, TWICE, model=replace(again.model, student=student),
                                    objective=replace(again.objective, **options))
 
@@ -67,4 +69,4 @@ def finish(cfg: Config) -> None:
     """What is not done yet of one run, its pairs first."""
     if isinstance(cfg.objective, Ta):
         make_pairs(cfg)
-    train(cfg)
+    recipe.train(cfg)

@@ -1,43 +1,46 @@
 """The benchmark: held-out clips, the same first frames and noise for every sampler, a row of figures each."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from swiftvideo_fast import sampler
-from swiftvideo_fast.data.latents import Latents
+from swiftvideo_fast.data.batch import Batch
 from swiftvideo_fast.evaluate import fidelity, frechet
 from swiftvideo_fast.evaluate.features import random_net, trained_net
-from swiftvideo_fast.models.codec import PcaCodec
-from swiftvideo_fast.models.wan.network import Wan
+from swiftvideo_fast.models.condition import Condition
+from swiftvideo_fast.models.family import Codec
 from swiftvideo_fast.sampler import Sampling
 from swiftvideo_fast.seeds import generator
 
 REFERENCE_STEPS = 25
+Call = Callable[[Tensor, Tensor, Condition], Tensor]        # a network by its family's call
 
 
-def sample(net: Wan, clips: Latents, how: Sampling, seed: int, batch: int = 32) -> Tensor:
-    """Latents (B, 16, T, H, W) generated for the conditions of `clips`; x1 depends on the seed alone."""
+def sample(call: Call, clips: Batch, how: Sampling, seed: int, batch: int = 32) -> Tensor:
+    """Latents (B, C, T, H, W) generated for the conditions of `clips`; x1 depends on the seed alone."""
     out = []
     for start in range(0, len(clips), batch):
         part = clips[start:start + batch]
         x1 = torch.randn(part.x0.shape, generator=generator(seed, "noise", start))
-        out.append(sampler.generate(net, x1, part.condition, how, generator(seed, "fresh noise", start)))
+        out.append(sampler.generate(call, x1, part.condition, how, generator(seed, "fresh noise", start)))
     return torch.cat(out)
 
 
 class Benchmark:
     """Real clips through the codec, to hold samples of the same conditions against."""
 
-    def __init__(self, clips: Latents, codec: PcaCodec, seed: int):
+    def __init__(self, clips: Batch, codec: Codec, seed: int):
         self.clips, self.codec, self.seed = clips, codec, seed
         self.nets = {"frechet": trained_net(), "frechet_random": random_net()}
         self.real = codec.decode(clips.x0)
         self.fits = {name: frechet.fit(net.extract(self.real)) for name, net in self.nets.items()}
 
-    def sample(self, net: Wan, how: Sampling) -> Tensor:
-        return sample(net, self.clips, how, self.seed)
+    def sample(self, call: Call, how: Sampling) -> Tensor:
+        return sample(call, self.clips, how, self.seed)
 
-    def reference(self, teacher: Wan, guidance: float) -> Tensor:
+    def reference(self, teacher: Call, guidance: float) -> Tensor:
         """The teacher's samples of many steps, for the trajectory error."""
         return self.sample(teacher, Sampling(REFERENCE_STEPS, guidance=guidance))
 

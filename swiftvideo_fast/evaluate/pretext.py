@@ -19,7 +19,7 @@ from swiftvideo_fast.data.clips import demo_clips
 from swiftvideo_fast.data.crops import CropSource
 from swiftvideo_fast.evaluate.corrupt import KINDS, corrupt
 from swiftvideo_fast.evaluate.features import FEATURES, WEIGHTS, FeatureNet, random_net, save
-from swiftvideo_fast.models.codec import PcaCodec
+from swiftvideo_fast.models.toy.codec import PcaCodec
 
 FRAMES, SIZE, BATCH = 17, 64, 16
 DAMAGED = 0.15          # chance of each kind of damage

@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from swiftvideo_fast.atomic import whole
-from swiftvideo_fast.models.wan.network import Wan
 
 NAME = "default"                    # peft's, of the one adapter a layer has
 PREFIX = "diffusion_model."         # of names in files: ComfyUI's; diffusers converts from it
@@ -68,15 +67,15 @@ class Base:
 
 
 @torch.no_grad()
-def merged(net: Wan) -> Wan:
-    """A plain network of the weights W + B A; what has no adapter is shared with `net`."""
+def merged(net: nn.Module) -> nn.Module:
+    """A plain network, of net's class and config, of W + B A; what has no adapter is shared with net."""
     state = {name.replace(".base_layer.", "."): x for name, x in net.state_dict().items()
              if ".lora_" not in name}
     for name, layer in adapted(net):
         W, A, B = (part.weight for part in (layer.base_layer, layer.lora_A[NAME], layer.lora_B[NAME]))
         state[f"{name}.weight"] = (W.double() + B.double() @ A.double()).to(W)
     with torch.device("meta"):
-        plain = Wan(net.config)
+        plain = type(net)(net.config)
     plain.load_state_dict(state, assign=True)
     return plain
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -64,14 +65,26 @@ def read(path: Path | str, mend: str = "restore it from its source",
 
     dtype None: as they lie in the file, from which each is read when it is first used.
     """
+    def all_of(file) -> tuple[dict[str, Tensor], dict]:
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (no dict)
+        return {k: v.to(dtype or v.dtype) for k, v in tensors.items()}, file.metadata() or {}
+
+    return _opened(path, all_of, mend)
+
+
+def _opened(path: Path | str, take: Callable, mend: str = "restore it from its source"):
     try:
         with safe_open(str(path), "pt") as file:
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  (no dict)
-            return {k: v.to(dtype or v.dtype) for k, v in tensors.items()}, file.metadata() or {}
+            return take(file)
     except FileNotFoundError as why:
         raise ValueError(f"{path}: no such file; {mend}") from why
     except (SafetensorError, OSError) as why:
         raise ValueError(f"{path}: damaged, or no safetensors file ({why}); {mend}") from why
+
+
+def header_of(path: Path | str) -> dict:
+    """The header of a safetensors file, as text; ValueError as `read`."""
+    return _opened(path, lambda file: file.metadata() or {})
 
 
 def digest(path: Path | str) -> str:
@@ -83,19 +96,25 @@ def digest(path: Path | str) -> str:
         raise ValueError(f"{path}: no such file; restore it from its source") from why
 
 
+def sizes(path: Path | str, header: dict | None = None) -> WanConfig:
+    """The network sizes in the header of a file by `save`."""
+    header = header_of(path) if header is None else header
+    if "config" not in header:
+        raise ValueError(f"{path}: its header names no network sizes; want a file written by swiftvideo")
+    try:
+        return WanConfig(**json.loads(header["config"]))
+    except (ValueError, TypeError) as why:
+        raise ValueError(f"{path}: its header's sizes, {header['config']}, make no network ({why})") from why
+
+
 def load(path: Path | str, *, mapped: bool = False) -> Wan:
     """The network a file by `save` holds, in fp32; ValueError when names or shapes do not fit its sizes.
 
     mapped: its weights stay in the file, in the file's dtype, for an engine that takes what it needs of each.
     """
     tensors, header = read(path, dtype=None if mapped else torch.float32)
-    if "config" not in header:
-        raise ValueError(f"{path}: its header names no network sizes; want a file written by swiftvideo")
-    try:
-        with torch.device("meta") if mapped else nullcontext():
-            net = Wan(WanConfig(**json.loads(header["config"])))
-    except (ValueError, TypeError) as why:
-        raise ValueError(f"{path}: its header's sizes, {header['config']}, make no network ({why})") from why
+    with torch.device("meta") if mapped else nullcontext():
+        net = Wan(sizes(path, header))
     fill(net, tensors, path, assign=mapped)
     return net
 

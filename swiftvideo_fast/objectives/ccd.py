@@ -1,33 +1,54 @@
 """Continuous-time consistency distillation: Algorithm 1 of the paper."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from swiftvideo_fast import jvp, ops, path
-from swiftvideo_fast.config import Ccd
-from swiftvideo_fast.data.latents import Latents
-from swiftvideo_fast.models.conditioning import Condition, velocity
-from swiftvideo_fast.objectives import Consistency, Jump
+from swiftvideo_fast.config.strict import NATURAL, POSITIVE, SHARE, one_of, option
+from swiftvideo_fast.models.condition import Condition
+from swiftvideo_fast.objectives.base import AVERAGE, STUDENT, TEACHER, Consistency, Jump, LogValues, Nets
+
+
+@dataclass(frozen=True)
+class Ccd:
+    """Continuous-time consistency distillation (Algorithm 1).
+
+    guidance: of the teacher.  warmup: H, steps until r reaches r_max.  norm: l2 (the paper), rms or clip;
+    c: its constant.  r_max: below 1 the distillation stays partial, as Euler sampling wants.
+    """
+
+    name: ClassVar[str] = "ccd"
+    guidance: float = 3.0
+    warmup: int = option(NATURAL, 1000)
+    norm: str = option(one_of("l2", "rms", "clip"), "l2")
+    c: float = option(POSITIVE, 0.1)
+    r_max: float = option(SHARE, 1.0)
 
 
 class ConsistencyDistillation(Consistency):
     """student: F_theta, trained.  average: F_theta-, its EMA.  teacher: F_pretrain, frozen."""
 
-    def __init__(self, options: Ccd, student: nn.Module, average: nn.Module, teacher: nn.Module):
-        self.options, self.student, self.average, self.teacher = options, student, average, teacher
+    Options = Ccd
 
-    def jump(self, point: path.Point, batch: Latents, step: int) -> Jump:
+    def jump(self, nets, batch, rng, step):
+        return self.jump_from(path.draw(batch.x0, rng, self.cfg.times), nets, batch.condition, step)
+
+    def jump_from(self, point: path.Point, nets: Nets, condition: Condition, step: int) -> Jump:
         """Lines 5 to 9.  The loss is summed over a clip's elements, averaged over clips."""
-        F, g, log = self.target(point, batch.condition, step)
-        v = velocity(self.student, point.x_t, point.t, batch.condition)
+        F, g, log = self.target(point, nets, condition, step)
+        v = self.velocity(nets[STUDENT], point.x_t, point.t, condition)
         return Jump(point.x_t, point.t, v, ops.ccd_loss(v, F, g).mean(), log)
 
     @torch.no_grad()
-    def target(self, point: path.Point, condition: Condition, step: int) -> tuple[Tensor, Tensor, dict]:
+    def target(self, point: path.Point, nets: Nets, condition: Condition,
+               step: int) -> tuple[Tensor, Tensor, LogValues]:
         """(F-, g, what to log): the EMA's velocity and the normalised tangent, both under stop-gradient."""
         o = self.options
-        dx_dt = velocity(self.teacher, point.x_t, point.t, condition, o.guidance)
-        F, dF_dt = jvp(lambda x, t: velocity(self.average, x, t, condition),
+        dx_dt = self.velocity(nets[TEACHER], point.x_t, point.t, condition, o.guidance)
+        F, dF_dt = jvp(lambda x, t: self.velocity(nets[AVERAGE], x, t, condition),
                        (point.x_t, point.t), (dx_dt, torch.ones_like(point.t)))
         r = warmup(step, o.warmup, o.r_max)
         g, size = ops.tangent(dx_dt, F, dF_dt, point.t, r, norm=o.norm, c=o.c)

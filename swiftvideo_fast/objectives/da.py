@@ -4,160 +4,187 @@
     L_G = L_distill + lambda_adv E sum_k max(0, 1 - D_k(x0-hat))                                      (10a)
     L_D = E sum_k max(0, 1 - D_k(x0)) + max(0, 1 + D_k(x0-hat))                                       (10b)
 
-The adversary's gradient at x0-hat is taken at once, in the forward: the graph of decoding and features dies
-before the student's backward begins, and both losses' gradients are known there.
+The adversary's gradient at x0-hat is taken at once, in the forward: the graph of decoding and features is
+freed before the student's backward begins, and both losses' gradients are known there.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from swiftvideo_fast import path
-from swiftvideo_fast.config import Da
-from swiftvideo_fast.data.latents import Latents
-from swiftvideo_fast.models.augment import View, draw_view
-from swiftvideo_fast.models.backbones import features
-from swiftvideo_fast.models.conditioning import Condition, velocity
-from swiftvideo_fast.models.discriminator import Discriminator, Projection
-from swiftvideo_fast.objectives import Consistency, Jump, Log, Objective
+from swiftvideo_fast.adversary import discriminator
+from swiftvideo_fast.adversary.backbones import features, load_backbone
+from swiftvideo_fast.adversary.discriminator import CONDITION_TIMES, Critic, CriticInput, Logits
+from swiftvideo_fast.adversary.views import View, draw_view
+from swiftvideo_fast.config import Config, Optim
+from swiftvideo_fast.config.strict import NATURAL, POSITIVE, Limit, option
+from swiftvideo_fast.data.batch import Batch
+from swiftvideo_fast.models.condition import Condition
+from swiftvideo_fast.objectives.base import (
+    STUDENT,
+    Consistency,
+    Frozen,
+    Jump,
+    LogValues,
+    Loss,
+    Nets,
+    Network,
+    Objective,
+    Setup,
+    Trains,
+)
+from swiftvideo_fast.seeds import generator
 
-TIMES = 8                   # cosines of t that the heads are told
-BETAS = (0.0, 0.99)         # of the heads' AdamW: StyleGAN-T's
-Logits = dict[str, list[Tensor]]        # kind of head -> level by level
+CRITIC, BACKBONE = "critic", "backbone"
+BETAS = (0.0, 0.99)         # of the critic's AdamW: StyleGAN-T's
+HELD_OUT = 32               # clips that the critic's accuracy is measured on
 
 
 @dataclass(frozen=True)
-class Exhibit:
-    """One window of real clips and of the student's beside them, seen alike.  c: what the heads are told.
-    features: the backbone's of both, level by level; None where what it is shown is learned."""
+class Da:
+    """Distribution alignment (eq. 10), on top of a consistency objective.
 
-    real: Tensor
-    fake: Tensor
-    view: View
-    c: Tensor
-    features: list[Tensor] | None = None
+    weight: lambda_adv, or, adaptive, the wanted ratio of the adversary's gradient to the distillation's.
+    start: N_warmup, steps of distillation alone; in the last `lead` of them the critic learns already.
+    lr: of the critic.  backbone: a DINOv2, by folder or name on the hub, or filters.  window: latent frames
+    seen at once; crop: pixels.  project: a learned projection of the latents in place of the decoder.
+    raw: real clips as they were filmed, not through the codec.  watch: steps between measurements of the
+    critic's accuracy on held-out clips, 0 for none.
+    """
 
-    def detached(self) -> "Exhibit":
-        kept = self.features and [x.detach() for x in self.features]
-        return replace(self, fake=self.fake.detach(), features=kept)
-
-    def shown(self, picture: Callable, crop: int) -> Tensor:
-        """(2 B, ...): the pixels of both in this view."""
-        return torch.cat([self.view.of(picture(window), crop) for window in (self.real, self.fake)])
-
-
-class Judge(nn.Module):
-    """What the adversary trains: the heads, and the projection in place of a decoder."""
-
-    def __init__(self, widths: list[int], text_dim: int, project: bool):
-        super().__init__()
-        self.heads = Discriminator(widths, TIMES + text_dim)
-        self.picture = Projection() if project else nn.Identity()
-
-    def forward(self, exhibit: Exhibit, backbone: nn.Module, crop: int) -> tuple[Logits, Logits]:
-        """Of the real clips, of the student's."""
-        seen = exhibit.features or features(backbone, exhibit.shown(self.picture, crop))
-        both = self.heads(seen, torch.cat([exhibit.c] * 2))
-        halves = {kind: [x.chunk(2) for x in heads] for kind, heads in both.items()}
-        return tuple({kind: [half[i] for half in heads] for kind, heads in halves.items()} for i in (0, 1))
+    weight: float = option(NATURAL, 0.01)
+    adaptive: bool = False
+    start: int = option(NATURAL, 1000)
+    lead: int = option(NATURAL, 0)
+    lr: float = option(POSITIVE, 1e-6)
+    backbone: str = "facebook/dinov2-small"
+    window: int = option(POSITIVE, 2)
+    crop: int = option(Limit(lambda x: x >= 16, "16 pixels or more"), 224)
+    project: bool = False
+    raw: bool = False
+    watch: int = option(NATURAL, 0)
 
 
 class DistributionAlignment(Objective):
-    """(10) on top of `distillation`.  judge: a Judge as an engine hands it out.  codec: has decode_window, or
-    is None where latents are projected.  held_out: clips that nothing trains on, to watch the heads by."""
+    """(10) on top of `distillation`, whose networks and turns it extends by a critic."""
 
-    def __init__(self, options: Da, distillation: Consistency, judge, backbone: nn.Module, codec,
-                 held_out: tuple[path.Point, Latents] | None = None):
-        self.options, self.distillation, self.teacher = options, distillation, distillation.teacher
-        self.backbone, self.codec, self.held_out = backbone, codec, held_out
-        self.trained, self.judge = {"judge": judge}, judge.net
-        self.exhibits: list[Exhibit] = []
+    def __init__(self, cfg: Config, setup: Setup, distillation: Consistency):
+        super().__init__(cfg, setup)
+        self.options, self.distillation = cfg.da, distillation
+        self.latent = setup.family.latent
 
-    def __call__(self, point: path.Point, batch: Latents, step: int,
-                 rng: torch.Generator) -> tuple[Tensor, Log]:
-        """(10a), from step `start` on; before, the distillation alone, for the last `lead` steps judged."""
-        o, jump = self.options, self.distillation.jump(point, batch, step)
-        if step < o.start - o.lead:
-            return jump.loss, jump.log
-        self.judge.eval()
+    def networks(self) -> dict[str, Network]:
+        critic = Trains(self.build_critic, Optim(self.options.lr, "constant", betas=BETAS, weight_decay=0.0,
+                                                 clip=math.inf, max_skips=self.cfg.optim.max_skips))
+        return self.distillation.networks() | {BACKBONE: Frozen(lambda: self.backbone), CRITIC: critic}
+
+    @cached_property
+    def backbone(self) -> nn.Module:
+        return load_backbone(self.options.backbone)
+
+    def build_critic(self) -> Critic:
+        """Drawn from the seed, so equal on all ranks."""
+        text_dim = self.setup.sizes().text_dim
+        critic = Critic(self.backbone.widths, text_dim, self.latent if self.options.project else None)
+        discriminator.initialise(critic, generator(self.cfg.run.seed, "judge"))
+        return critic
+
+    def turns(self, step: int) -> tuple[str, ...]:
+        own = self.distillation.turns(step)
+        return own if step < self.options.start - self.options.lead else (*own, CRITIC)
+
+    def loss(self, turn, nets, batch, rng, step, handed=None):
+        if turn == CRITIC:
+            return self.critic_loss(nets, handed)
+        if turn != STUDENT:
+            return self.distillation.loss(turn, nets, batch, rng, step, handed)
+        return self.student_loss(nets, batch, rng, step)
+
+    def student_loss(self, nets: Nets, batch: Batch, rng: torch.Generator, step: int) -> Loss:
+        """(10a) from step `start` on; before, the distillation alone.  Hands on the critic's input."""
+        o, jump = self.options, self.distillation.jump(nets, batch, rng, step)
+        if CRITIC not in self.turns(step):
+            return Loss(jump.loss, jump.log)
         x0 = jump.x0.detach().requires_grad_(step >= o.start)
-        exhibit = self.exhibit(x0, batch, jump.t, rng)
-        self.exhibits.append(exhibit.detached())
+        seen = self.critic_input(nets, x0, batch, jump.t, rng)
         loss, log = jump.loss, jump.log
         if step >= o.start:
-            adversarial = hinge(self.logits(exhibit)[1], 1)
-            [pull] = torch.autograd.grad(adversarial, x0)
-            weight, seen = self.weigh(jump, pull)
-            loss = jump.loss + weight * Known.apply(jump.x0, adversarial.detach(), pull)
-            log = log | {"distillation": jump.loss.item(), "adversarial": adversarial.item()} | seen
-        if self.held_out and (step + 1) % o.watch == 0:         # as the loop counts for its log
-            log = log | self.watch()
-        return loss, log
+            adversarial = hinge(self.logits(nets, seen)[1], 1)
+            [g_adv] = torch.autograd.grad(adversarial, x0)
+            weight, weights = self.weigh(jump, g_adv)
+            loss = jump.loss + weight * WithGradient.apply(jump.x0, adversarial.detach(), g_adv)
+            log = log | {"distillation": jump.loss.item(), "adversarial": adversarial.item()} | weights
+        if o.watch and (step + 1) % o.watch == 0:           # as the loop counts for its log
+            log = log | self.measure(nets)
+        return Loss(loss, log, seen.detached())
 
-    def after_step(self) -> list[Log]:
-        """A step of the heads down (10b), on what the student has just been judged by."""
-        if not self.exhibits:
-            return []
-        self.judge.train()
-        logs = []
-        for exhibit in self.exhibits:
-            real, fake = self.logits(exhibit)
-            loss = hinge(real, 1) + hinge(fake, -1)
-            self.trained["judge"].backward(loss)
-            self.judge.heads.eval()         # one power iteration a step, however many passes it has here
-            shown = {f"logits/{name}": torch.cat([x.detach().flatten() for x in sum(logits.values(), [])])
-                     for name, logits in (("real", real), ("fake", fake))}
-            logs.append({"discriminator": loss.item()} | accuracy("seen", real, fake) | shown)
-        self.trained["judge"].step(self.options.lr)
-        self.exhibits.clear()
-        return logs
+    def critic_loss(self, nets: Nets, seen: CriticInput) -> Loss:
+        """(10b), on what the student's turn has shown."""
+        real, fake = self.logits(nets, seen)
+        nets[CRITIC].heads.eval()           # one power iteration a step, however many micro-batches it has
+        shown = {f"logits/{name}": torch.cat([x.detach().flatten() for x in sum(logits.values(), [])])
+                 for name, logits in (("real", real), ("fake", fake))}
+        return Loss(hinge(real, 1) + hinge(fake, -1), accuracy("seen", real, fake) | shown)
 
-    def exhibit(self, x0: Tensor, batch: Latents, t: Tensor, rng: torch.Generator) -> Exhibit:
+    def critic_input(self, nets: Nets, x0: Tensor, batch: Batch, t: Tensor,
+                     rng: torch.Generator) -> CriticInput:
         """The student's x0 and the real clips through one window; only x0 with a graph."""
         o = self.options
         view = draw_view(len(x0), x0.shape[2], o.window, rng)
         with torch.no_grad():
-            real = batch.filmed(view.start, o.window) if o.raw else self.window(batch.x0, view)
-        exhibit = Exhibit(real, self.window(x0, view), view, told(t, batch.condition))
-        if self.codec is None:
-            return exhibit
-        return replace(exhibit, features=features(self.backbone, exhibit.shown(lambda x: x, o.crop)))
+            frames = self.latent.frames(view.start, o.window)
+            real = batch.filmed(frames) if o.raw else self.window(batch.x0, view)
+        seen = CriticInput(real, self.window(x0, view), view, conditioning(t, batch.condition))
+        if o.project:
+            return seen
+        return replace(seen, features=features(nets[BACKBONE], seen.shown(lambda x: x, o.crop)))
 
     def window(self, z: Tensor, view: View) -> Tensor:
         count = self.options.window
-        if self.codec is None:
+        if self.options.project:
             return z[:, :, view.start:view.start + count]
         return self.codec.decode_window(z, view.start, count)
 
-    def logits(self, exhibit: Exhibit) -> tuple[Logits, Logits]:
-        return self.judge(exhibit, self.backbone, self.options.crop)
+    @cached_property
+    def codec(self):
+        return self.setup.codec()
 
-    def weigh(self, jump: Jump, pull: Tensor) -> tuple[float, Log]:
+    def logits(self, nets: Nets, seen: CriticInput) -> tuple[Logits, Logits]:
+        return nets[CRITIC](seen, nets[BACKBONE], self.options.crop)
+
+    def weigh(self, jump: Jump, g_adv: Tensor) -> tuple[float, LogValues]:
         """(lambda_adv, means over clips of the gradients' norms at x0-hat and of their ratio)."""
         [at_v] = torch.autograd.grad(jump.loss, jump.v, retain_graph=True)
-        hold_B = at_v.flatten(1).norm(dim=1) / jump.t                   # dx0-hat = -t dv
-        pull_B = pull.flatten(1).norm(dim=1)
-        ratio, weight = (pull_B / hold_B.clamp(min=1e-12)).mean().item(), self.options.weight
+        g_distill_B = at_v.flatten(1).norm(dim=1) / jump.t                  # dx0-hat = -t dv
+        g_adv_B = g_adv.flatten(1).norm(dim=1)
+        ratio, weight = (g_adv_B / g_distill_B.clamp(min=1e-12)).mean().item(), self.options.weight
         if self.options.adaptive:
             weight /= max(ratio, 1e-12)
         return weight, {"lambda": weight, "gradient/ratio": weight * ratio,
-                        "gradient/distillation": hold_B.mean().item(),
-                        "gradient/adversarial": pull_B.mean().item()}
+                        "gradient/distillation": g_distill_B.mean().item(),
+                        "gradient/adversarial": g_adv_B.mean().item()}
+
+    @cached_property
+    def held_out(self) -> tuple[path.Point, Batch]:
+        seed = self.cfg.run.seed
+        clips = self.setup.clips().clips("valid", HELD_OUT, seed).to(self.setup.device)
+        return path.draw(clips.x0, generator(seed, "watch"), self.cfg.times), clips
 
     @torch.no_grad()
-    def watch(self) -> Log:
-        """The heads' accuracy on clips that they and the student have not been trained on."""
+    def measure(self, nets: Nets) -> LogValues:
+        """The critic's accuracy on clips that it and the student have not been trained on."""
         point, clips = self.held_out
-        v = velocity(self.distillation.student, point.x_t, point.t, clips.condition)
-        exhibit = self.exhibit(point.x_t - path.over(point.t, v) * v, clips, point.t,
-                               torch.Generator().manual_seed(0))
-        return accuracy("held out", *self.logits(exhibit))
+        v = self.velocity(nets[STUDENT], point.x_t, point.t, clips.condition)
+        seen = self.critic_input(nets, point.x_t - path.over(point.t, v) * v, clips, point.t,
+                                 torch.Generator().manual_seed(0))
+        return accuracy("held out", *self.logits(nets, seen))
 
 
-class Known(torch.autograd.Function):
+class WithGradient(torch.autograd.Function):
     """A value whose gradient at x is known."""
 
     @staticmethod
@@ -184,7 +211,7 @@ def accuracy(where: str, real: Logits, fake: Logits) -> dict[str, float]:
             for kind in real}
 
 
-def told(t: Tensor, condition: Condition) -> Tensor:
+def conditioning(t: Tensor, condition: Condition) -> Tensor:
     """(B, 8 + E): cos k pi t for k = 1 to 8, and the mean of the text's tokens."""
-    k = torch.arange(1, TIMES + 1, device=t.device)
+    k = torch.arange(1, CONDITION_TIMES + 1, device=t.device)
     return torch.cat([(math.pi * t[:, None] * k).cos(), condition.text.mean(1)], 1).to(condition.text)

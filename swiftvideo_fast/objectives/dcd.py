@@ -1,34 +1,51 @@
 """Discrete-time consistency distillation (eq. 3): the twin that CCD is compared with (Table 2a)."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from swiftvideo_fast import path
-from swiftvideo_fast.config import Dcd
-from swiftvideo_fast.data.latents import Latents
-from swiftvideo_fast.models.conditioning import Condition, velocity
-from swiftvideo_fast.objectives import Consistency, Jump
+from swiftvideo_fast.config.strict import POSITIVE, option
+from swiftvideo_fast.models.condition import Condition
+from swiftvideo_fast.objectives.base import AVERAGE, STUDENT, TEACHER, Consistency, Jump, Nets
+
+
+@dataclass(frozen=True)
+class Dcd:
+    """Discrete-time consistency distillation (eq. 3): one Euler step of the teacher on `grid` times."""
+
+    name: ClassVar[str] = "dcd"
+    guidance: float = 3.0
+    grid: int = option(POSITIVE, 50)
 
 
 class DiscreteDistillation(Consistency):
     """The student at t against its EMA one grid step nearer the data, that step taken by the teacher."""
 
-    def __init__(self, options: Dcd, student: nn.Module, average: nn.Module, teacher: nn.Module):
-        self.options, self.student, self.average, self.teacher = options, student, average, teacher
+    Options = Dcd
 
-    def jump(self, point: path.Point, batch: Latents, step: int) -> Jump:
+    def jump(self, nets, batch, rng, step):
+        x1 = path.draw_noise(batch.x0, rng)
+        t = self.on_grid(path.draw_times(batch.x0, rng, self.cfg.times))
+        return self.jump_from(path.interpolate(batch.x0, x1, t), t, nets, batch.condition)
+
+    def on_grid(self, t: Tensor) -> Tensor:
+        """t rounded up to a multiple of 1 / grid."""
+        grid = self.options.grid
+        return ((t * grid).ceil() / grid).clamp(1 / grid, 1)
+
+    def jump_from(self, x_t: Tensor, t: Tensor, nets: Nets, condition: Condition) -> Jump:
         """|| f_theta(x_t, t) - f_theta-(x_s, s) ||^2 with t on the grid, s = t - 1 / grid."""
-        target, x_t, t = self.target(point, batch.condition)
-        v = velocity(self.student, x_t, t, batch.condition)
+        target = self.target(x_t, t, nets, condition)
+        v = self.velocity(nets[STUDENT], x_t, t, condition)
         return Jump(x_t, t, v, (x_t - path.over(t, x_t) * v - target).square().mean(), {})
 
     @torch.no_grad()
-    def target(self, point: path.Point, condition: Condition) -> tuple[Tensor, Tensor, Tensor]:
-        """(f_theta-(x_s, s), x_t, t), the drawn times rounded up to the grid."""
-        grid = self.options.grid
-        t = ((point.t * grid).ceil() / grid).clamp(1 / grid, 1)
-        s = t - 1 / grid
-        x_t = path.interpolate(point.x0, point.x1, t)
-        v = velocity(self.teacher, x_t, t, condition, self.options.guidance)
+    def target(self, x_t: Tensor, t: Tensor, nets: Nets, condition: Condition) -> Tensor:
+        """f_theta-(x_s, s)."""
+        s = t - 1 / self.options.grid
+        v = self.velocity(nets[TEACHER], x_t, t, condition, self.options.guidance)
         x_s = x_t - path.over(t - s, x_t) * v
-        return x_s - path.over(s, x_t) * velocity(self.average, x_s, s, condition), x_t, t
+        return x_s - path.over(s, x_t) * self.velocity(nets[AVERAGE], x_s, s, condition)

@@ -1,26 +1,31 @@
 """Flow matching (eq. 2): how the demo's teacher is trained."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
-from torch import Tensor, nn
 
 from swiftvideo_fast import path
-from swiftvideo_fast.config import Flow
-from swiftvideo_fast.data.latents import Latents
-from swiftvideo_fast.models.conditioning import Condition, velocity
-from swiftvideo_fast.objectives import Log, Objective
+from swiftvideo_fast.config.strict import SHARE, option
+from swiftvideo_fast.objectives.base import STUDENT, Loss, Objective
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Flow matching (eq. 2).  drop_text: the share of clips whose text is dropped, for guidance."""
+
+    name: ClassVar[str] = "flow"
+    drop_text: float = option(SHARE, 0.1)
 
 
 class FlowMatching(Objective):
     """|| v - v_theta(x_t, t) ||^2, mean over elements, the text dropped from some clips."""
 
-    def __init__(self, options: Flow, student: nn.Module):
-        self.options, self.student = options, student
+    Options = Flow
+    from_scratch = True
 
-    def __call__(self, point: path.Point, batch: Latents, step: int,
-                 rng: torch.Generator) -> tuple[Tensor, Log]:
-        condition = batch.condition
-        keep = (torch.rand(len(point.t), generator=rng) >= self.options.drop_text).to(point.t.device)
-        text = torch.where(keep[:, None, None], condition.text, condition.null_text)
-        dropped = Condition(condition.frames, text, condition.null_text, condition.image)
-        loss = (velocity(self.student, point.x_t, point.t, dropped) - point.velocity).square().mean()
-        return loss, {}
+    def loss(self, turn, nets, batch, rng, step, handed=None):
+        point = path.draw(batch.x0, rng, self.cfg.times)
+        dropped = (torch.rand(len(point.t), generator=rng) < self.options.drop_text).to(point.t.device)
+        v = self.velocity(nets[STUDENT], point.x_t, point.t, batch.condition.drop_text(dropped))
+        return Loss((v - point.velocity).square().mean(), {})

@@ -9,44 +9,75 @@ it; for errors that are summed it would be beta / D.  At the start, where studen
 first term is log 2 and its gradient beta / 4 of that of e(winner) - e(loser).
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from swiftvideo_fast import path
-from swiftvideo_fast.config import Ta
-from swiftvideo_fast.data.pairs import Pairs
-from swiftvideo_fast.models.conditioning import velocity
-from swiftvideo_fast.objectives import Log, Objective
+from swiftvideo_fast.config.strict import NATURAL, POSITIVE, Limit, one_of, option
+from swiftvideo_fast.data.pairs import Pairs, PairShards
+from swiftvideo_fast.data.source import Source
+from swiftvideo_fast.objectives.base import STUDENT, Frozen, Loss, Network, Objective, WithoutAdapters
+
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True)
+class Ta:
+    """Trajectory alignment: DPO on the student's own samples (eq. 11), and reflow on the winners.
+
+    steps: the winner's and the loser's.  count: pairs.  winner: sampled, or real (Figure 6).  pairs: their
+    folder by `swiftvideo pairs`, run.dir/pairs where none is named.  beta: of errors averaged over a clip's
+    elements; 0 leaves reflow alone.  reflow: lambda_RF.  noise: fresh (eq. 11 as printed), or paired: what
+    the pair was sampled from.  rank: of LoRA on every linear layer; 0 trains all weights.
+    """
+
+    name: ClassVar[str] = "ta"
+    steps: tuple[int, int] = option(Limit(lambda pair: min(pair) > 0, "two positive numbers"), (8, 4))
+    count: int = option(POSITIVE, 5000)
+    winner: str = option(one_of("sampled", "real"), "sampled")
+    pairs: str | None = None
+    beta: float = option(NATURAL, 2500.0)
+    reflow: float = option(NATURAL, 2.0)
+    noise: str = option(one_of("fresh", "paired"), "fresh")
+    rank: int = option(NATURAL, 64)
 
 
 class TrajectoryAlignment(Objective):
-    """student: trained.  reference: the student as it began, called as a network is."""
+    """student: trained.  reference: the student as it began."""
 
-    def __init__(self, options: Ta, student: nn.Module, reference: Callable[..., Tensor]):
-        self.options, self.student, self.reference = options, student, reference
+    Options = Ta
 
-    def __call__(self, point: path.Point, batch: Pairs, step: int,
-                 rng: torch.Generator) -> tuple[Tensor, Log]:
+    def networks(self) -> dict[str, Network]:
+        began = WithoutAdapters(STUDENT) if self.options.rank else Frozen(self.setup.reference)
+        return super().networks() | {REFERENCE: began}
+
+    def source(self, clips: Source) -> PairShards:
+        return PairShards(self.cfg, self.setup.codec().identity)
+
+    def loss(self, turn, nets, batch: Pairs, rng: torch.Generator, step, handed=None):
         """Logged: win_diff and lose_diff (Figure 8); accuracy, the share of pairs told apart; saturation, the
-        sigmoid's mean: 1/2 at the start, 1 where no pull is left; reflow, the winners' error."""
+        sigmoid's mean: 1/2 at the start, 1 where no gradient is left; reflow, the winners' error."""
         o, B = self.options, len(batch)
-        x1 = point.x1 if o.noise == "fresh" else batch.noise
+        fresh, t = path.draw_noise(batch.x0, rng), path.draw_times(batch.x0, rng, self.cfg.times)
         both = torch.arange(2 * B) % B                                  # winners, then losers
-        x0, x1, t = torch.cat([batch.x0, batch.loser]), x1[both], point.t[both]
+        x0 = torch.cat([batch.x0, batch.loser])
+        x1, t = (fresh if o.noise == "fresh" else batch.noise)[both], t[both]
         x_t, condition = path.interpolate(x0, x1, t), batch.condition[both]
 
-        def error(net: Callable[..., Tensor]) -> Tensor:
-            return (x1 - x0 - velocity(net, x_t, t, condition)).square().flatten(1).mean(1)
+        def error(net: Any) -> Tensor:
+            return (x1 - x0 - self.velocity(net, x_t, t, condition)).square().flatten(1).mean(1)
 
         with torch.no_grad():
-            began = error(self.reference)
-        ours = error(self.student)
+            began = error(nets[REFERENCE])
+        ours = error(nets[STUDENT])
         win, lose = (ours - began).chunk(2)
         margin = -o.beta / 2 * (win - lose)
         reflow = ours[:B].mean()
+        loss = o.reflow * reflow - logsigmoid(margin).mean()
         log = {"win_diff": win.mean(), "lose_diff": lose.mean(), "accuracy": (win < lose).to(win).mean(),
                "saturation": margin.sigmoid().mean(), "reflow": reflow}
-        return o.reflow * reflow - logsigmoid(margin).mean(), {name: x.item() for name, x in log.items()}
+        return Loss(loss, {name: x.item() for name, x in log.items()})

@@ -1,10 +1,10 @@
 """A run on disk: folders `step-00000500`, each whole or absent.
 
-A part of a run (student, average, ...) is a set of pieces: flat stretches of tensors, those of one rank,
-named "student/exp_avg/blocks.0.ffn.0.weight".  Rank r writes rank-0000r.safetensors; the stretches of a
-tensor lie in them in the order of ranks, so any number of ranks, or none, reads any stretch of any tensor.
-state.json has the shapes, the files' digests and what the caller adds; `complete`, written last, has the
-digest of state.json.  Nothing in it is code.
+A part of a run (student, average, ...) is a set of shards: flat slices of tensors, those of one rank, named
+"student/exp_avg/blocks.0.ffn.0.weight".  Rank r writes rank-0000r.safetensors; the slices of a tensor lie in
+them in the order of ranks, so any number of ranks, or none, reads any slice of any tensor.  state.json has
+the shapes, the files' digests and what the caller adds; `complete`, written last, has the digest of
+state.json.  Nothing in it is code.
 """
 
 import hashlib
@@ -32,25 +32,25 @@ FOLDERS = "step-" + "[0-9]" * 8
 
 
 @dataclass(frozen=True)
-class Piece:
-    """data: flat and live, the stretch from `begin` of a tensor of that shape."""
+class Shard:
+    """data: flat and live, the slice from `begin` of a tensor of that shape."""
 
     data: Tensor
     shape: tuple[int, ...]
     begin: int = 0
 
     @classmethod
-    def whole(cls, tensor: Tensor) -> "Piece":
+    def whole(cls, tensor: Tensor) -> "Shard":
         return cls(tensor.detach().view(-1), tuple(tensor.shape))
 
 
 class Part(Protocol):
     """What a checkpoint keeps of a network."""
 
-    def pieces(self) -> dict[str, Piece]: ...
+    def shards(self) -> dict[str, Shard]: ...
 
-    def settle(self) -> None:
-        """Called once the pieces have been filled."""
+    def after_restore(self) -> None:
+        """Called once the shards have been filled."""
 
 
 def save(run: Path, step: int, *, parts: dict[str, Part], state: dict, keep: int,
@@ -59,12 +59,12 @@ def save(run: Path, step: int, *, parts: dict[str, Part], state: dict, keep: int
 
     To be called on every rank; the folder gets its name once all have written.
     """
-    pieces = named(parts)
+    shards = named(parts)
     target = run / f"step-{step:08d}"
-    about = {"step": step, "shapes": {name: piece.shape for name, piece in pieces.items()}} | state
+    about = {"step": step, "shapes": {name: shard.shape for name, shard in shards.items()}} | state
     with whole(target) if ranks.rank == 0 else nullcontext(aside_of(target) / target.name) as aside:
         ranks.together(lambda: _begin(aside) if ranks.rank == 0 else "")
-        digests = ranks.together(lambda: _write(aside / rank_file(ranks.rank), pieces, ranks.rank))
+        digests = ranks.together(lambda: _write(aside / rank_file(ranks.rank), shards, ranks.rank))
         ranks.together(lambda: _complete(aside, about, digests) if ranks.rank == 0 else "")
     ranks.gather("renamed")
     if ranks.rank == 0:
@@ -77,10 +77,10 @@ def _begin(aside: Path) -> str:
     return ""
 
 
-def _write(file: Path, pieces: dict[str, Piece], rank: int) -> str:
+def _write(file: Path, shards: dict[str, Shard], rank: int) -> str:
     """The digest of the file; what every rank holds whole is written by the first."""
-    save_file({name: piece.data for name, piece in pieces.items()
-               if rank == 0 or piece.data.numel() < math.prod(piece.shape)}, file)
+    save_file({name: shard.data for name, shard in shards.items()
+               if rank == 0 or shard.data.numel() < math.prod(shard.shape)}, file)
     return _digest(file)
 
 
@@ -96,12 +96,12 @@ def restore(saved: "Saved", parts: dict[str, Part]) -> dict:
 
     ValueError names what does not fit; then the parts are as they were.
     """
-    pieces = named(parts)
-    saved.fit(pieces)
-    for name, piece in pieces.items():
-        piece.data.copy_(saved.read(name, piece.begin, piece.begin + piece.data.numel()))
+    shards = named(parts)
+    saved.fit(shards)
+    for name, shard in shards.items():
+        shard.data.copy_(saved.read(name, shard.begin, shard.begin + shard.data.numel()))
     for part in parts.values():
-        part.settle()
+        part.after_restore()
     return saved.state
 
 
@@ -163,10 +163,10 @@ class Saved:
         except OSError as why:
             return str(self._damaged(name, why))
 
-    def fit(self, pieces: dict[str, Piece]) -> None:
+    def fit(self, shards: dict[str, Shard]) -> None:
         """One ValueError for all names and shapes that are not the wanted ones; it shows the first three."""
         found = {name: tuple(shape) for name, shape in self.shapes.items()}
-        want = {name: piece.shape for name, piece in pieces.items()}
+        want = {name: shard.shape for name, shard in shards.items()}
         wrong = [f"{name}: found {found.get(name, 'nothing')}, want {want.get(name, 'nothing')}"
                  for name in sorted(want.keys() | found.keys()) if want.get(name) != found.get(name)]
         if wrong:
@@ -175,21 +175,21 @@ class Saved:
 
     def read(self, name: str, begin: int, end: int) -> Tensor:
         """[begin, end) of the flat tensor."""
-        return torch.cat(list(self._stretches(name, begin, end)) or [torch.empty(0)])
+        return torch.cat(list(self._slices(name, begin, end)) or [torch.empty(0)])
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """Every tensor under "student/weight/" or the like, whole and in its shape, named by what follows."""
         return {name.removeprefix(prefix): self.read(name, 0, math.prod(shape)).view(shape)
                 for name, shape in self.shapes.items() if name.startswith(prefix)}
 
-    def _stretches(self, name: str, begin: int, end: int) -> Iterator[Tensor]:
+    def _slices(self, name: str, begin: int, end: int) -> Iterator[Tensor]:
         at = 0
         for tensors in self._files:
             if name in tensors.keys():                  # noqa: SIM118  (no dict)
-                stretch = tensors.get_slice(name)
-                length, = stretch.get_shape()
+                part = tensors.get_slice(name)
+                length, = part.get_shape()
                 if at < end and begin < at + length:
-                    yield stretch[max(0, begin - at):end - at]
+                    yield part[max(0, begin - at):end - at]
                 at += length
 
     @cached_property
@@ -217,8 +217,8 @@ def folders(run: Path) -> list[Path]:
     return sorted(run.glob(FOLDERS))
 
 
-def named(parts: dict[str, Part]) -> dict[str, Piece]:
-    return {f"{part}/{name}": piece for part, of in parts.items() for name, piece in of.pieces().items()}
+def named(parts: dict[str, Part]) -> dict[str, Shard]:
+    return {f"{part}/{name}": shard for part, of in parts.items() for name, shard in of.shards().items()}
 
 
 def rank_file(rank: int) -> str:

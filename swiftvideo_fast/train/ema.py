@@ -1,34 +1,50 @@
-"""theta- : an exponential moving average of the student, as a network of its own."""
+"""theta- : an exponential moving average of a trained network, as a network of its own."""
 
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from swiftvideo_fast import ops
-from swiftvideo_fast.train.checkpoint import Piece
+from swiftvideo_fast.train.checkpoint import Shard
+from swiftvideo_fast.train.engine import Trained
+
+Named = dict[str, Tensor]
+
+
+def update(averages: Named, masters: Named, copies: Named, decay: float) -> None:
+    """Move the fp32 averages; stored copies that are not the averages themselves receive the result."""
+    for apart in (False, True):
+        names = [name for name in averages if (averages[name] is not copies[name]) == apart]
+        ops.ema_([averages[name] for name in names], [masters[name] for name in names], decay,
+                 [copies[name] for name in names] if apart else None)
 
 
 class Ema:
-    """net: a frozen copy of the student; update() moves it (Algorithm 1, line 11).
+    """net: a frozen copy; update() moves it (Algorithm 1, line 11).  averages: in fp32.
 
-    What is frozen in the student (the base of its LoRA) is shared and not copied.
+    What is frozen in the trained network (the base of its LoRA) is shared and not copied.
     """
 
-    def __init__(self, student: nn.Module, decay: float):
-        self.decay = decay
-        self.masters = {name: p for name, p in student.named_parameters() if p.requires_grad}
-        shared = {id(p): p for p in student.parameters() if not p.requires_grad}
-        self.net = copy.deepcopy(student, shared).requires_grad_(False).eval()
-        self.averages = {name: self.net.get_parameter(name) for name in self.masters}
+    def __init__(self, trained: Trained, decay: float):
+        self.decay, self.masters = decay, trained.masters
+        shared = {id(p): p for p in trained.net.parameters() if not p.requires_grad}
+        self.net = copy.deepcopy(trained.net, shared).requires_grad_(False).eval()
+        self.copies = {name: self.net.get_parameter(name) for name in self.masters}
+        self.averages = {name: p if p.dtype == self.masters[name].dtype else self.masters[name].detach().clone()
+                         for name, p in self.copies.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """theta- <- decay theta- + (1 - decay) theta."""
-        ops.ema_(list(self.averages.values()), list(self.masters.values()), self.decay)
+        update(self.averages, self.masters, self.copies, self.decay)
 
-    def pieces(self) -> dict[str, Piece]:
-        return {f"weight/{name}": Piece.whole(p) for name, p in self.averages.items()}
+    def shards(self) -> dict[str, Shard]:
+        return {f"weight/{name}": Shard.whole(p) for name, p in self.averages.items()}
 
-    def settle(self) -> None:
-        """Nothing is derived from the pieces."""
+    @torch.no_grad()
+    def after_restore(self) -> None:
+        """The stored copies from the fp32 averages."""
+        for name, average in self.averages.items():
+            if average is not self.copies[name]:
+                self.copies[name].copy_(average)

@@ -1,247 +1,52 @@
-"""The engine of many processes: DeepSpeed ZeRO-3, which nothing outside this file knows.
+"""What the loop asks of an engine; single.py has that of one process, zero3.py that of many."""
 
-Every network is sharded: of each parameter a rank holds the flat stretch [rank c, rank c + c), c the n-th
-part of it rounded up, and gathers the rest block by block while it computes.  A student's stretch lies there
-twice, as stored (bf16 or fp32) and as an fp32 master with AdamW's moments.  Its average is a frozen network
-of its own, whose fp32 stretches follow the masters: a step of 1e-6, which bf16 would swallow, is not lost,
-and no rank asks another.
-"""
-
-import copy
-import logging
-import os
-import socket
-import warnings
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
-from swiftvideo_fast import ops
-from swiftvideo_fast.config import Config, Optim
-from swiftvideo_fast.models.ulysses import Ulysses
-from swiftvideo_fast.models.wan.network import Block, Wan, share_tokens
-from swiftvideo_fast.train.checkpoint import Piece
-from swiftvideo_fast.train.optimizer import adamw, moments, prime, set_rate, set_steps
-from swiftvideo_fast.train.ranks import Ranks, launched, own_device, passes_of
-
-BUCKET = 100_000_000        # gradients reduced at once
+from swiftvideo_fast.config import Optim
+from swiftvideo_fast.train.checkpoint import Part
+from swiftvideo_fast.train.ranks import Ranks
 
 
-class Sharded:
-    """As plain.Plain, over all the processes that the launcher has started.
+class Trained(Part, Protocol):
+    """A network and its optimizer: backward() for each micro-batch of a turn, then step().
 
-    Of a network whose weights are in a file still, no rank ever holds more than its part and one module.
+    net: to be called.  named: the parameters that train.
     """
 
-    mapped = True
+    net: Any
+    named: Mapping[str, nn.Parameter]
 
-    def __init__(self, cfg: Config):
-        self.options, self.ranks = cfg.engine, Ranks(*launched(), sequence=cfg.engine.sequence)
-        self.passes, _ = passes_of(cfg, self.ranks)
-        self.device = own_device()
-        self.deepspeed = _start(self.device)
-        self.ulysses = _neighbours(self.ranks)
-
-    def student(self, net: nn.Module, optim: Optim, decay: float) -> tuple["ShardedTrained", "ShardedEma"]:
-        same = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in net.parameters()}
-        follower = copy.deepcopy(net, same)                 # of the same weights, not of copies of them
-        trained = self.trained(net, optim)
-        return trained, ShardedEma(self.frozen(follower), trained, decay)
-
-    def trained(self, net: nn.Module, optim: Optim) -> "ShardedTrained":
-        optimizer = adamw([p for p in net.parameters() if p.requires_grad], optim)
-        config = self._config(net, optim.clip)
-        engine, *_ = self.deepspeed.initialize(model=self._prepared(net, config), optimizer=optimizer,
-                                               config=config)
-        return ShardedTrained(engine, self.ranks, self.passes)
-
-    def frozen(self, net: nn.Module) -> nn.Module:
-        config = self._config(net)
-        net = self._prepared(net.requires_grad_(False).eval(), config)
-        engine, *_ = self.deepspeed.initialize(model=net, config=config)
-        return engine.module
-
-    def _prepared(self, net: nn.Module, config: dict) -> nn.Module:
-        """A Wan is shared out a module at a time, and computes with one gather a block: it serves value and
-        tangent of all that is in it."""
-        if isinstance(net, Wan):
-            self.deepspeed.utils.set_z3_leaf_modules(net, [Block])
-            dtype = getattr(torch, self.options.dtype)
-            for module in reversed([*net.modules()]):       # what is in a module before the module
-                for p in module.parameters(recurse=False):
-                    p.data = p.data.to(dtype, copy=True)
-                self.deepspeed.zero.Init(module=module, config_dict_or_path=config)
-            if self.ulysses:
-                share_tokens(net, self.ulysses)
-        return net
-
-    def _config(self, net: nn.Module, clip: float = 0.0) -> dict:
-        o = self.options
-        zero = {
-            "stage": 3,
-            "memory_efficient_linear": False,           # else F.linear is one that loses tangents
-            "stage3_param_persistence_threshold": 0,    # what stays gathered would miss the average's steps
-            "reduce_bucket_size": min(BUCKET, sum(p.numel() for p in net.parameters())),
-        }
-        if o.offload:
-            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": self.device.type == "cuda"}
-        return {
-            "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1,     # the loop counts both
-            "gradient_clipping": clip,
-            "bf16": {"enabled": o.dtype == "bfloat16"},
-            "zero_optimization": zero,
-            "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False,
-        }
-
-
-class ShardedTrained:
-    """As plain.Trained.  net: to be called; its parameters are empty between calls."""
-
-    def __init__(self, engine, ranks: Ranks, passes: int):
-        self.engine, self.net = engine, Called(engine)
-        self.ranks, self.passes = ranks, passes
-        self.named = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
-        self.zero, self.optimizer = engine.optimizer, engine.optimizer.optimizer
-        self.steps, self.done = torch.zeros(1), 0
-        prime(self.optimizer, self.zero.fp32_partitioned_groups_flat)
-
-    def backward(self, loss: Tensor) -> None:
-        self.done += 1
-        self.engine.set_gradient_accumulation_boundary(self.done == self.passes)
-        self.engine.backward(loss / self.passes)
+    def backward(self, loss: Tensor) -> None: ...
 
     def step(self, lr: float) -> float:
-        self.done = 0
-        set_rate(self.optimizer, lr)
-        self.engine.step()
-        if self.zero.overflow:
-            return float("nan")
-        self.steps += 1
-        return float(self.engine.get_global_grad_norm())
-
-    def master(self, name: str, kind: str | None = None) -> Tensor:
-        """This rank's stretch of the fp32 weight or of one of its moments: a live view, padded."""
-        group, begin, length = self._place(self.named[name])
-        flat = self.zero.fp32_partitioned_groups_flat[group]
-        return (flat if kind is None else self.optimizer.state[flat][kind]).narrow(0, begin, length)
-
-    def pieces(self) -> dict[str, Piece]:
-        """As plain.Trained's; but 8-bit moments have their scales in common and stay with their ranks."""
-        found = {f"weight/{name}": self._piece(name) for name in self.named}
-        for i, flat in enumerate(self.zero.fp32_partitioned_groups_flat):
-            state = moments(self.optimizer.state[flat])
-            if all(x.shape == flat.shape for x in state.values()):
-                found |= {f"{kind}/{name}": self._piece(name, kind) for kind in state
-                          for name, p in self.named.items() if self._place(p)[0] == i}
-            else:
-                found |= {f"{kind}/group {i}": self._own(x) for kind, x in state.items()}
-        found |= {f"buffer/{name}": Piece.whole(b) for name, b in self.net.named_buffers()}
-        return found | {"steps": Piece.whole(self.steps)}
-
-    def settle(self) -> None:
-        set_steps(self.optimizer, int(self.steps))
-        for name, p in self.named.items():
-            p.ds_tensor.data.copy_(self.master(name))
-
-    def _place(self, p: nn.Parameter) -> tuple[int, int, int]:
-        """(group, begin, length) of this rank's stretch in DeepSpeed's flat groups."""
-        return self.zero.grad_position[self.zero.get_param_id(p)]
-
-    def _own(self, x: Tensor) -> Piece:
-        return Piece(x.view(-1), (self.ranks.world * x.numel(),), self.ranks.rank * x.numel())
-
-    def _piece(self, name: str, kind: str | None = None) -> Piece:
-        return stretch(self.master(name, kind), self.named[name], self.ranks.rank)
+        """The norm of the gradient before it is clipped.  When that is not finite, nothing moves."""
 
 
-class Called:
-    """The module, called as DeepSpeed wants it when a backward is to follow: in training, with grad on.
+class Averaged(Part, Protocol):
+    """An exponential moving average of a trained network, as a frozen network."""
 
-    DeepSpeed counts the passes of a step by its own calls and by the gradients that reach what these return.
-    After a gradient that was only looked at, its next call would begin another pass, and what that adds up
-    begin with the gradients of the step before.
-    """
+    net: Any
 
-    def __init__(self, engine):
-        self.engine = engine
-
-    def __call__(self, *args, **kwargs):
-        if not (self.engine.module.training and torch.is_grad_enabled()):
-            return self.engine.module(*args, **kwargs)
-        return self.engine(*args, **kwargs)
-
-    def __getattr__(self, name: str):
-        return getattr(self.engine.module, name)
+    def update(self) -> None: ...
 
 
-class ShardedEma:
-    """As ema.Ema: net is a frozen sharded network, whose stretches follow the student's masters."""
+class Engine(Protocol):
+    """Where networks live and how they move.  device: where their inputs must lie.  mapped: the networks it
+    is given may have their weights in a file still (models/weights.py)."""
 
-    def __init__(self, net: nn.Module, student: ShardedTrained, decay: float):
-        self.net, self.student, self.decay = net, student, decay
-        self.copies = {name: net.get_parameter(name) for name in student.named}
-        self.averages = {name: self._start(name) for name in self.copies}
+    device: torch.device
+    ranks: Ranks
+    mapped: bool
 
-    def _start(self, name: str) -> Tensor:
-        stored, master = self.copies[name].ds_tensor.data, self.student.master(name)
-        return stored if stored.dtype == master.dtype else master.clone()
+    def trained(self, net: nn.Module, optim: Optim) -> Trained:
+        """A network that trains."""
 
-    @torch.no_grad()
-    def update(self) -> None:
-        masters = [self.student.master(name) for name in self.averages]
-        ops.ema_(list(self.averages.values()), masters, self.decay)
-        self.settle()
+    def averaged(self, net: nn.Module, optim: Optim, decay: float) -> tuple[Trained, Averaged]:
+        """A network that trains, and its average."""
 
-    def pieces(self) -> dict[str, Piece]:
-        return {f"weight/{name}": stretch(average, self.copies[name], self.student.ranks.rank)
-                for name, average in self.averages.items()}
-
-    def settle(self) -> None:
-        """The stored stretches from the fp32 ones."""
-        for name, average in self.averages.items():
-            self.copies[name].ds_tensor.data.copy_(average)
-
-
-def stretch(padded: Tensor, p: nn.Parameter, rank: int) -> Piece:
-    """What of a rank's padded stretch is the parameter's."""
-    begin = min(rank * padded.numel(), p.ds_numel)
-    return Piece(padded.detach()[:p.ds_numel - begin], tuple(p.ds_shape), begin)
-
-
-def _start(device: torch.device):
-    """DeepSpeed, its processes met."""
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    try:
-        import deepspeed
-    except ImportError as why:
-        raise ValueError("engine.name zero3 wants DeepSpeed: pip install swiftvideo_fast[deepspeed]") from why
-    log = logging.getLogger("DeepSpeed")
-    log.setLevel(logging.WARNING)
-    log.addFilter(lambda record: "unknown inputs or outputs" not in record.getMessage())    # Duals
-    warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
-    # Else DeepSpeed compiles a C++ all-reduce on first use, and hangs on the lock that a killed compile left.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if not dist.is_initialized():
-        rank, world = launched()
-        for key, value in {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1",
-                           "MASTER_PORT": _free_port()}.items():
-            os.environ.setdefault(key, str(value))
-        deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo")
-    return deepspeed
-
-
-def _neighbours(ranks: Ranks) -> Ulysses | None:
-    """The group that shares a clip's tokens with this rank; every rank makes every group."""
-    if ranks.sequence == 1:
-        return None
-    groups = [dist.new_group(range(first, first + ranks.sequence))
-              for first in range(0, ranks.world, ranks.sequence)]
-    return Ulysses(groups[ranks.replica])
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    def frozen(self, net: nn.Module) -> nn.Module:
+        """A network that stays."""

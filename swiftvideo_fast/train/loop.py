@@ -1,158 +1,160 @@
-"""clips -> latents -> point -> objective -> step -> average -> checkpoint."""
+"""The training loop: for every turn of a step, losses, one step of the mover, its average."""
 
 import math
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
-from swiftvideo_fast import path
-from swiftvideo_fast.atomic import whole
-from swiftvideo_fast.config import Ccd, Config, Dcd, Flow, Optim, Ta, differences, from_dict, to_dict
-from swiftvideo_fast.config.strict import one_of
-from swiftvideo_fast.data.clips import demo_clips
-from swiftvideo_fast.data.crops import CropSource
-from swiftvideo_fast.data.latents import Latents, encode_crops
-from swiftvideo_fast.data.pairs import PairShards
-from swiftvideo_fast.models import discriminator, lora, weights
-from swiftvideo_fast.models.backbones import load_backbone
-from swiftvideo_fast.models.codec import PcaCodec
-from swiftvideo_fast.models.encoders import WordVectors
-from swiftvideo_fast.models.wan.network import PRESETS, Wan, initialise
-from swiftvideo_fast.objectives import Consistency, Log
-from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
-from swiftvideo_fast.objectives.da import BETAS, DistributionAlignment, Judge
-from swiftvideo_fast.objectives.dcd import DiscreteDistillation
-from swiftvideo_fast.objectives.flow import FlowMatching
-from swiftvideo_fast.objectives.ta import TrajectoryAlignment
+from swiftvideo_fast.config import Config, Optim, to_dict
 from swiftvideo_fast.seeds import generator
-from swiftvideo_fast.train import checkpoint
-from swiftvideo_fast.train.callbacks import Guard, Watch
-from swiftvideo_fast.train.plain import Engine, Plain
-from swiftvideo_fast.train.ranks import Ranks, launched, passes_of
-from swiftvideo_fast.train.report import Report, Silence, wanted_wandb
+from swiftvideo_fast.train import checkpoint, run_folder
+from swiftvideo_fast.train.engine import Averaged, Engine, Trained
+from swiftvideo_fast.train.health import Guard
+from swiftvideo_fast.train.log import Log, NoLog
+from swiftvideo_fast.train.ranks import Ranks, micro_batches
 
-OBJECTIVES = {Flow: FlowMatching, Ccd: ConsistencyDistillation, Dcd: DiscreteDistillation}
-WATCHED = 32        # held-out clips that an adversary is watched by
-SHOWN = 4           # clips in the samples of a run
-CONFIG, STUDENT, AVERAGE = "config.yaml", "student.safetensors", "average.safetensors"
+STUDENT = "student"
+OWN = {"loss", "grad_norm", "lr", "skipped"}        # logged of every mover: "critic/lr", the student's "lr"
 
 
-def train(cfg: Config) -> Path:
+@dataclass
+class Mover:
+    """A network that trains, its optimizer's options, its average, its guard."""
+
+    trained: Trained
+    optim: Optim
+    guard: Guard
+    average: Averaged | None = None
+
+
+@dataclass
+class Run:
+    """Everything a training run needs; train/recipe.py makes one from a config.
+
+    nets: role -> what is called.  movers: those that train.  averages: the movers' averages by their own
+    roles.  open: opens the data, once a step is to be taken, and returns (source, watch).  exported: role ->
+    the weight file at the end; export: (checkpoint, role, file) writes it.
+    """
+
+    cfg: Config
+    engine: Engine
+    objective: Any
+    nets: dict[str, Any]
+    movers: dict[str, Mover]
+    averages: dict[str, Averaged]
+    open: Callable[[], tuple[Any, Any]]
+    exported: dict[str, Path]
+    export: Callable[[Path, str, Path], None]
+    complete: run_folder.Complete
+    source: Any = None
+    watch: Any = None
+
+    @property
+    def parts(self) -> dict[str, checkpoint.Part]:
+        """What a checkpoint keeps, by role."""
+        return {role: mover.trained for role, mover in self.movers.items()} | self.averages
+
+
+def train(run: Run) -> Path:
     """Run to cfg.run.steps, going on from the newest good checkpoint of cfg.run.dir; returns that folder.
 
     It then holds config.yaml, log.jsonl, tensorboard/, checkpoints, and the weights student.safetensors and
     average.safetensors.  A run interrupted anywhere ends with the same bits as one that was not.
     ValueError when an input is bad or the folder holds another run; it is found before anything is written.
     """
-    run = Path(cfg.run.dir)
-    agree(cfg, run)
-    if cfg.run.wandb:
-        wanted_wandb()
-    engine = start_engine(cfg)
-    ranks, passes = engine.ranks, Passes(cfg, engine.ranks)
-    student, ema = engine.student(starting_network(cfg, engine.mapped), cfg.optim, cfg.ema)
-    objective = build_objective(cfg, engine, student.net, ema.net)
-    parts = {"student": student, "average": ema, **objective.trained}
-    state = resume(cfg, run, parts, ranks)
-    start, guard = state["step"], Guard(cfg.optim.skips, state["skipped"])
-    if start == cfg.run.steps and all((run / name).exists() for name in (STUDENT, AVERAGE)):
-        return run
+    cfg, ranks = run.cfg, run.engine.ranks
+    folder = Path(cfg.run.dir)
+    state = run_folder.resume(cfg, run.parts, ranks, run.complete)
+    start, skipped = state["step"], state["skipped"]
+    if start == cfg.run.steps and all(file.exists() for file in run.exported.values()):
+        return folder
 
-    data = training_data(cfg, student.net)
-    watch = watching(cfg, engine, {"student": student.net, "average": ema.net, "teacher": objective.teacher})
-    ranks.together(lambda: _write(cfg, run / CONFIG) if ranks.rank == 0 else "")
-    with closing(reporting(cfg, start) if ranks.rank == 0 else Silence()) as report:
+    run.source, run.watch = run.open()
+    for role, mover in run.movers.items():
+        mover.guard.skipped = skipped.get(role, 0)
+    ranks.together(lambda: run_folder.write_config(cfg) if ranks.rank == 0 else "")
+    with closing(Log(cfg, start, to_dict(cfg)) if ranks.rank == 0 else NoLog()) as log:
         for step in range(start, cfg.run.steps):
-            logs = []
-            for batch, point, rng in passes.draw(data, step, engine.device):
-                loss, log = objective(point, batch, step, rng)
-                student.backward(loss)
-                logs.append({"loss": loss.item()} | log)
-            lr = learning_rate(cfg, step)
-            norm = student.step(lr)
-            done, log = step + 1, pooled(logs, ranks) | {"grad_norm": norm, "lr": lr}
-            if math.isfinite(norm):
-                ema.update()
-            if skipped := guard(run, done, log):
-                log |= {"skipped": skipped}
-            log |= pooled(objective.after_step(), ranks)
-
-            watched = watch and done % cfg.run.watch_every == 0
+            values, done = take_step(run, step), step + 1
+            skips = {role: mover.guard.skipped for role, mover in run.movers.items() if mover.guard.skipped}
+            watched = run.watch and done % cfg.run.watch_every == 0
             if watched:
-                figures, image = watch(done)
-                report.image(done, image)
-                log |= figures
-            if done % cfg.run.log_every == 0 or done == cfg.run.steps or skipped or watched:
-                report(done, log)
-            report.tick()
+                figures, image = run.watch(done)
+                log.image(done, image)
+                values |= figures
+            if done % cfg.run.log_every == 0 or done == cfg.run.steps or skips or watched:
+                log(done, values)
+            log.tick()
             if done % cfg.run.save_every == 0 or done == cfg.run.steps:
-                report.sync()
-                state = {"config": to_dict(cfg), "skipped": skipped}
-                checkpoint.save(run, done, parts=parts, state=state, keep=cfg.run.keep, ranks=ranks)
-    for part, file in (("student", STUDENT), ("average", AVERAGE)) if ranks.rank == 0 else ():
-        export(checkpoint.newest(run), part, run / file)
+                log.sync()
+                checkpoint.save(folder, done, parts=run.parts, keep=cfg.run.keep, ranks=ranks,
+                                state={"config": to_dict(cfg), "skipped": skips})
+    for role, file in run.exported.items() if ranks.rank == 0 else ():
+        run.export(checkpoint.newest(folder), role, file)
     ranks.gather("exported")
-    return run
+    return folder
 
 
-def _write(cfg: Config, file: Path) -> str:
-    with whole(file) as aside:
-        aside.write_text(yaml.safe_dump(to_dict(cfg), sort_keys=False))
-    return ""
+def take_step(run: Run, step: int) -> dict[str, float | Tensor]:
+    """All turns of one step; what to log of it."""
+    turns, values = run.objective.turns(step), {}
+    batches = MicroBatches(run, step, keep=len(turns) > 1)
+    handed: dict[int, Any] = {}             # of micro-batches, from turn to turn
+    for number, turn in enumerate(turns):
+        mover, logs = run.movers[turn], []
+        mover.trained.net.train()
+        for i, (batch, rng) in enumerate(batches.of_turn(number)):
+            out = run.objective.loss(turn, run.nets, batch, rng, step, handed.get(i))
+            mover.trained.backward(out.value)
+            handed[i] = handed.get(i) if out.handed is None else out.handed
+            logs.append({"loss": out.value.item()} | out.log)
+        lr = learning_rate(mover.optim, step, run.cfg.run.steps)
+        norm = mover.trained.step(lr)
+        mover.trained.net.eval()
+        if mover.average and math.isfinite(norm):
+            mover.average.update()
+        found = pool(logs, run.engine.ranks)
+        skipped = mover.guard(Path(run.cfg.run.dir), step, found["loss"], norm)
+        found |= {"grad_norm": norm, "lr": lr} | ({"skipped": skipped} if skipped else {})
+        own = "" if turn == STUDENT else f"{turn}/"
+        values |= {f"{own}{name}" if name in OWN else name: value for name, value in found.items()}
+    return values
 
 
-def export(folder: Path, part: str, file: Path) -> None:
-    """A checkpoint's student or average as a weight file; wants no GPU, no DeepSpeed, and one process."""
-    saved = checkpoint.Saved(folder)
-    cfg = from_dict(saved.state["config"])
-    net, about = starting_network(cfg), {"sample": asdict(cfg.sample), "trained": to_dict(cfg)}
-    net.load_state_dict(saved.tensors(f"{part}/weight/"), strict=False)
-    if adapted(cfg):
-        lora.save(net, file.with_name(f"lora-{file.name}"), **about)
-    weights.save(lora.merged(net) if adapted(cfg) else net, file, **about)
+class MicroBatches:
+    """The micro-batches of a step that are this rank's, each with the generator of its draws.
 
-
-def start_engine(cfg: Config) -> Engine:
-    if cfg.engine.name == "zero3":
-        from swiftvideo_fast.train.engine import Sharded
-        return Sharded(cfg)
-    if launched()[1] > 1:
-        raise ValueError(f"engine.name is plain in {launched()[1]} processes; want one, or engine.name=zero3")
-    return Plain(cfg)
-
-
-class Passes:
-    """The backward passes of a step that are this rank's, each with what it draws.
-
-    Drawn from where we are: a resumed run draws what the first would have drawn, and however many replicas
-    share out the passes of a step, together they draw the same.
+    Drawn by position: a resumed run draws what the first would have drawn, and however many replicas share
+    out the micro-batches of a step, together they draw the same.  Every turn of a step sees the same clips,
+    with draws of its own.  keep: for later turns of this step.
     """
 
-    def __init__(self, cfg: Config, ranks: Ranks):
-        self.cfg, self.replica, self.replicas = cfg, ranks.replica, ranks.replicas
-        self.micro = passes_of(cfg, ranks)[1]
+    def __init__(self, run: Run, step: int, keep: bool):
+        cfg, ranks = run.cfg, run.engine.ranks
+        _, self.size = micro_batches(cfg, ranks)
+        self.run, self.seed, self.keep, self.kept = run, cfg.run.seed, keep, {}
+        first = step * cfg.data.batch + ranks.replica * self.size
+        self.positions = range(first, (step + 1) * cfg.data.batch, ranks.replicas * self.size)
 
-    def draw(self, data: Latents | PairShards, step: int,
-             device: torch.device) -> Iterator[tuple[Latents, path.Point, torch.Generator]]:
-        """(batch, point, rng) of each."""
-        batch, seed = self.cfg.data.batch, self.cfg.run.seed
-        first = step * batch + self.replica * self.micro
-        for clips_seen in range(first, (step + 1) * batch, self.replicas * self.micro):
-            clips = data.draw(self.micro, seed, clips_seen).to(device)
-            rng = generator(seed, "path", clips_seen)
-            yield clips, path.draw(clips.x0, rng, **asdict(self.cfg.times)), rng
+    def of_turn(self, number: int) -> Iterator[tuple[Any, torch.Generator]]:
+        """(batch, rng) of each; number: of the turn in its step."""
+        for position in self.positions:
+            batch = self.kept.get(position)
+            if batch is None:
+                batch = self.run.source.draw(self.size, self.seed, position).to(self.run.engine.device)
+            if self.keep:
+                self.kept[position] = batch
+            place = ("path", position) if number == 0 else ("turn", position, number)
+            yield batch, generator(self.seed, *place)
 
 
-def pooled(logs: list[Log], ranks: Ranks) -> Log:
-    """One log of a step's passes on all ranks: means; of a histogram, all that this rank has seen."""
-    if not logs:
-        return {}
+def pool(logs: list[dict], ranks: Ranks) -> dict[str, float | Tensor]:
+    """One log of a turn's micro-batches on all ranks: means; of a histogram, all that this rank has seen."""
     tensors = {name: torch.cat([log[name].flatten() for log in logs])
                for name, value in logs[0].items() if isinstance(value, Tensor)}
     scalars = [name for name in logs[0] if name not in tensors]
@@ -160,122 +162,8 @@ def pooled(logs: list[Log], ranks: Ranks) -> Log:
     return dict(zip(scalars, means)) | tensors
 
 
-def agree(cfg: Config, run: Path) -> None:
-    """ValueError with the keys that differ when the folder holds a run of another config."""
-    try:
-        _same(cfg, yaml.safe_load((run / CONFIG).read_text()), run)
-    except FileNotFoundError:
-        pass
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError) as why:
-        raise ValueError(f"{run / CONFIG}: not the config of a run ({why}); take another run.dir or delete "
-                         "that file") from why
-
-
-def resume(cfg: Config, run: Path, parts: dict[str, checkpoint.Part], ranks: Ranks) -> dict:
-    """The state of the newest good checkpoint, now in the parts: "step", those done, and "skipped"."""
-    saved = checkpoint.last_good(run, ranks)
-    if saved is None:
-        return {"step": 0, "skipped": 0}
-    _same(cfg, saved.state.get("config", {}), saved.folder)
-    state = checkpoint.restore(saved, parts)
-    if ranks.rank == 0:
-        checkpoint.tidy(run, cfg.run.keep)
-    return state
-
-
-def _same(cfg: Config, other: dict, where: Path) -> None:
-    if changed := differences(other, to_dict(cfg)):
-        raise ValueError(f"{where} holds a run of another config ({'; '.join(changed)}); take another "
-                         "run.dir or delete that folder")
-
-
-def starting_network(cfg: Config, mapped: bool = False) -> Wan:
-    """What is trained: all of it, or the adapters put on it.  mapped: as weights.load."""
-    if cfg.model.weights:
-        net = weights.load(cfg.model.start, mapped=mapped)
-    else:
-        one_of("model.preset", cfg.model.preset, PRESETS)
-        net = Wan(PRESETS[cfg.model.preset])
-        initialise(net, generator(cfg.run.seed, "weights"))
-    if adapted(cfg):
-        lora.attach(net, cfg.objective.rank, generator(cfg.run.seed, "adapters"), torch.float32)
-    net.recompute = cfg.model.recompute
-    return net
-
-
-def build_objective(cfg: Config, engine: Engine, student: nn.Module, average: nn.Module):
-    """The objective of the config, with the teacher it needs: the frozen weights the student starts from."""
-    def frozen(file: str) -> nn.Module:
-        return engine.frozen(weights.load(file, mapped=engine.mapped))
-
-    if isinstance(cfg.objective, Flow):
-        return FlowMatching(cfg.objective, student)
-    if isinstance(cfg.objective, Ta):
-        reference = lora.Base(student) if adapted(cfg) else frozen(cfg.model.start)
-        return TrajectoryAlignment(cfg.objective, student, reference)
-    teacher = frozen(cfg.model.weights)
-    objective = OBJECTIVES[type(cfg.objective)](cfg.objective, student, average, teacher)
-    return align(cfg, engine, objective, student.config.text_dim) if cfg.da else objective
-
-
-def align(cfg: Config, engine: Engine, distillation: Consistency, text_dim: int) -> DistributionAlignment:
-    """The objective with an adversary beside it, whose heads are drawn from the seed, equal on all ranks."""
-    backbone = engine.frozen(load_backbone(cfg.da.backbone))
-    judge = Judge(backbone.widths, text_dim, cfg.da.project)
-    discriminator.initialise(judge, generator(cfg.run.seed, "judge"))
-    codec = None if cfg.da.project else PcaCodec.load(cfg.model.codec)
-    held_out = None
-    if cfg.da.watch:
-        clips = load_latents(cfg, "valid", text_dim, WATCHED, cfg.run.seed)
-        clips = clips.to(engine.device)
-        held_out = path.draw(clips.x0, generator(cfg.run.seed, "watch"), **asdict(cfg.times)), clips
-    trained = engine.trained(judge, Optim(cfg.da.lr, betas=BETAS, weight_decay=0.0, clip=math.inf))
-    return DistributionAlignment(cfg.da, distillation, trained, backbone, codec, held_out)
-
-
-def adapted(cfg: Config) -> bool:
-    """Whether LoRA is trained, and not the weights themselves."""
-    return isinstance(cfg.objective, Ta) and cfg.objective.rank > 0
-
-
-def training_data(cfg: Config, net: Wan) -> Latents | PairShards:
-    if isinstance(cfg.objective, Ta):
-        return PairShards(cfg)
-    return load_latents(cfg, "train", net.config.text_dim, cfg.data.pool, cfg.run.seed)
-
-
-def crop_source(cfg: Config, part: str) -> CropSource:
-    d = cfg.data
-    return CropSource(demo_clips(d.height), part, frames=d.frames, size=d.size, speed=d.speed,
-                      pace=d.pace)
-
-
-def load_latents(cfg: Config, part: str, text_dim: int, count: int, seed: int) -> Latents:
-    """`count` encoded crops of one split; warns of clips that are left out."""
-    source, codec = crop_source(cfg, part), PcaCodec.load(cfg.model.codec)
-    for clip in source.skipped:
-        warnings.warn(f"left out: {clip}", stacklevel=2)
-    return encode_crops(source, count, seed, codec, WordVectors(text_dim),
-                        keep_pixels=bool(cfg.da and cfg.da.raw))
-
-
-def reporting(cfg: Config, start: int) -> Report:
-    run = cfg.run
-    return Report(Path(run.dir), start=start, steps=run.steps, wandb=run.wandb, about=to_dict(cfg))
-
-
-def watching(cfg: Config, engine: Engine, nets: dict[str, nn.Module | None]) -> Watch | None:
-    """What looks at samples of these networks, where the config asks for it."""
-    if not cfg.run.watch_every:
-        return None
-    clips = load_latents(cfg, "valid", nets["student"].config.text_dim, SHOWN, cfg.run.seed)
-    nets = {name: net for name, net in nets.items() if net is not None}
-    return Watch(cfg, nets, clips, PcaCodec.load(cfg.model.codec), engine)
-
-
-def learning_rate(cfg: Config, step: int) -> float:
-    """Linear warm-up, then constant or cosine to zero at the last step."""
-    o = cfg.optim
-    rise = min(1.0, (step + 1) / o.warmup) if o.warmup else 1.0
-    fall = 0.5 * (1 + math.cos(math.pi * step / cfg.run.steps)) if o.schedule == "cosine" else 1.0
-    return o.lr * rise * fall
+def learning_rate(optim: Optim, step: int, steps: int) -> float:
+    """Linear warm-up, then constant or cosine to zero at the last of `steps`."""
+    rise = min(1.0, (step + 1) / optim.warmup) if optim.warmup else 1.0
+    fall = 0.5 * (1 + math.cos(math.pi * step / steps)) if optim.schedule == "cosine" else 1.0
+    return optim.lr * rise * fall

@@ -1,4 +1,4 @@
-"""The processes of a run, and the little they say to each other besides tensors."""
+"""The processes of a run, and what they exchange besides tensors."""
 
 import os
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import distributed as dist
 from swiftvideo_fast.config import Config
 from swiftvideo_fast.config.strict import want
 
-PATIENCE = timedelta(days=2)        # of a rank that has made its pairs, with the slowest
+GLOO_TIMEOUT = timedelta(days=2)        # a rank that has made its pairs waits for the slowest
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def launched() -> tuple[int, int]:
 @cache
 def _words() -> dist.ProcessGroup:
     """The ranks as a group for text; the default one, for a step's tensors, gives up after minutes."""
-    return dist.new_group(backend="gloo", timeout=PATIENCE)
+    return dist.new_group(backend="gloo", timeout=GLOO_TIMEOUT)
 
 
 def own_device() -> torch.device:
@@ -84,8 +84,8 @@ def own_device() -> torch.device:
     return torch.device("cuda")
 
 
-def passes_of(cfg: Config, ranks: Ranks) -> tuple[int, int]:
-    """(backward passes a step on each rank, clips a pass)."""
+def micro_batches(cfg: Config, ranks: Ranks) -> tuple[int, int]:
+    """(micro-batches a step on each rank, clips a micro-batch)."""
     want(ranks.world % ranks.sequence == 0, "engine.sequence", ranks.sequence,
          f"a divisor of the {ranks.world} processes")
     batch, replicas = cfg.data.batch, ranks.replicas

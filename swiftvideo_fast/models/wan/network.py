@@ -116,6 +116,17 @@ class Wan(nn.Module):
         velocity = patches.permute(0, 6, 1, 2, 4, 3, 5).reshape(B, self.config.latent, T, H, W)
         return velocity.to(x_BCTHW.dtype)
 
+    @property
+    def leaves(self) -> tuple[type[nn.Module], ...]:
+        """What a sharding engine gathers whole, one at a time."""
+        return (Block,)
+
+    def share_tokens(self, ulysses: Ulysses) -> None:
+        """Have the ranks of one group take each a part of every clip's tokens."""
+        self.ulysses = ulysses
+        for block in self.blocks:
+            block.self_attn.ulysses = ulysses
+
     def _embed_patches(self, x_BCTHW, condition_BCTHW: Tensor):
         weight = self.patch_embedding.weight
         w_x, w_c = weight[:, :self.config.latent], weight[:, self.config.latent:]
@@ -328,13 +339,6 @@ def initialise(net: Wan, rng: torch.Generator) -> None:
     for block in (*net.blocks, net.head):
         nn.init.normal_(block.modulation, std=net.config.dim**-0.5, generator=rng)
     nn.init.zeros_(net.head.head.weight)
-
-
-def share_tokens(net: Wan, ulysses: Ulysses) -> None:
-    """Have the ranks of one group take each a part of every clip's tokens."""
-    net.ulysses = ulysses
-    for block in net.blocks:
-        block.self_attn.ulysses = ulysses
 
 
 def cast(net: Wan, dtype: torch.dtype) -> Wan:

@@ -1,4 +1,4 @@
-"""What a run says while it goes: a progress bar, log.jsonl, TensorBoard and, where asked for, wandb."""
+"""The log of a run: a progress bar, log.jsonl, TensorBoard and, where asked for, wandb."""
 
 import json
 import os
@@ -15,21 +15,22 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.config import Config
 
-LOG, WANDB = "log.jsonl", "wandb-id"
-SILENCE = 20.0      # seconds between two lines where there is no terminal to draw a bar on
+LOG, WANDB_ID = "log.jsonl", "wandb-id"
+LINE_EVERY = 20.0   # seconds between two lines where there is no terminal to draw a bar on
 LINE = "{desc}: {n_fmt}/{total_fmt} steps, {rate_fmt}, {remaining} left{postfix}"
 
 
-class Report:
+class Log:
     """Scalars by step, tensors as TensorBoard's histograms.  To be closed.
 
-    A resumed run drops what was said beyond the step it resumes from.  wandb: a project, whose run of this
-    folder goes on; about: what is told of the run there.
+    On resume, entries after step `start` are truncated.  about: the config, for wandb, whose run of this
+    folder goes on.
     """
 
-    def __init__(self, run: Path, *, start: int, steps: int, wandb: str | None = None,
-                 about: dict | None = None):
+    def __init__(self, cfg: Config, start: int, about: dict):
+        run, steps, wandb = Path(cfg.run.dir), cfg.run.steps, cfg.run.wandb
         kept = [line for line in read_log(run) if line["step"] <= start]
         with whole(run / LOG) as aside:
             aside.write_text("".join(map(_as_text, kept)))
@@ -37,12 +38,12 @@ class Report:
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
         self.bar = tqdm(total=steps, initial=start, unit="step", desc=run.name, mininterval=1.0, disable=None)
         self.run, self.name, self.start, self.steps = run, run.name, start, steps
-        self.began = self.spoke = time.monotonic()
-        self.wandb = _joined(run, wandb, about) if wandb else None
+        self.began = self.printed = time.monotonic()
+        self.wandb = _resume_wandb(run, wandb, about) if wandb else None
 
     def __call__(self, step: int, values: dict[str, float | Tensor]) -> None:
         scalars = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
-        with self._kept():
+        with self._naming_the_run():
             self.log.write(_as_text({"step": step} | scalars).encode())
         for name, value in scalars.items():
             self.board.add_scalar(name, value, step)
@@ -53,7 +54,7 @@ class Report:
         shown = {name: f"{value:.3g}" for name, value in scalars.items()}
         self.bar.set_postfix(shown, refresh=False)
         if self.bar.disable:
-            self._speak(step, shown)
+            self._print_line(step, shown)
 
     def image(self, step: int, image_3HW: Tensor) -> None:
         """In [0, 1]: samples/step-XXXXXXXX.png, and TensorBoard."""
@@ -62,26 +63,26 @@ class Report:
             Image.fromarray(pixels.numpy()).save(aside, "png")
         self.board.add_image("samples", image_3HW, step)
         if self.wandb:
-            self.wandb.log({"samples": wanted_wandb().Image(pixels.numpy())}, step=step)
+            self.wandb.log({"samples": require_wandb().Image(pixels.numpy())}, step=step)
 
     def tick(self) -> None:
         self.bar.update()
 
     def sync(self) -> None:
-        """What was said so far, to the disk: a checkpoint that is resumed from counts on it."""
-        with self._kept():
+        """Everything logged so far, to the disk, before the checkpoint that counts on it."""
+        with self._naming_the_run():
             self.board.flush()
             os.fsync(self.log.fileno())
 
     def close(self) -> None:
-        with self._kept():
+        with self._naming_the_run():
             for stream in (self.bar, self.log, self.board):
                 stream.close()
         if self.wandb:
             self.wandb.finish()
 
     @contextmanager
-    def _kept(self) -> Generator[None]:
+    def _naming_the_run(self) -> Generator[None]:
         """OSError names the run when the disk refuses."""
         try:
             yield
@@ -89,18 +90,18 @@ class Report:
             raise OSError(f"{self.run}: its log could not be written ({why}); make room, and the same "
                           "command goes on from the last checkpoint") from why
 
-    def _speak(self, step: int, shown: dict[str, str]) -> None:
+    def _print_line(self, step: int, shown: dict[str, str]) -> None:
         now = time.monotonic()
-        if now - self.spoke >= SILENCE or step == self.steps:
-            self.spoke = now
+        if now - self.printed >= LINE_EVERY or step == self.steps:
+            self.printed = now
             values = ", ".join(f"{name} {value}" for name, value in shown.items())
             print(tqdm.format_meter(step, self.steps, now - self.began, initial=self.start, unit="step",
                                     prefix=self.name, bar_format=LINE, postfix=values),
                   file=sys.stderr, flush=True)
 
 
-class Silence:
-    """What the other ranks say."""
+class NoLog:
+    """The log of all ranks but the first."""
 
     def __call__(self, step: int, values: dict) -> None: ...
 
@@ -113,7 +114,7 @@ class Silence:
     def close(self) -> None: ...
 
 
-def wanted_wandb():
+def require_wandb():
     """The module; ValueError says how to install it."""
     try:
         import wandb
@@ -122,13 +123,13 @@ def wanted_wandb():
     return wandb
 
 
-def _joined(run: Path, project: str, about: dict | None):
+def _resume_wandb(run: Path, project: str, about: dict | None):
     """wandb's run of this folder: the one that it had, if it had one."""
-    file = run / WANDB
+    file = run / WANDB_ID
     if not file.exists():
         with whole(file) as aside:
             aside.write_text(secrets.token_hex(8))
-    return wanted_wandb().init(project=project, name=run.name, id=file.read_text(), resume="allow",
+    return require_wandb().init(project=project, name=run.name, id=file.read_text(), resume="allow",
                                dir=str(run), config=about)
 
 

@@ -1,26 +1,34 @@
-"""Trained heads on frozen features, after StyleGAN-T (Sauer et al. 2023), within frames and across them.
+"""The critic: trained heads on frozen features, within frames and across them, after StyleGAN-T
+(Sauer et al. 2023).
 
     block_k(x)   LeakyReLU(norm(conv_k(x)))         conv: circular, of spectral norm 1; norm: see PairNorm
     D(x)         h = block_1(x)     D = conv_1((h + block_9(h)) / sqrt 2)                             (1)
-    D(x, c)      <conv_1(...), A c> / sqrt 64       where told of c, conv_1 onto 64 channels          (2)
+    D(x, c)      <conv_1(...), A c> / sqrt 64       with a conditioning c, conv_1 onto 64 channels    (2)
     D            less its mean over the real clip and the generated one beside it                     (3)
 
 Each level of features has a head of each kind: a spatial one reads the N patches of a frame as a sequence, a
-temporal one the T frames at a patch.  (3) is not StyleGAN-T's: what both of a pair have in common tells
-nothing, and its drift hid what they have not.
+temporal one the T frames at a patch.  (3) is not StyleGAN-T's: a drift common to both clips of a pair hid
+what tells them apart.
 
-Letters: B clips, the first half real, the second what was generated beside them; T frames, N patches of a
-frame, C channels, S sequences of length L: T of N or N of T.
+Letters: B clips, the first half real, the second generated; T frames, N patches of a frame, C channels,
+S sequences of length L: T of N or N of T.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swiftvideo_fast.models.codec import CHANNELS, STRIDE_S
+from swiftvideo_fast.adversary.backbones import features
+from swiftvideo_fast.adversary.views import View
+from swiftvideo_fast.models.family import Latent
 
 KINDS = ("spatial", "temporal")
-CODE = 64           # channels that the condition is compared in
+CODE = 64                   # channels that the conditioning is compared in
+CONDITION_TIMES = 8         # cosines of t in the conditioning
+Logits = dict[str, list[Tensor]]        # kind of head -> level by level
 
 
 class SpectralConv(nn.Conv1d):
@@ -78,16 +86,16 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """One D_k.  told: size of the condition, 0 for none."""
+    """One D_k.  condition_dim: size of c, 0 for none."""
 
-    def __init__(self, channels: int, told: int):
+    def __init__(self, channels: int, condition_dim: int):
         super().__init__()
         self.near, self.far = Block(channels, 1), Block(channels, 9)
-        self.out = SpectralConv(channels, CODE if told else 1, 1)
-        self.code = nn.Linear(told, CODE) if told else None
+        self.out = SpectralConv(channels, CODE if condition_dim else 1, 1)
+        self.code = nn.Linear(condition_dim, CODE) if condition_dim else None
 
     def forward(self, x_BSCL: Tensor, c: Tensor | None) -> Tensor:
-        """(B, S, L); c: (B, told)."""
+        """(B, S, L); c: (B, condition_dim)."""
         h = self.near(x_BSCL)
         y = self.out((h + self.far(h)) / 2**0.5)                                                        # (1)
         if self.code:
@@ -97,11 +105,12 @@ class Head(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """widths: channels of the features, level by level.  told: size of the condition, 0 for none."""
+    """widths: channels of the features, level by level.  condition_dim: size of c, 0 for none."""
 
-    def __init__(self, widths: list[int], told: int = 0):
+    def __init__(self, widths: list[int], condition_dim: int = 0):
         super().__init__()
-        self.heads = nn.ModuleDict({kind: nn.ModuleList(Head(C, told) for C in widths) for kind in KINDS})
+        self.heads = nn.ModuleDict({kind: nn.ModuleList(Head(C, condition_dim) for C in widths)
+                                    for kind in KINDS})
 
     def forward(self, features: list[Tensor], c: Tensor | None = None) -> dict[str, list[Tensor]]:
         """Kind -> logits (B, T, N) of each level, from features (B, T, N, C)."""
@@ -111,16 +120,54 @@ class Discriminator(nn.Module):
 
 
 class Projection(nn.Conv3d):
-    """Latents to pictures without a decoder (as OSV): 16 channels to three, learned with the heads.
+    """Latents to pictures without a decoder (as OSV): a learned 1 x 1 projection to three channels, resized.
 
-    A latent frame gives one picture, as large as its pixels: (B, 16, T, H, W) -> (B, 3, T, 8H, 8W).
+    A latent frame gives one picture, as large as its pixels: (B, C, T, H, W) -> (B, 3, T, 8H, 8W).
     """
 
-    def __init__(self):
-        super().__init__(CHANNELS, 3, 1)
+    def __init__(self, latent: Latent):
+        super().__init__(latent.channels, 3, 1)
+        self.stride_s = latent.stride
 
     def forward(self, z_BCTHW: Tensor) -> Tensor:
-        return F.interpolate(super().forward(z_BCTHW), scale_factor=(1, STRIDE_S, STRIDE_S), mode="trilinear")
+        size = (1, self.stride_s, self.stride_s)
+        return F.interpolate(super().forward(z_BCTHW), scale_factor=size, mode="trilinear")
+
+
+@dataclass(frozen=True)
+class CriticInput:
+    """Real and generated windows under one crop and augmentation.  c: conditioning vector.
+    features: the backbone's of both, level by level; None where the picture is a learned projection."""
+
+    real: Tensor
+    fake: Tensor
+    view: View
+    c: Tensor
+    features: list[Tensor] | None = None
+
+    def detached(self) -> "CriticInput":
+        kept = self.features and [x.detach() for x in self.features]
+        return replace(self, fake=self.fake.detach(), features=kept)
+
+    def shown(self, picture: Callable[[Tensor], Tensor], crop: int) -> Tensor:
+        """(2 B, ...): the pixels of both in this view."""
+        return torch.cat([self.view.of(picture(window), crop) for window in (self.real, self.fake)])
+
+
+class Critic(nn.Module):
+    """What the adversary trains: the heads, and, with `projects`, a projection in place of a decoder."""
+
+    def __init__(self, widths: list[int], text_dim: int, projects: Latent | None = None):
+        super().__init__()
+        self.heads = Discriminator(widths, CONDITION_TIMES + text_dim)
+        self.picture = Projection(projects) if projects else nn.Identity()
+
+    def forward(self, seen: CriticInput, backbone: nn.Module, crop: int) -> tuple[Logits, Logits]:
+        """Logits of the real clips, of the generated ones."""
+        of_both = seen.features or features(backbone, seen.shown(self.picture, crop))
+        both = self.heads(of_both, torch.cat([seen.c] * 2))
+        halves = {kind: [x.chunk(2) for x in heads] for kind, heads in both.items()}
+        return tuple({kind: [half[i] for half in heads] for kind, heads in halves.items()} for i in (0, 1))
 
 
 def initialise(net: nn.Module, rng: torch.Generator) -> None:

@@ -1,4 +1,4 @@
-"""The frozen eyes of the discriminator: frames to patch features at several depths.
+"""Frozen backbones of the discriminator: frames to patch features at several depths.
 
 A backbone maps frames (F, 3, H, W) in [-1, 1] to a list of (F, N, C), `widths` its channels; gradients go
 through it to the frames, never into it.

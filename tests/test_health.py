@@ -1,4 +1,4 @@
-"""What watches a run sees a collapse, and nothing where there is none."""
+"""Health checks raise an alarm for a collapse, and none where there is none."""
 
 from pathlib import Path
 
@@ -7,10 +7,11 @@ import tiny
 import torch
 from PIL import Image
 
-from swiftvideo_fast.config import from_dict, to_dict
-from swiftvideo_fast.train import loop
-from swiftvideo_fast.train.callbacks import alarms, likeness, strips
-from swiftvideo_fast.train.report import read_log
+from swiftvideo_fast.config import to_dict
+from swiftvideo_fast.objectives.base import AVERAGE
+from swiftvideo_fast.train import recipe
+from swiftvideo_fast.train.health import alarms, compare, contact_sheet
+from swiftvideo_fast.train.log import read_log
 
 
 @pytest.fixture
@@ -27,36 +28,37 @@ COLLAPSES = {
 
 @pytest.mark.parametrize("words", COLLAPSES)
 def test_a_collapse_has_its_alarm(words, real):
-    said = alarms(likeness(COLLAPSES[words](real), real))
+    said = alarms(compare(COLLAPSES[words](real), real))
     assert len(said) == 1 and words in said[0]
 
 
 def test_clips_like_the_real_ones_have_none(real, rng):
-    figures = likeness(real + 0.05 * torch.randn(real.shape, generator=rng), real)
+    figures = compare(real + 0.05 * torch.randn(real.shape, generator=rng), real)
     assert alarms(figures) == [] and figures["motion"] == pytest.approx(1, abs=0.1)
 
 
 def test_clips_that_are_no_numbers_have_every_alarm(real):
-    assert len(alarms(likeness(real * float("nan"), real))) == 3
+    assert len(alarms(compare(real * float("nan"), real))) == 3
 
 
 def test_strips_are_a_row_a_clip_and_three_frames_a_network(real):
-    image = strips({"real": real, "student": -real})
+    image = contact_sheet({"real": real, "student": -real})
     assert image.shape == (3, 2 * 16, 6 * 16)
     assert torch.allclose(image[:, 16:, 16:32], (real[1, :, 2] + 1) / 2)
     assert torch.allclose(image[:, :16, 80:], (1 - real[0, :, -1]) / 2)
 
 
 @pytest.mark.filterwarnings("ignore:.*step")
-def test_a_watched_run_shows_its_samples_and_logs_what_they_are_like(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "demo_clips", lambda height: list(tiny.clips()))
+def test_a_watched_run_shows_its_samples_and_logs_what_they_are_like(tmp_path):
     tiny.write_inputs(tmp_path)
     tree = to_dict(tiny.config(tmp_path, "ccd"))
     tree["run"]["watch_every"] = 3
-    run = loop.train(from_dict(tree))
+    run = recipe.train(tiny.TABLES.from_dict(tree), tiny.TABLES)
     assert [file.name for file in sorted((run / "samples").iterdir())] == ["step-00000003.png",
                                                                            "step-00000006.png"]
-    assert Image.open(run / "samples/step-00000006.png").size == (4 * 3 * tiny.SIZE, loop.SHOWN * tiny.SIZE)
+    size = 4 * 3 * tiny.SIZE, recipe.SHOWN * tiny.SIZE
+    assert Image.open(run / "samples/step-00000006.png").size == size
     log = read_log(run)
     assert ["average motion" in line for line in log] == [False, False, True, False, False, True]
-    assert log[2]["teacher contrast"] == log[5]["teacher contrast"] and Path(run / loop.AVERAGE).exists()
+    assert log[2]["teacher contrast"] == log[5]["teacher contrast"]
+    assert Path(run / recipe.FILES[AVERAGE]).exists()

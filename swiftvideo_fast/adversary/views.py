@@ -1,4 +1,4 @@
-"""What of a clip is judged, and how it is disguised: a window, a crop, an augmentation, all from one draw."""
+"""What the critic sees of a clip: a window of frames, a crop and an augmentation, from one draw."""
 
 from dataclasses import dataclass
 

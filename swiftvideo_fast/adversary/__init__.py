@@ -1,0 +1,1 @@
+"""The discriminator of distribution alignment: frozen backbones, trained heads, views."""

@@ -1,0 +1,48 @@
+"""Where a run's clips come from."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+
+from swiftvideo_fast.config.strict import POSITIVE, option
+from swiftvideo_fast.data.batch import Batch
+from swiftvideo_fast.models.family import Codec, Latent
+from swiftvideo_fast.seeds import generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """Of every source: its own options extend these, under the `name` that data.name chooses it by.
+
+    batch: clips an optimizer step, over all ranks.
+    """
+
+    name: ClassVar[str]
+    batch: int = option(POSITIVE, 16)
+
+    def shape(self, latent: Latent) -> tuple[int, int, int]:
+        """(T, H, W) of its clips' latents; ValueError for a size the codec does not take."""
+        raise NotImplementedError
+
+
+class Source(Protocol):
+    """Clips by position.  Options: a SourceOptions.  pixels: batches keep their pixels as well."""
+
+    Options: type[SourceOptions]
+
+    def __init__(self, options: SourceOptions, codec: Codec, seed: int, pixels: bool = False): ...
+
+    def draw(self, count: int, seed: int, position: int) -> Batch:
+        """`count` training clips; the same (seed, position) draws the same."""
+
+    def summary(self) -> str:
+        """One line for --dry-run: what there is to draw, what is left out.  ValueError as drawing would."""
+
+    def clips(self, split: str, count: int, seed: int) -> Batch:
+        """`count` clips of a split: train, valid or test.  The same arguments give the same clips."""
+
+
+def draw_rows(rows: int, count: int, seed: int, position: int) -> torch.Tensor:
+    """(count,) row numbers below `rows`, drawn with replacement."""
+    return torch.randint(rows, (count,), generator=generator(seed, "clips", position))

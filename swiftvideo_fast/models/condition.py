@@ -1,0 +1,64 @@
+"""What the network is given besides x_t and t, and classifier-free guidance."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """frames: (B, m + C, T, H, W) = [mask | masked video's latent].  text: (B, L, E).
+    null_text: (L, E), the embedding of no text, the same for every clip.
+    image: (B, M, E') tokens of the first frame, or None."""
+
+    frames: Tensor
+    text: Tensor
+    null_text: Tensor
+    image: Tensor | None = None
+
+    def __getitem__(self, rows) -> "Condition":
+        return self.map(lambda x: x[rows])
+
+    def to(self, device: torch.device | str) -> "Condition":
+        return replace(self.map(lambda x: x.to(device)), null_text=self.null_text.to(device))
+
+    def map(self, per_clip: Callable[[Tensor], Tensor]) -> "Condition":
+        """per_clip of every tensor that has a row a clip."""
+        image = None if self.image is None else per_clip(self.image)
+        return Condition(per_clip(self.frames), per_clip(self.text), self.null_text, image)
+
+    def drop_text(self, dropped_B: Tensor) -> "Condition":
+        """The text of these clips becomes the null text."""
+        return replace(self, text=torch.where(dropped_B[:, None, None], self.null_text, self.text))
+
+
+def first_frame_condition(pixels_BCTHW: Tensor, encode: Callable[[Tensor], Tensor], stride_t: int) -> Tensor:
+    """The image-to-video condition: the first frame known, the rest to generate.
+
+    pixels: (B, 3, T, H, W) in [-1, 1].  Frames after the first become 0 (mid-grey) and go through the
+    codec, as in Wan's released pipeline; the mask, stride_t channels, is 1 where a frame is known: everywhere
+    in latent frame 0.  Returns (B, stride_t + C, t, h, w).
+    """
+    masked = torch.zeros_like(pixels_BCTHW)
+    masked[:, :, :1] = pixels_BCTHW[:, :, :1]
+    latent = encode(masked)
+    mask = torch.zeros_like(latent[:, :stride_t])
+    mask[:, :, 0] = 1
+    return torch.cat([mask, latent], 1)
+
+
+def guided(call: Callable[[Tensor, Tensor, Condition], Tensor], x_t: Tensor, t: Tensor, condition: Condition,
+           guidance: float = 1.0) -> Tensor:
+    """u + guidance (c - u), the Ho & Salimans form; only the text differs between c and u.
+
+    Guidance 1 is one evaluation of c; any other, one evaluation of both stacked.
+    """
+    if guidance == 1.0:
+        return call(x_t, t, condition)
+    both = condition.map(lambda x: torch.cat([x, x]))
+    null = condition.null_text.expand_as(condition.text)
+    c, u = call(torch.cat([x_t, x_t]), torch.cat([t, t]),
+                replace(both, text=torch.cat([condition.text, null]))).chunk(2)
+    return u + guidance * (c - u)

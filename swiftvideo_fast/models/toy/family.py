@@ -1,0 +1,37 @@
+"""The demo's family: Wan's architecture in small, a PCA codec, a random vector a word."""
+
+from typing import Any
+
+from torch import Tensor
+
+from swiftvideo_fast.config import Model
+from swiftvideo_fast.config.strict import want
+from swiftvideo_fast.models import weights
+from swiftvideo_fast.models.condition import Condition, first_frame_condition
+from swiftvideo_fast.models.toy.codec import STRIDE_T, PcaCodec
+from swiftvideo_fast.models.toy.words import WordVectors
+from swiftvideo_fast.models.wan.family import WanFamily
+from swiftvideo_fast.models.wan.network import PRESETS, WanConfig
+
+
+class ToyFamily(WanFamily):
+    name = "toy"
+    presets = {"tiny": PRESETS["tiny"]}
+
+    def codec(self, model: Model, sizes: WanConfig) -> "ToyCodec":
+        want(bool(model.codec), "model.codec", model.codec, "the file of a PCA codec (`swiftvideo codec`)")
+        return ToyCodec(PcaCodec.load(model.codec), WordVectors(sizes.text_dim),
+                        {"codec": weights.digest(model.codec)})
+
+
+class ToyCodec:
+    """As models/family.py's Codec."""
+
+    def __init__(self, pca: PcaCodec, text: WordVectors, identity: dict[str, Any]):
+        self.pca, self.text, self.identity = pca, text, identity
+        self.null_text = text([""])[0]
+        self.decode, self.decode_window = pca.decode, pca.decode_window
+
+    def encode(self, pixels_BCTHW: Tensor, captions: list[str]) -> tuple[Tensor, Condition]:
+        frames = first_frame_condition(pixels_BCTHW, self.pca.encode, STRIDE_T)
+        return self.pca.encode(pixels_BCTHW), Condition(frames, self.text(captions), self.null_text)

@@ -1,0 +1,41 @@
+"""The family of Wan2.1 image-to-video transformers."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swiftvideo_fast.models import weights
+from swiftvideo_fast.models.condition import Condition
+from swiftvideo_fast.models.family import Latent
+from swiftvideo_fast.models.wan.network import PRESETS, Wan, WanConfig, cast, initialise
+
+
+class WanFamily:
+    """As models/family.py's Family."""
+
+    name = "wan"
+    latent = Latent(channels=16, stride_t=4, stride=8, patch=2)
+    presets = {name: PRESETS[name] for name in ("1.3b", "14b")}
+
+    def network(self, sizes: WanConfig) -> Wan:
+        return Wan(sizes)
+
+    def initialise(self, net: Wan, rng: torch.Generator) -> None:
+        initialise(net, rng)
+
+    def call(self, net: Any, x_t: Tensor, t: Tensor, condition: Condition, s: Tensor | None = None) -> Tensor:
+        return net(x_t, t, condition.text, condition.frames, condition.image)
+
+    def load(self, file: Path | str, *, mapped: bool = False) -> Wan:
+        return weights.load(file, mapped=mapped)
+
+    def sizes(self, file: Path | str) -> WanConfig:
+        return weights.sizes(file)
+
+    def cast(self, net: Wan, dtype: torch.dtype) -> Wan:
+        return cast(net, dtype)
+
+    def save(self, net: nn.Module, file: Path | str, **about: Any) -> None:
+        weights.save(net, file, **about)

@@ -1,0 +1,106 @@
+"""Health checks: non-finite (skipped) steps, and collapse alarms on held-out samples.
+
+The alarms are of failures seen in few-step students of Wan: a static copy of the first frame, one colour, a
+first frame that is not the given one.
+"""
+
+import math
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from swiftvideo_fast import sampler
+from swiftvideo_fast.config import Config
+from swiftvideo_fast.data.batch import Batch
+from swiftvideo_fast.models.family import Codec
+from swiftvideo_fast.sampler import Sampling
+from swiftvideo_fast.seeds import generator
+from swiftvideo_fast.train import checkpoint
+from swiftvideo_fast.train.ranks import Ranks
+
+STEPS = {"teacher": 25, "student": 4, "average": 4}     # sampling steps by role
+ALARMS = {      # figure: (alarm below this share of the real clips' value, what it means)
+    "motion": (0.1, "its clips hardly move: copies of the first frame?"),
+    "contrast": (0.3, "its clips are nearly of one colour"),
+    "first_frame": (0.5, "their first frames are not those that were given"),
+}
+
+
+class Guard:
+    """Counts one network's consecutive steps without a finite gradient, and gives up after `limit`."""
+
+    def __init__(self, role: str, limit: int, skipped: int):
+        self.role, self.limit, self.skipped = role, limit, skipped
+
+    def __call__(self, run: Path, step: int, loss: float, norm: float) -> int:
+        """How many have been skipped; FloatingPointError when these are more than the limit."""
+        self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
+        if self.skipped > self.limit:
+            raise FloatingPointError(
+                f"{run}: {self.role}: at step {step} the loss is {loss}, its gradient norm {norm}, and "
+                f"{self.skipped - 1} steps before it were skipped; the last good checkpoint is "
+                f"{checkpoint.newest(run)}; lower its learning rate, in another run.dir")
+        return self.skipped
+
+
+class Watch:
+    """Samples of held-out clips, every cfg.run.watch_every steps, compared with the real ones.
+
+    nets: role -> network, of which those in STEPS are sampled.  call: the family's.
+    """
+
+    def __init__(self, cfg: Config, nets: dict[str, Callable], call: Callable, clips: Batch, codec: Codec,
+                 device: torch.device, ranks: Ranks):
+        self.cfg, self.codec, self.ranks, self.call = cfg, codec, ranks, call
+        self.nets = {role: nets[role] for role in ("student", "average", "teacher") if role in nets}
+        self.clips = clips.to(device)
+        self.pixels = {"real": codec.decode(clips.x0)}
+
+    def __call__(self, step: int) -> tuple[dict[str, float], Tensor]:
+        """({"average motion": 0.8, ...}, image (3, H, W) in [0, 1]); warns of what looks like a collapse."""
+        for role, net in self.nets.items():
+            if role != "teacher" or role not in self.pixels:
+                self.pixels[role] = self._sampled(role, net)
+        real, found = self.pixels["real"], {}
+        for role in self.nets:
+            figures = compare(self.pixels[role], real)
+            found |= {f"{role} {figure}": value for figure, value in figures.items()}
+            for alarm in alarms(figures) if self.ranks.rank == 0 else ():
+                warnings.warn(f"{self.cfg.run.dir}: step {step}, {role}: {alarm}", stacklevel=2)
+        return found, contact_sheet(self.pixels)
+
+    @torch.no_grad()
+    def _sampled(self, role: str, net: Callable) -> Tensor:
+        s, rng = self.cfg.sample, generator(self.cfg.run.seed, "watch")
+        how = Sampling(STEPS[role], s.sampler, s.shift, s.guidance)
+        if role == "teacher":
+            how = Sampling(STEPS[role], guidance=self.cfg.objective.guidance)
+        x1 = torch.randn(self.clips.x0.shape, generator=rng).to(self.clips.x0.device)
+        call = partial(self.call, net)
+        return self.codec.decode(sampler.generate(call, x1, self.clips.condition, how, rng).cpu())
+
+
+def compare(clips: Tensor, real: Tensor) -> dict[str, float]:
+    """Shares of the real clips' motion and contrast, correlation of first frames.  Clips: (B, 3, T, H, W)."""
+    def motion(x: Tensor) -> Tensor:
+        return x.diff(dim=2).abs().mean()
+
+    a, b = (x[:, :, 0].flatten(1) - x[:, :, 0].flatten(1).mean(1, keepdim=True) for x in (clips, real))
+    return {"motion": float(motion(clips) / motion(real)), "contrast": float(clips.std() / real.std()),
+            "first_frame": float(torch.cosine_similarity(a, b).mean())}
+
+
+def alarms(figures: dict[str, float]) -> list[str]:
+    return [words for name, (least, words) in ALARMS.items() if not figures[name] >= least]
+
+
+def contact_sheet(pixels: dict[str, Tensor]) -> Tensor:
+    """A row a clip: the first, the middle and the last frame of each network's, side by side."""
+    ends = [x[:, :, [0, x.shape[2] // 2, -1]] for x in pixels.values()]
+    B, C, _, H, _ = ends[0].shape
+    rows = torch.cat(ends, 2).permute(1, 0, 3, 2, 4).reshape(C, B * H, -1)
+    return (rows.clamp(-1, 1) + 1) / 2

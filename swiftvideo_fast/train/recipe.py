@@ -1,0 +1,253 @@
+"""From a config to a Run: the only module that knows which objectives, sources and families there are."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from swiftvideo_fast import config
+from swiftvideo_fast.config import Config, Plugs, to_dict
+from swiftvideo_fast.config.strict import known_name, want
+from swiftvideo_fast.data.crops import EncodedCrops
+from swiftvideo_fast.data.source import Source
+from swiftvideo_fast.models import lora
+from swiftvideo_fast.models.family import Codec, Family, sizes_of
+from swiftvideo_fast.models.toy.family import ToyFamily
+from swiftvideo_fast.models.wan.family import WanFamily
+from swiftvideo_fast.objectives.base import (
+    AVERAGE,
+    STUDENT,
+    Average,
+    Consistency,
+    Frozen,
+    Network,
+    Objective,
+    Setup,
+    Trains,
+    WithoutAdapters,
+)
+from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
+from swiftvideo_fast.objectives.da import Da, DistributionAlignment
+from swiftvideo_fast.objectives.dcd import DiscreteDistillation
+from swiftvideo_fast.objectives.flow import FlowMatching
+from swiftvideo_fast.objectives.ta import TrajectoryAlignment
+from swiftvideo_fast.seeds import generator
+from swiftvideo_fast.train import checkpoint, loop, run_folder
+from swiftvideo_fast.train.engine import Engine
+from swiftvideo_fast.train.health import Guard, Watch
+from swiftvideo_fast.train.log import require_wandb
+from swiftvideo_fast.train.loop import Mover, Run
+from swiftvideo_fast.train.ranks import launched
+from swiftvideo_fast.train.single import Single
+
+SHOWN = 4               # held-out clips in the samples of a run
+FILES = {STUDENT: "student.safetensors", AVERAGE: "average.safetensors"}      # the weights a run ends with
+
+
+def by_name(*classes: type) -> dict[str, type]:
+    return {cls.Options.name: cls for cls in classes}
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """The plugs, by the names that configs use."""
+
+    objectives: Mapping[str, type[Objective]]
+    sources: Mapping[str, type[Source]]
+    families: Mapping[str, Family]
+
+    def plugs(self) -> Plugs:
+        """The options' classes, for building configs."""
+        return {"objective": {name: cls.Options for name, cls in self.objectives.items()},
+                "data": {name: cls.Options for name, cls in self.sources.items()}, "da": Da}
+
+    def load(self, path: Path | str, overrides: list[str] = ()) -> Config:
+        """The checked config of a YAML file; ValueError names the file, the key, found and wanted."""
+        tree = config.read(path, overrides)
+        try:
+            return self.from_dict(tree)
+        except ValueError as why:
+            raise ValueError(f"{path}: {why}") from why
+
+    def from_dict(self, tree: dict) -> Config:
+        """The checked config of a tree, the inverse of to_dict."""
+        cfg = config.from_dict(tree, self.plugs())
+        self.check(cfg)
+        return cfg
+
+    def complete(self, tree: dict) -> dict:
+        """A config's tree with today's defaults for keys that it is too old to have."""
+        try:
+            return to_dict(config.from_dict(tree, self.plugs()))
+        except ValueError:
+            return tree
+
+    def check(self, cfg: Config) -> None:
+        """ValueError for sections that do not go together."""
+        objective, da = self.objectives[cfg.objective.name], cfg.da
+        known_name("model.family", cfg.model.family, self.families)
+        family = self.families[cfg.model.family]
+        if cfg.model.preset:
+            known_name("model.preset", cfg.model.preset, family.presets)
+        want(bool(cfg.model.weights) or objective.from_scratch, "model.weights", cfg.model.weights,
+             f"a file: {cfg.objective.name} distils the teacher in it")
+        frames, _, _ = cfg.data.shape(family.latent)
+        want(not da or issubclass(objective, Consistency), "da", "a section",
+             f"none with {cfg.objective.name}: it aligns a consistency objective")
+        want(not da or da.lead <= da.start, "da.lead", da and da.lead,
+             f"at most da.start, {da and da.start}: the last steps before it")
+        want(not da or da.window <= frames, "da.window", da and da.window,
+             f"at most the {frames} latent frames of a clip")
+
+
+TABLES = Tables(
+    objectives=by_name(FlowMatching, ConsistencyDistillation, DiscreteDistillation, TrajectoryAlignment),
+    sources=by_name(EncodedCrops),
+    families={family.name: family for family in (WanFamily(), ToyFamily())},
+)
+
+
+class Parts:
+    """What a config names, each made when it is first asked for."""
+
+    def __init__(self, cfg: Config, tables: Tables = TABLES):
+        self.cfg, self.tables, self.family = cfg, tables, tables.families[cfg.model.family]
+
+    @cached_property
+    def sizes(self):
+        return sizes_of(self.family, self.cfg.model)
+
+    @cached_property
+    def codec(self) -> Codec:
+        return self.family.codec(self.cfg.model, self.sizes)
+
+    @cached_property
+    def clips(self) -> Source:
+        """The source of the data section."""
+        cfg = self.cfg
+        opened = self.tables.sources[cfg.data.name]
+        return opened(cfg.data, self.codec, cfg.run.seed, pixels=bool(cfg.da and cfg.da.raw))
+
+    def network(self, file: str, mapped: bool = False) -> nn.Module:
+        """The network of a weight file, stored as the engine stores it."""
+        return self._stored(self.family.load(file, mapped=mapped))
+
+    def start(self, mapped: bool = False) -> nn.Module:
+        """What is trained: all of it, or the adapters put on it.  mapped: as Family.load."""
+        cfg = self.cfg
+        if cfg.model.weights:
+            net = self.network(cfg.model.start, mapped)
+        else:
+            net = self.family.network(self.family.presets[cfg.model.preset])
+            self.family.initialise(net, generator(cfg.run.seed, "weights"))
+            net = self._stored(net)
+        if self.adapter_rank:
+            lora.attach(net, self.adapter_rank, generator(cfg.run.seed, "adapters"), torch.float32)
+        net.recompute = cfg.model.recompute
+        return net
+
+    def _stored(self, net: nn.Module) -> nn.Module:
+        """In the engine's dtype; ZeRO-3 casts by itself, a module at a time."""
+        engine = self.cfg.engine
+        halved = engine.name == "plain" and engine.dtype == "bfloat16"
+        return self.family.cast(net, torch.bfloat16) if halved else net
+
+    @property
+    def adapter_rank(self) -> int:
+        """The rank of LoRA, 0 where all weights train."""
+        return getattr(self.cfg.objective, "rank", 0)
+
+
+def setup(parts: Parts, device: torch.device, mapped: bool = False) -> Setup:
+    model = parts.cfg.model
+    return Setup(family=parts.family, device=device, sizes=lambda: parts.sizes,
+                 start=partial(parts.start, mapped), teacher=partial(parts.network, model.weights, mapped),
+                 reference=partial(parts.network, model.start, mapped),
+                 codec=lambda: parts.codec, clips=lambda: parts.clips)
+
+
+def build_objective(parts: Parts, made: Setup) -> Objective:
+    cfg = parts.cfg
+    objective = parts.tables.objectives[cfg.objective.name](cfg, made)
+    return DistributionAlignment(cfg, made, objective) if cfg.da else objective
+
+
+def build(cfg: Config, tables: Tables = TABLES) -> Run:
+    """A Run, its networks made and placed; nothing is written.  ValueError when an input is bad."""
+    tables.check(cfg)
+    run_folder.agree(cfg, tables.complete)
+    if cfg.run.wandb:
+        require_wandb()
+    parts, engine = Parts(cfg, tables), start_engine(cfg)
+    objective = build_objective(parts, setup(parts, engine.device, engine.mapped))
+    nets, movers, averages = place(objective.networks(), engine)
+
+    def open_data():
+        drawn, watch = objective.source(parts.clips), None
+        if cfg.run.watch_every:
+            held_out = parts.clips.clips("valid", SHOWN, cfg.run.seed)
+            watch = Watch(cfg, nets, parts.family.call, held_out, parts.codec, engine.device, engine.ranks)
+        drawn.draw(1, cfg.run.seed, 0)          # bad input shows before anything is written
+        return drawn, watch
+
+    exported = {role: Path(cfg.run.dir) / file for role, file in FILES.items()}
+    return Run(cfg, engine, objective, nets, movers, averages, open_data, exported,
+               partial(export, tables=tables), tables.complete)
+
+
+def source(parts: Parts) -> Source:
+    """What training on these parts draws from."""
+    return build_objective(parts, setup(parts, torch.device("cpu"))).source(parts.clips)
+
+
+def place(networks: Mapping[str, Network], engine: Engine) -> tuple[dict, dict[str, Mover], dict]:
+    """(nets, movers, averages) by role, made and placed by the engine."""
+    nets, movers, averages = {}, {}, {}
+    average_of = {spec.of: (role, spec) for role, spec in networks.items() if isinstance(spec, Average)}
+    for role, spec in networks.items():
+        if isinstance(spec, Trains) and role in average_of:
+            own, average = average_of[role]
+            trained, averages[own] = engine.averaged(spec.build(), spec.optim, average.decay)
+            nets[own] = averages[own].net
+        elif isinstance(spec, Trains):
+            trained = engine.trained(spec.build(), spec.optim)
+        elif isinstance(spec, Frozen):
+            nets[role] = engine.frozen(spec.build())
+        elif isinstance(spec, WithoutAdapters):
+            nets[role] = lora.Base(nets[spec.of])
+        if isinstance(spec, Trains):
+            nets[role] = trained.net
+            trained.net.eval()
+            movers[role] = Mover(trained, spec.optim, Guard(role, spec.optim.max_skips, 0),
+                                 averages.get(average_of[role][0]) if role in average_of else None)
+    return nets, movers, averages
+
+
+def start_engine(cfg: Config) -> Engine:
+    if cfg.engine.name == "zero3":
+        from swiftvideo_fast.train.zero3 import Zero3
+        return Zero3(cfg)
+    if launched()[1] > 1:
+        raise ValueError(f"engine.name is plain in {launched()[1]} processes; want one, or engine.name=zero3")
+    return Single(cfg)
+
+
+def train(cfg: Config, tables: Tables = TABLES) -> Path:
+    """Build and run; returns run.dir.  As loop.train."""
+    return loop.train(build(cfg, tables))
+
+
+def export(folder: Path, role: str, file: Path, tables: Tables = TABLES) -> None:
+    """A checkpoint's student or average as a weight file; wants no GPU, no DeepSpeed, and one process."""
+    saved = checkpoint.Saved(folder)
+    cfg = tables.from_dict(saved.state["config"])
+    parts = Parts(cfg, tables)
+    net, about = parts.start(), {"sample": asdict(cfg.sample), "trained": to_dict(cfg)}
+    net.load_state_dict(saved.tensors(f"{role}/weight/"), strict=False)
+    if parts.adapter_rank:
+        lora.save(net, file.with_name(f"lora-{file.name}"), **about)
+        net = lora.merged(net)
+    parts.family.save(net, file, **about)

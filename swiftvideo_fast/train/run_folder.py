@@ -1,0 +1,54 @@
+"""The folder of a run: config.yaml, log.jsonl, tensorboard/, checkpoints, and at the end the weights.
+
+It belongs to one config: ValueError names the keys that differ when it holds a run of another.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.config import Config, differences, to_dict
+from swiftvideo_fast.train import checkpoint
+from swiftvideo_fast.train.ranks import Ranks
+
+CONFIG = "config.yaml"
+Complete = Callable[[dict], dict]       # an older tree -> the same with today's defaults for keys it lacks
+
+
+def agree(cfg: Config, complete: Complete) -> None:
+    """ValueError when run.dir holds a run of another config."""
+    run = Path(cfg.run.dir)
+    try:
+        _same(cfg, complete(yaml.safe_load((run / CONFIG).read_text())), run)
+    except FileNotFoundError:
+        pass
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, AttributeError) as why:
+        raise ValueError(f"{run / CONFIG}: not the config of a run ({why}); take another run.dir or delete "
+                         "that file") from why
+
+
+def resume(cfg: Config, parts: dict[str, checkpoint.Part], ranks: Ranks, complete: Complete) -> dict:
+    """The state of the newest good checkpoint, now in the parts: "step" (how many), "skipped" by role."""
+    run = Path(cfg.run.dir)
+    saved = checkpoint.last_good(run, ranks)
+    if saved is None:
+        return {"step": 0, "skipped": {}}
+    _same(cfg, complete(saved.state.get("config", {})), saved.folder)
+    state = checkpoint.restore(saved, parts)
+    if ranks.rank == 0:
+        checkpoint.tidy(run, cfg.run.keep)
+    return state
+
+
+def write_config(cfg: Config) -> str:
+    with whole(Path(cfg.run.dir) / CONFIG) as aside:
+        aside.write_text(yaml.safe_dump(to_dict(cfg), sort_keys=False))
+    return ""
+
+
+def _same(cfg: Config, other: dict, where: Path) -> None:
+    if changed := differences(other, to_dict(cfg)):
+        raise ValueError(f"{where} holds a run of another config ({'; '.join(changed)}); take another "
+                         "run.dir or delete that folder")
