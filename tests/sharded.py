@@ -27,7 +27,7 @@ from swiftvideo_fast.train.loop import start_engine, starting_network
 from swiftvideo_fast.train.plain import Trained
 from swiftvideo_fast.train.ranks import Ranks, launched
 
-OPS = ("attention", "modulate", "norm_rope", "gate", "gelu", "tangent", "ccd_loss")
+OPS = ("attention", "modulate", "norm_rope", "gate", "gelu", "ccd_gradient", "ccd_loss")
 
 
 def train_by_reference(cfg: Config) -> None:
