@@ -27,12 +27,11 @@ from swiftvideo_fast.train.loop import start_engine, starting_network
 from swiftvideo_fast.train.plain import Trained
 from swiftvideo_fast.train.ranks import Ranks, launched
 
-OPS = ("attention", "modulate", "norm_rope", "gate", "gelu", "ccd_gradient", "ccd_loss")
-
 
 def train_by_reference(cfg: Config) -> None:
     """tiny.train, the ops replaced by their meaning."""
-    with patch.multiple(ops, **{name: getattr(reference, name) for name in OPS}):
+    meanings = {name: getattr(reference, name) for name in ops.__all__ if hasattr(reference, name)}
+    with patch.multiple(ops, **meanings):
         tiny.train(cfg)
 
 
