@@ -39,14 +39,15 @@ class Data:
 class Model:
     """preset: a name in models.wan.network.PRESETS, for a network from scratch; weights: the file to start
     from (and the teacher, where the objective has one).  Exactly one of the two.  student: a file to start
-    from in place of the teacher's.  codec: a file by PcaCodec.save.  recompute: keep of the student's blocks
-    their inputs alone and run them again in the backward: the same bits, less memory, a third more time."""
+    from in place of the teacher's.  codec: a file by PcaCodec.save.  recompute: what the
+    student's backward runs again (models.wan.network.RECOMPUTE): nothing, blocks (least memory, a third more
+    time), or blocks but attention (self-attention's outputs are kept).  The bits are the same."""
 
     codec: str
     preset: str | None = None
     weights: str | None = None
     student: str | None = None
-    recompute: bool = False
+    recompute: str = "nothing"
 
     @property
     def start(self) -> str | None:

@@ -23,7 +23,7 @@ from swiftvideo_fast.models import discriminator, lora, weights
 from swiftvideo_fast.models.backbones import load_backbone
 from swiftvideo_fast.models.codec import PcaCodec
 from swiftvideo_fast.models.encoders import WordVectors
-from swiftvideo_fast.models.wan.network import PRESETS, Wan, initialise
+from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE, Wan, initialise
 from swiftvideo_fast.objectives import Consistency, Log
 from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
 from swiftvideo_fast.objectives.da import BETAS, DistributionAlignment, Judge
@@ -199,6 +199,7 @@ def starting_network(cfg: Config, mapped: bool = False) -> Wan:
         initialise(net, generator(cfg.run.seed, "weights"))
     if adapted(cfg):
         lora.attach(net, cfg.objective.rank, generator(cfg.run.seed, "adapters"), torch.float32)
+    one_of("model.recompute", cfg.model.recompute, RECOMPUTE)
     net.recompute = cfg.model.recompute
     return net
 
