@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from bench.harness import Case, case
-from bench.passes import plain_torch
+from bench.passes import ccd_of, plain_torch
 from swiftvideo_fast import path
-from swiftvideo_fast.config import Ccd
-from swiftvideo_fast.data.latents import Latents
 from swiftvideo_fast.models.condition import Condition
 from swiftvideo_fast.models.wan.network import PRESETS, Wan
 from swiftvideo_fast.objectives import ccd
@@ -21,14 +19,14 @@ def build(B: int, T: int, H: int, W: int, device: str, dtype: torch.dtype) -> Ca
     net = Wan(c).to(device, dtype)
     x0, x1 = torch.randn(2, B, c.latent, T, H, W, device=device, dtype=dtype)
     frames = torch.randn(B, c.condition, T, H, W, device=device, dtype=dtype)
-    text, null_text = torch.randn(2, B, 8, c.text_dim, device=device, dtype=dtype)
+    text = torch.randn(B, 8, c.text_dim, device=device, dtype=dtype)
     t = torch.rand(B, device=device)
     point = path.Point(x0, x1, t, path.interpolate(x0, x1, t))
-    batch = Latents(x0, Condition(frames, text, null_text), [])
-    objective = ccd.ConsistencyDistillation(Ccd(), net, net, net)
+    condition = Condition(frames, text, torch.randn_like(text[0]))
+    objective, nets = ccd_of(net)
 
     def ours() -> list[Tensor]:
-        loss, _ = objective(point, batch, 500, None)
+        loss = objective.jump_from(point, nets, condition, 500).loss
         loss.backward()
         found = [loss.detach(), *(p.grad for p in net.blocks.parameters())]
         net.zero_grad()

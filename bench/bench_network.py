@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from bench.harness import Case, case
-from bench.passes import Setting, plain_torch
+from bench.passes import Setting, ccd_of, plain_torch, velocity
 from swiftvideo_fast import jvp, path
-from swiftvideo_fast.config import Ccd
-from swiftvideo_fast.data.latents import Latents
-from swiftvideo_fast.models.condition import Condition, velocity
+from swiftvideo_fast.models.condition import Condition
 from swiftvideo_fast.models.wan.network import Block, Wan, rotary_tables
 from swiftvideo_fast.objectives import ccd
 from swiftvideo_fast.ops import reference
@@ -92,10 +90,10 @@ def build_network(*shape, device: str, dtype: torch.dtype) -> Case:
 @case("ccd_step", **SHAPES)
 def build_step(*shape, device: str, dtype: torch.dtype) -> Case:
     setting, net, point, condition = draw(*shape, device, dtype, trained=True)
-    objective = ccd.ConsistencyDistillation(Ccd(), net, net, net)
+    objective, nets = ccd_of(net)
 
     def ours() -> list[Tensor]:
-        loss, _ = objective(point, Latents(point.x0, condition, []), 500, None)
+        loss = objective.jump_from(point, nets, condition, 500).loss
         loss.backward()
         found = [loss.detach(), net.blocks[0].self_attn.q.weight.grad, net.head.head.weight.grad]
         net.zero_grad()                 # here, not first: a call is to free its own gradients, not another's

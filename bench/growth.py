@@ -12,8 +12,8 @@ import torch
 
 from bench.bench_network import draw
 from bench.harness import allocated, heading, rounds
+from bench.passes import velocity
 from swiftvideo_fast import jvp
-from swiftvideo_fast.models.condition import velocity
 from swiftvideo_fast.ops.attention import attention_jvp
 from swiftvideo_fast.ops.modulate import modulate_jvp
 

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bench.account import GRADIENT, Account, grouped
 from bench.harness import allocated, device_name
 from bench.passes import PASSES, Setting, jvp_pass, plain_torch
-from swiftvideo_fast.models.wan.network import PRESETS
+from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE
 
 DEVICES_GB = (80, 141)                  # H100, H200
 USABLE = 0.94                           # of a device: context, workspaces and fragments take the rest
@@ -95,9 +95,9 @@ def devices_needed(account: Account, gathered: int, capacity_gb: int) -> int | N
     usable = USABLE * capacity_gb * 1e9
     if account.known_bytes + account.peak <= usable:
         return 1
-    room = usable - account.peak_activations - gathered
+    left = usable - account.peak_activations - gathered
     shared = account.known_bytes + account.peak_gradients
-    return max(2, math.ceil(shared / room)) if room > 0 else None
+    return max(2, math.ceil(shared / left)) if left > 0 else None
 
 
 def table(settings: list[Setting]) -> Iterator[str]:
@@ -120,11 +120,13 @@ def table(settings: list[Setting]) -> Iterator[str]:
 def setting_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="wan-1.3b", choices=[f"wan-{name}" for name in PRESETS])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--recompute", default=Setting.recompute, choices=RECOMPUTE, help="the student's")
 
 
 def setting_of(args: argparse.Namespace, frames: int, size: str) -> Setting:
     width, height = map(int, size.split("x"))
-    return Setting(args.preset.removeprefix("wan-"), frames, (width, height), getattr(torch, args.dtype))
+    return Setting(args.preset.removeprefix("wan-"), frames, (width, height), getattr(torch, args.dtype),
+                   args.recompute)
 
 
 def main(argv: list[str]) -> int:

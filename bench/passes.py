@@ -1,15 +1,14 @@
 """The passes whose memory is accounted for: each builds its networks and gives (its account, one run of it).
 
     jvp     the EMA network and its tangent, under no_grad
-    train   the student's loss, forward and backward, each block recomputed in the backward
+    train   the student's loss, forward and backward
     step    Algorithm 1 whole: guided teacher, jvp of the EMA, student, clipped gradients, AdamW, average
     ta      trajectory alignment whole: winner and loser through the base and the student, AdamW, average;
             LoRA of rank 64, its base stored once
     da      that step with eq. 10 on top: a window decoded by Wan's VAE and seen by DINOv2 ViT-S/14, both in
-            fp32; the heads and their step; AdamW's moments in 8 bits
-A step is taken on one device, one clip, nothing sharded.  It holds, beside gradients, the student, the EMA's
-copy and the teacher as stored (bf16), and in fp32 the masters, AdamW's two moments and the EMA: 22 bytes a
-parameter; AdamW goes parameter by parameter.
+            fp32; the critic and its step; AdamW's moments in 8 bits
+The last three are a step of the training loop itself (train/loop.py) on the engine of one process, with the
+objective's own networks and turns: one device, one clip, nothing sharded, weights stored as bfloat16.
 """
 
 import math
@@ -17,54 +16,67 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from bench.account import Account
 from swiftvideo_fast import jvp, ops, path
-from swiftvideo_fast.config import Ccd, Da, Optim, Ta
-from swiftvideo_fast.data.latents import Latents
+from swiftvideo_fast.adversary.backbones import Dino
+from swiftvideo_fast.config import Config, Model, Optim, Run
+from swiftvideo_fast.config.strict import known_name
+from swiftvideo_fast.data.crops import CropOptions
 from swiftvideo_fast.data.pairs import Pairs
 from swiftvideo_fast.models import lora
-from swiftvideo_fast.adversary.backbones import Dino
-from swiftvideo_fast.models.condition import Condition, velocity
+from swiftvideo_fast.models.condition import Condition
 from swiftvideo_fast.models.vae import WanVae
 from swiftvideo_fast.models.wan import network as wan
-from swiftvideo_fast.models.wan.network import PRESETS, Wan, cast
+from swiftvideo_fast.models.wan.family import WanFamily
+from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE, Wan
+from swiftvideo_fast.objectives.base import AVERAGE, STUDENT, TEACHER, Objective, Setup
 from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
-from swiftvideo_fast.objectives.da import DistributionAlignment, Judge
+from swiftvideo_fast.objectives.da import Da, DistributionAlignment
 from swiftvideo_fast.objectives.ta import TrajectoryAlignment
 from swiftvideo_fast.ops import reference
-from swiftvideo_fast.train.single import Trained
+from swiftvideo_fast.train import loop, recipe, single
 
-STRIDE_T, STRIDE = 4, 8                 # of the codec: pixel frames and pixels a latent
 TEXT, IMAGE = 512, 257                  # tokens of the two encoders
+FAMILY = WanFamily()
+velocity = FAMILY.call
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is accounted for.  frames: 4n + 1, in pixel space; size: (width, height), multiples of 16."""
+    """What is accounted for.  frames: 4n + 1, in pixel space; size: (width, height), multiples of 16.
+
+    recompute: the student's, of models.wan.network.RECOMPUTE.
+    """
 
     preset: str = "1.3b"
     frames: int = 61
     size: tuple[int, int] = (832, 480)
     dtype: torch.dtype = torch.bfloat16
+    recompute: str = "blocks"
 
     def __post_init__(self):
-        if self.frames % STRIDE_T != 1 or any(s % (2 * STRIDE) for s in self.size):
+        known_name("memory: --recompute", self.recompute, RECOMPUTE)
+        try:
+            FAMILY.latent.shape(self.frames, *self.size[::-1])
+        except ValueError as why:
             raise ValueError(f"memory: {self.frames} frames of {self.size[0]}x{self.size[1]}; "
-                             "want 4n + 1 frames, sides multiples of 16")
+                             "want 4n + 1 frames, sides multiples of 16") from why
 
     @property
     def latent(self) -> tuple[int, int, int]:
-        return (self.frames - 1) // STRIDE_T + 1, self.size[1] // STRIDE, self.size[0] // STRIDE
+        return FAMILY.latent.shape(self.frames, *self.size[::-1])
 
     @property
     def tokens(self) -> int:
-        return math.prod(self.latent) // 4
+        return math.prod(self.latent) // FAMILY.latent.patch**2
 
     def point(self) -> path.Point:
         x0, x1 = (torch.randn(1, PRESETS[self.preset].latent, *self.latent) for _ in range(2))
@@ -73,20 +85,20 @@ class Setting:
 
     def condition(self) -> Condition:
         c = PRESETS[self.preset]
-        text, null_text = (torch.randn(1, TEXT, c.text_dim) for _ in range(2))
         image = torch.randn(1, IMAGE, c.image_dim) if c.image_dim else None
-        return Condition(torch.randn(1, c.condition, *self.latent), text, null_text, image)
+        return Condition(torch.randn(1, c.condition, *self.latent), torch.randn(1, TEXT, c.text_dim),
+                         torch.randn(TEXT, c.text_dim), image)
 
     def network(self, *, trained: bool, rank: int = 0) -> Wan:
         """Of the preset's sizes, on the current default device.  rank: of LoRA, then all that is trained."""
         def build() -> Wan:
-            net = cast(Wan(PRESETS[self.preset]), self.dtype).requires_grad_(trained)
+            net = FAMILY.cast(Wan(PRESETS[self.preset]), self.dtype).requires_grad_(trained)
             if rank:
                 lora.attach(net, rank, torch.Generator())
             return net
 
         net = hollow(build)
-        net.recompute = trained
+        net.recompute = self.recompute
         return net
 
 
@@ -108,7 +120,7 @@ def jvp_pass(setting: Setting, transform: Callable = jvp) -> tuple[Account, Call
             return transform(lambda x, t: velocity(net, x, t, condition), (point.x_t, point.t),
                              (point.velocity, torch.ones_like(point.t)))
 
-    return _account(net.parameters(), point, condition, net=net), run
+    return _account(net.parameters(), [*vars(point).values(), *_tensors(condition)], net=net), run
 
 
 def train_pass(setting: Setting) -> tuple[Account, Callable]:
@@ -118,46 +130,16 @@ def train_pass(setting: Setting) -> tuple[Account, Callable]:
         F = torch.zeros_like(point.x_t)
         ops.ccd_loss(velocity(net, point.x_t, point.t, condition), F, F).mean().backward()
 
-    return _account(net.parameters(), point, condition, student=net), run
+    given = [*vars(point).values(), *_tensors(condition)]
+    return _account(net.parameters(), given, student=net), run
 
 
-def step_pass(setting: Setting) -> tuple[Account, Callable]:
-    student, average, teacher = (setting.network(trained=trained) for trained in (True, False, False))
-    point, condition = setting.point(), setting.condition()
-    objective = ConsistencyDistillation(Ccd(), student, average, teacher)
-    masters, moments, apply_gradients = adamw(list(student.parameters()))
-    averages = [master.clone() for master in masters]
-
-    def run():
-        loss, _ = objective(point, Latents(point.x0, condition, []), 0, None)
-        loss.backward()
-        apply_gradients()
-        ops.ema_(averages, masters, 0.95, list(average.parameters()))
-
-    networks = {"student": student, "average": average, "teacher": teacher}
-    weights = [p for net in networks.values() for p in net.parameters()]
-    return _account([*weights, *masters, *moments, *averages], point, condition, **networks), run
+def step_pass(setting: Setting, moments: int = 32) -> tuple[Account, Callable]:
+    return loop_step(setting, ConsistencyDistillation, moments=moments)
 
 
 def ta_pass(setting: Setting) -> tuple[Account, Callable]:
-    student = setting.network(trained=True, rank=Ta.rank)
-    point, condition = setting.point(), setting.condition()
-    factors = [p for p in student.parameters() if p.requires_grad]
-    objective = TrajectoryAlignment(Ta(), student, lora.Base(student))
-    masters, moments, apply_gradients = adamw(factors)
-    averages = [master.clone() for master in masters]
-    pairs = Pairs(point.x0, condition, [], torch.randn_like(point.x0), point.x1)
-
-    def run():
-        loss, _ = objective(point, pairs, 0, None)
-        loss.backward()
-        apply_gradients()
-        ops.ema_(averages, masters, 0.95)
-
-    known = [*student.parameters(), *masters, *moments, *averages]
-    account = _account(known, point, condition, student=student)
-    account.follow(pairs.loser)
-    return account, run
+    return loop_step(setting, TrajectoryAlignment, rank=TrajectoryAlignment.Options.rank)
 
 
 def da_pass(setting: Setting) -> tuple[Account, Callable]:
@@ -165,83 +147,101 @@ def da_pass(setting: Setting) -> tuple[Account, Callable]:
     from diffusers import AutoencoderKLWan
     from transformers import Dinov2Config, Dinov2Model
 
-    student, average, teacher = (setting.network(trained=trained) for trained in (True, False, False))
-    point, condition = setting.point(), setting.condition()
     vae, dino = hollow(AutoencoderKLWan), hollow(lambda: Dinov2Model(Dinov2Config(
         hidden_size=384, num_attention_heads=6, num_hidden_layers=12, image_size=518, patch_size=14)))
-    backbone = Dino(dino)
-    judge = Trained(Judge(backbone.widths, PRESETS[setting.preset].text_dim, project=False), Optim(1e-6), 1)
-    objective = DistributionAlignment(Da(start=0), ConsistencyDistillation(Ccd(), student, average, teacher),
-                                      judge, backbone, WanVae(vae))
-    masters, moments, apply_gradients = adamw8(list(student.parameters()))
-    averages = [master.clone() for master in masters]
 
-    def run():
-        loss, _ = objective(point, Latents(point.x0, condition, []), 0, torch.Generator())
-        loss.backward()
-        apply_gradients()
-        ops.ema_(averages, masters, 0.95, list(average.parameters()))
-        objective.after_step()
+    def aligned(cfg: Config, setup: Setup) -> Objective:
+        objective = DistributionAlignment(cfg, setup, ConsistencyDistillation(cfg, setup))
+        objective.backbone, objective.codec = Dino(dino), WanVae(vae)
+        return objective
 
-    networks = {"student": student, "average": average, "teacher": teacher, "vae": vae, "dino": dino,
-                "judge": judge.net}
-    weights = [p for net in networks.values() for p in net.parameters()]
-    of_heads = [x for state in judge.optimizer.state.values() for x in state.values()]
-    return _account([*weights, *masters, *moments, *averages, *of_heads], point, condition, **networks), run
+    return loop_step(setting, aligned, da=Da(start=0), moments=8, vae=vae)
 
 
-def adamw8(weights: list[nn.Parameter]) -> tuple[list[Tensor], list[Tensor], Callable]:
-    """As `adamw`, with bitsandbytes' moments: a byte each, a scale for every 256; its kernel is in place."""
-    masters = [p.detach().float().clone() for p in weights]
-    moments = [x for p in weights for _ in range(2)
-               for x in (torch.zeros(p.numel(), dtype=torch.uint8), torch.zeros(-(-p.numel() // 256)))]
+def loop_step(setting: Setting, objective: Callable[[Config, Setup], Objective], *, da: Da | None = None,
+              moments: int = 32, rank: int = 0, **networks: nn.Module) -> tuple[Account, Callable]:
+    """A step of the training loop on random clips.  objective: its class, or what makes it."""
+    options = ConsistencyDistillation.Options() if da else objective.Options()
+    cfg = Config(Run("bench", 1), Model(weights="released"), options, Optim(1e-6, moments=moments),
+                 CropOptions(batch=1), da=da)
+    made = objective(cfg, Setup(
+        FAMILY, torch.get_default_device(), sizes=lambda: PRESETS[setting.preset],
+        start=partial(setting.network, trained=True, rank=rank),
+        teacher=partial(setting.network, trained=False), reference=partial(setting.network, trained=False),
+        codec=None, clips=None))
+    with patch.object(single, "own_device", torch.get_default_device), \
+            patch.object(single, "adamw", AdamW8 if moments == 8 else single.adamw), \
+            patch.object(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode, create=True):
+        engine = Resident(cfg)
+        nets, movers, averages = recipe.place(made.networks(), engine)
+    x0, condition = setting.point().x0, setting.condition()
+    batch = Pairs(x0, condition, [""], torch.randn_like(x0), torch.randn_like(x0))
+    source = SimpleNamespace(draw=lambda count, seed, position: batch)
+    run = loop.Run(cfg, engine, made, nets, movers, averages, None, {}, None, None, source)
+    held = [shard.data for part in run.parts.values() for name, shard in part.shards().items()
+            if name != "steps"]
+    modules = {role: net for role, net in nets.items() if isinstance(net, nn.Module)} | networks
+    weights = [p for net in modules.values() for p in net.parameters()]
+    given = [batch.x0, batch.loser, batch.noise, *_tensors(condition)]
+    return _account([*weights, *held], given, **modules), lambda: loop.take_step(run, 0)
 
-    def apply_gradients():
-        nn.utils.clip_grad_norm_(weights, 1.0, foreach=False)
-        for p, master in zip(weights, masters, strict=True):
-            gradient, p.grad = p.grad.float(), None
-            master.sub_(gradient)
-            p.data.copy_(master)
 
-    return masters, moments, apply_gradients
+def ccd_of(net: Wan) -> tuple[ConsistencyDistillation, dict[str, Wan]]:
+    """The CCD objective with one network in every role."""
+    cfg = Config(Run("bench", 1), Model(weights="released"), ConsistencyDistillation.Options(), Optim(1e-6),
+                 CropOptions())
+    nets = dict.fromkeys((STUDENT, AVERAGE, TEACHER), net)
+    return ConsistencyDistillation(cfg, Setup(FAMILY, net.head.head.weight.device, *[None] * 6)), nets
 
 
-def adamw(weights: list[nn.Parameter]) -> tuple[list[Tensor], list[Tensor], Callable]:
-    """(fp32 masters of the weights, AdamW's moments, what clips the gradients and applies them)."""
-    masters = [p.detach().float().clone() for p in weights]
-    moments = [torch.zeros_like(master) for master in masters for _ in range(2)]
-    optimizers = [torch.optim.AdamW([master], lr=1e-6, fused=True) for master in masters]
-    for i, (master, optimizer) in enumerate(zip(masters, optimizers, strict=True)):
-        optimizer.state[master] = {"step": torch.zeros(()), "exp_avg": moments[2 * i],
-                                   "exp_avg_sq": moments[2 * i + 1]}
+class Resident(single.Single):
+    """The engine of one process, of networks that are made on its device: fakes cannot be moved."""
 
-    def apply_gradients():
-        nn.utils.clip_grad_norm_(weights, 1.0, foreach=False)
-        for p, master, optimizer in zip(weights, masters, optimizers, strict=True):
-            master.grad, p.grad = p.grad.float(), None
-            optimizer.step()
-            master.grad = None
-            p.data.copy_(master)
+    def trained(self, net: nn.Module, optim: Optim) -> single.Trained:
+        return single.Trained(net, optim, self.passes)
 
-    return masters, moments, apply_gradients
+    def frozen(self, net: nn.Module) -> nn.Module:
+        return net.requires_grad_(False).eval()
+
+
+class AdamW8(torch.optim.Optimizer):
+    """What bitsandbytes' AdamW8bit holds, which wants a GPU: a byte a moment, a scale for every 256."""
+
+    def __init__(self, parameters, optim: Optim):
+        super().__init__(parameters, {"lr": optim.lr})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            if not state:
+                scales = -(-p.numel() // 256)
+                state["step"] = 0
+                for i in (1, 2):
+                    state[f"state{i}"] = torch.zeros(p.numel(), dtype=torch.uint8)
+                    state[f"absmax{i}"] = torch.zeros(scales)
+            p.sub_(p.grad)
 
 
 PASSES = {"jvp": jvp_pass, "train": train_pass, "step": step_pass, "ta": ta_pass, "da": da_pass}
 
 
-def _account(known, point: path.Point, condition: Condition, **networks: nn.Module) -> Account:
+def _account(known, given: list[Tensor], **networks: nn.Module) -> Account:
     account = Account(known, **networks)
-    for x in (*vars(point).values(), *vars(condition).values()):
-        if x is not None:
-            account.follow(x)
+    for x in given:
+        account.follow(x)
     return account
+
+
+def _tensors(condition: Condition) -> list[Tensor]:
+    return [x for x in vars(condition).values() if x is not None]
 
 
 @contextmanager
 def plain_torch():
     """The ops are their references in here: math attention, nothing fused, the MLP whole."""
     with ExitStack() as swapped:
-        for name in ("attention", "modulate", "norm_rope", "gate", "gelu", "tangent", "ccd_loss"):
+        for name in filter(reference.__dict__.get, ops.__all__):
             swapped.enter_context(patch.object(ops, name, getattr(reference, name)))
         swapped.enter_context(patch.object(wan, "MLP_ROWS", sys.maxsize))
         yield

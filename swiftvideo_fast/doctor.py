@@ -1,4 +1,4 @@
-"""What this machine has, which rooms will run on it, what is missing and the command that installs it."""
+"""What this machine has, which backends run on it, what is missing and the command that installs it."""
 
 import os
 import shutil
@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+from swiftvideo_kernels import attention
 
-from swiftvideo_fast import _C
+from swiftvideo_fast.ops import cpu
 
 EXTRAS = {              # package: (extra, what it is for)
     "triton": ("gpu", "the ops on an NVIDIA GPU"),
@@ -28,14 +29,21 @@ def report() -> str:
 def findings() -> Iterator[tuple[bool, str]]:
     """(is it there, what it is or how to get it)."""
     yield True, f"torch {torch.__version__}, {os.cpu_count()} processors, {_memory():.0f} GB"
-    yield True, f"CPU room: C++ at {', '.join(_C.levels())}; the widest is taken"
+    try:
+        yield True, f"CPU backend: C++ for {', '.join(cpu.isas())}; the widest runs"
+    except ImportError as error:
+        yield False, f"CPU backend: {error}"
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for i in range(gpus):
         of = torch.cuda.get_device_properties(i)
         yield True, f"GPU {i}: {of.name}, {of.total_memory / 1e9:.0f} GB, sm_{of.major}{of.minor}"
+        device = torch.device("cuda", i)
+        ways = (f"{direction} by {attention.chosen(direction, device, torch.bfloat16, 128, False)}"
+                for direction in ("forward", "backward", "deterministic backward"))
+        yield True, f"GPU {i}: attention, {', '.join(ways)}"
     if not gpus:
         why = "torch is the CPU build" if torch.version.cuda is None else "torch finds no device"
-        yield False, f"GPU room: {why}; everything runs on the CPU"
+        yield False, f"GPU backend: {why}; everything runs on the CPU"
     for package, (extra, purpose) in EXTRAS.items():
         try:
             yield True, f"{package} {version(package)}: {purpose}"

@@ -1,9 +1,10 @@
-"""Faults put into the GPU room one at a time: the interpreter's tests must see each.  By hand:
+"""Faults put into the kernels one at a time: the interpreter's tests must see each.  By hand:
 
     python tests/mutants.py                 all of them, on a copy of the tree; exit code 1 if one survives
-    python tests/mutants.py gate tangent    those of some files
+    python tests/mutants.py gate ccd_loss   those of some files
 """
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -12,122 +13,20 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+
+from swiftvideo_fast import ops  # noqa: E402
+
 KERNELS = "kernels/swiftvideo_kernels"
 ATTENTION = ["tests/test_kernels_attention.py"]
 TESTS = {                               # else the elementwise ones of its op and of all ops at once
     **dict.fromkeys(["blocks", "attention_jvp", "attention_tangent"], ATTENTION),
     "storage": ["tests/test_kernels.py"],
-    "tangent": ["tests/test_kernels.py", "-k", "tangent or ccd or longer or layout"],
+    **dict.fromkeys(["ccd_gradient", "ccd_loss"], ["tests/test_kernels.py", "-k", "ccd or longer or layout"]),
 }
-MUTANTS = {                             # file: what is there, what takes its place (the first time it occurs)
-    "tangent": [
-        ("g = v - f - rt * df", "g = v - f"),
-        ("g = v - f - rt * df", "g = v - f + rt * df"),
-        ("g = v - f - rt * df", "g = v - rt * df"),
-        ("rt = r * tl.load(t_ptr + clip)", "rt = r * tl.load(t_ptr)"),
-        ("rt = r * tl.load(t_ptr + clip)", "rt = tl.load(t_ptr + clip)"),
-        ("at, mask = clip * D + col, col < D", "at, mask = clip * D + col, col <= D"),
-        ("at, mask = clip * D + col, col < D", "at, mask = col, col < D"),
-        ("range(part * BLOCK, D, parts * BLOCK)", "range(part * BLOCK, parts * BLOCK, parts * BLOCK)"),
-        ("square += g * g", "square = g * g"),
-        ("        square += g * g\n        if CLIP:\n            g = tl.minimum(tl.maximum(g, -1.0), 1.0)\n",
-         "        if CLIP:\n            g = tl.minimum(tl.maximum(g, -1.0), 1.0)\n        square += g * g\n"),
-        ("tl.minimum(tl.maximum(g, -1.0), 1.0)", "tl.maximum(g, -1.0)"),
-        ("square_ptr + clip * parts + part", "square_ptr + part"),
-        ("v, F, dF, t.contiguous()", "v, F, dF, t"),
-        ("size / D ** 0.5", "size / D"),
-        ('width = size if norm == "l2"', 'width = size if norm == "rms"'),
-        ("(width + c)", "width"),
-        ("residual = student - f - ", "residual = student - f + "),
-        ("residual = student - f - ", "residual = student - "),
-        ("square += residual * residual", "square += residual"),
-        ("square += residual * residual", "square = residual * residual"),
-        ("residual, square = _outputs(F, F.dtype)", "residual, square = _outputs(F, torch.float16)"),
-        ("v, F, dF = contiguous", "_, F, dF = contiguous"),
-        ("F_student, F, g = contiguous", "F_student, F, _ = contiguous"),
-    ],
-    "gelu": [
-        ("(1 + 0.044715 * square)", "1"),
-        ("(1 + 0.044715", "(1 + 0.04471"),
-        ("1.5957691216057308", "1.5958"),
-        ("(s + slope", "(slope"),
-        ("(1 + 0.134145 * square)", "1"),
-        ("tl.abs(two_u)", "two_u"),
-        ("e * larger", "1 - larger"),
-        ("tl.where(x > 0, larger, smaller)", "larger"),
-        ("(larger * smaller)", "larger"),
-        ("mask = at < numel", "mask = at < numel - 1"),
-        ("x, tx = contiguous", "x, _ = contiguous"),
-        ("(triton.cdiv(x.numel(), BLOCK),)", "(x.numel() // BLOCK + 0 ** (x.numel() // BLOCK),)"),
-    ],
-    "ema": [
-        ("average = decay * average + rest * tl", "average = rest * average + decay * tl"),
-        ("average = decay * average + rest * tl", "average = decay * average + tl"),
-        ("tl.store(average_ptr + at, average, mask)", "pass"),
-        ("        tl.store(copy_ptr + at, average, mask)", "        pass"),
-        ("mask = at < numel", "mask = at < numel - 1"),
-        ("zip(average, contiguous(\"ema_\", *master)", "zip(average, master"),
-        ("tl.program_id(0).to(tl.int64) * BLOCK", "tl.program_id(0).to(tl.int64) * (BLOCK - 1)"),
-    ],
-    "gate": [
-        ("+ g * y", "+ y"),
-        ("            tz += tl.load(tx_ptr + at, mask, 0.0).to(tl.float32)", "            tz += 0"),
-        ("tz += g * tl.load(ty_ptr", "tz += tl.load(ty_ptr"),
-        ("tz += y * tl.load(tg_ptr", "tz += tl.load(tg_ptr"),
-        ("tl.load(tg_ptr + clip * C + col", "tl.load(tg_ptr + col"),
-        ("g = tl.load(g_ptr + clip * C + col", "g = tl.load(g_ptr + col"),
-        ("at = (clip * N + row)[:, None]", "at = row[:, None]"),
-        ("mask = (row < N)[:, None] & (col < C)[None, :]", "mask = (row < N)[:, None] & (col >= 0)[None, :]"),
-        ("mask = (row < N)[:, None] & (col < C)[None, :]", "mask = (row >= 0)[:, None] & (col < C)[None, :]"),
-        ("dg += dz * tl", "dg = dz * tl"),
-        ("dg += dz * tl", "dg += tl"),
-        ("tl.store(dy_ptr + at, g * dz, mask)", "tl.store(dy_ptr + at, dz, mask)"),
-        ("(clip * tl.num_programs(0) + chunk) * C", "chunk * C"),
-        ("tl.minimum(N, (chunk + 1) * CHUNK)", "N"),
-        ("x, y, g = contiguous(\"gate\"", "_, y, g = contiguous(\"gate\""),
-        ("dz, y, g = contiguous", "_, y, g = contiguous"),
-    ],
-    "modulate": [
-        ("x - (tl.sum(x, 1) / C)[:, None]", "x"),
-        ("centred = tl.where(real, x - (tl.sum(x, 1) / C)[:, None], 0.0)",
-         "centred = x - (tl.sum(x, 1) / C)[:, None]"),
-        ("/ C + eps", "/ C"),
-        ("(u - mean_u - n * mean_nu)", "(u - n * mean_nu)"),
-        ("(u - mean_u - n * mean_nu)", "(u - mean_u)"),
-        ("rstd * (u", "(u"),
-        ("ln_jacobian(tx, n, rstd, C, real) * gain", "ln_jacobian(tx, n, rstd, C, real)"),
-        ("tl.where(real, rstd", "(rstd"),
-        ("ty += n * tl.load(ts_ptr", "ty += tl.load(ts_ptr"),
-        ("            ty += tl.load(tb_ptr + channel, mask, 0.0).to(tl.float32)", "            ty += 0"),
-        ("channel = clip * C + tl", "channel = tl"),
-        ("gain = 1 + tl.load(s_ptr + channel", "gain = tl.load(s_ptr + channel"),
-        ("n * gain + b", "n * gain"),
-        ("ln_jacobian(dy * gain, n", "ln_jacobian(dy, n"),
-        ("ds += dy * n", "ds += dy"),
-        ("db += dy", "db = dy"),
-        ("tl.minimum(N, (chunk + 1) * CHUNK)", "N"),
-        ("(clip * tl.num_programs(0) + chunk) * C", "chunk * C"),
-        ("dy, x, s = contiguous", "_, x, s = contiguous"),
-    ],
-    "norm_rope": [
-        ("rstd * (u - n * (tl.sum(n * u, 1) / C)[:, None])", "rstd * u"),
-        ("rstd * (u - n * (tl.sum(n * u, 1) / C)[:, None])", "u - n * (tl.sum(n * u, 1) / C)[:, None]"),
-        ("(pair % R)", "pair"),
-        ("at = row[:, None] * R", "at = row[:, None] * (R + 1)"),
-        ("a * cos - b * sin", "a * cos + b * sin"),
-        ("a * sin + b * cos", "b * sin + a * cos"),
-        ("/ C + eps", "/ C"),
-        ("y = n * w", "y = n"),
-        ("ty = rms_jacobian(tx, n, rstd, C) * w", "ty = rms_jacobian(tx, n, rstd, C)"),
-        ("            ty = _turn(ty, cos, sin, ROWS, BLOCK_C)", "            ty += 0"),
-        ("cos, -sin", "cos, sin"),
-        ("rms_jacobian(dy * w, n", "rms_jacobian(dy, n"),
-        ("dw += dy * n", "dw = dy * n"),
-        ("dw.sum((0, 1))", "dw.sum(1)[0]"),
-        ("(cos.float(), sin.float())", "(cos, sin)"),
-        ("at = (clip * N + row)[:, None]", "at = row[:, None]"),
-        ("tl.minimum(N, (chunk + 1) * CHUNK)", "N"),
-    ],
+# File: what is there, what takes its place (the first time it occurs).  An op's own are in its test's file.
+OF_OPS = {name: importlib.import_module(f"test_{name}").MUTANTS for name in ops.OPS if name != "attention"}
+MUTANTS = OF_OPS | {
     "storage": [
         ("x if x is None else x.contiguous()", "x"),
         ("if x is not None and x.dtype == torch.float64", "if False"),
@@ -165,9 +64,7 @@ MUTANTS = {                             # file: what is there, what takes its pl
         ("whole = tl.minimum(M, first_row) // BLOCK_N",
          "whole = tl.minimum(M, first_row + BLOCK_M) // BLOCK_N"),
         ("end, whole = M, M // BLOCK_N * BLOCK_N", "end, whole = M, M"),
-        ("            s = masked(s, first_row, first, M, CAUSAL)\n        elif",
-         "            pass\n        elif"),
-        ("elif first >= whole:", "elif first > whole:"),
+        ("if first >= whole:", "if first > whole:"),
         ("tl.maximum(m, tl.max(s, 1) * (scale * LOG2E))", "tl.maximum(m, tl.max(s, 1) * LOG2E)"),
         ("alpha = tl.exp2(m - m_new)", "alpha = tl.exp2(m_new - m_new)"),
         ("l_rounded * alpha + tl.sum(p_used, 1)", "l_rounded * alpha + tl.sum(p, 1)"),
@@ -193,14 +90,11 @@ MUTANTS = {                             # file: what is there, what takes its pl
     "attention_tangent": [
         ("q_base = clip * q_clip + head * q_head", "q_base = head * q_head"),
         ("clip * k_clip + group * k_head, clip", "clip * k_clip + head * k_head, clip"),
-        ("lse_at = lse_ptr + (clip * H + head) * lse_head", "lse_at = lse_ptr + head * lse_head"),
-        (".load([first_row]) * LOG2E", ".load([first_row])"),
+        ("lse_ptr + (clip * H + head) * N + row", "lse_ptr + head * N + row"),
         ("row < N, 0.0) * LOG2E", "row < N, 0.0)"),
         ("whole = tl.minimum(M, first_row) // BLOCK_N",
          "whole = tl.minimum(M, first_row + BLOCK_M) // BLOCK_N"),
-        ("            s = masked(s, first_row, first, M, CAUSAL)\n        elif",
-         "            pass\n        elif"),
-        ("elif first >= whole:", "elif first > whole:"),
+        ("if first >= whole:", "if first > whole:"),
         ("end, whole = M, M // BLOCK_N * BLOCK_N", "end, whole = M, M"),
         ("p * (ts * scale), q", "p * ts, q"),
         ("mu += tl.sum(h_used, 1)", "mu = tl.sum(h_used, 1)"),
@@ -208,7 +102,6 @@ MUTANTS = {                             # file: what is there, what takes its pl
         ("acc = tl.dot(h_rounded, v, acc", "acc = tl.dot(p.to(q.dtype), v, acc"),
         ("            acc = tl.dot(p.to(q.dtype), tv, acc, input_precision=\"tf32x3\")", "            pass"),
         ("(acc - mu[:, None] * o)", "acc"),
-        ("torch.nn.functional.pad(lse, (0, -N % 4))", "lse"),
         ("o_BNHD = o.transpose(1, 2).contiguous()", "o_BNHD = o.contiguous()"),
         ("mask = (row < N)[:, None] & (col < WIDTH)", "mask = (row >= 0)[:, None] & (col < WIDTH)"),
     ],

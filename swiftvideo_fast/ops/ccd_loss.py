@@ -8,14 +8,13 @@ Differentiable in F_student only; F and g are under the paper's stop-gradient.
 import torch
 from torch import Tensor
 
-from swiftvideo_fast import _C
-from swiftvideo_fast.ops import check
+from swiftvideo_fast.ops import check, cpu
 
 
 def ccd_loss(F_student: Tensor, F: Tensor, g: Tensor) -> Tensor:
     """Squared distance of F_student to F + g, summed over each clip -> (B,), float32 (float64 for float64).
 
-    F_student, F: (B, ...) of one dtype; g: the same shape, as `tangent` returns it.
+    F_student, F: (B, ...) of one dtype; g: the same shape, as `ccd_gradient` returns it.
     """
     return ccd_loss_op(F_student, F.detach(), g.detach())[0]
 
@@ -24,12 +23,12 @@ def ccd_loss(F_student: Tensor, F: Tensor, g: Tensor) -> Tensor:
 def ccd_loss_op(F_student: Tensor, F: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """(loss, residual); the residual in F_student's dtype."""
     _check(F_student, F, g)
-    return _C.ccd_loss(F_student, F, g)
+    return cpu.ccd_loss(F_student, F, g)
 
 
 @ccd_loss_op.register_kernel("cuda")
 def _(F_student, F, g):
-    from swiftvideo_kernels.tangent import ccd_loss as launch
+    from swiftvideo_kernels.ccd_loss import ccd_loss as launch
 
     _check(F_student, F, g)
     return launch(F_student, F, g)

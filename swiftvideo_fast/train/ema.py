@@ -31,8 +31,8 @@ class Ema:
         shared = {id(p): p for p in trained.net.parameters() if not p.requires_grad}
         self.net = copy.deepcopy(trained.net, shared).requires_grad_(False).eval()
         self.copies = {name: self.net.get_parameter(name) for name in self.masters}
-        self.averages = {name: p if p.dtype == self.masters[name].dtype else self.masters[name].detach().clone()
-                         for name, p in self.copies.items()}
+        self.averages = {name: p if p.dtype == master.dtype else master.detach().clone()
+                         for (name, p), master in zip(self.copies.items(), self.masters.values())}
 
     @torch.no_grad()
     def update(self) -> None:

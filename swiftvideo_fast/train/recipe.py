@@ -146,14 +146,18 @@ class Parts:
             net = self._stored(net)
         if self.adapter_rank:
             lora.attach(net, self.adapter_rank, generator(cfg.run.seed, "adapters"), torch.float32)
+            if self.halved:
+                lora.cast(net, torch.bfloat16)
         net.recompute = cfg.model.recompute
         return net
 
+    @property
+    def halved(self) -> bool:
+        """Whether networks are cast to bfloat16 here; ZeRO-3 casts by itself, a module at a time."""
+        return self.cfg.engine.name == "plain" and self.cfg.engine.dtype == "bfloat16"
+
     def _stored(self, net: nn.Module) -> nn.Module:
-        """In the engine's dtype; ZeRO-3 casts by itself, a module at a time."""
-        engine = self.cfg.engine
-        halved = engine.name == "plain" and engine.dtype == "bfloat16"
-        return self.family.cast(net, torch.bfloat16) if halved else net
+        return self.family.cast(net, torch.bfloat16) if self.halved else net
 
     @property
     def adapter_rank(self) -> int:

@@ -1,12 +1,12 @@
 """Compile every kernel for cards that are not here, and read what the compiler made of it.
 
-    python -m bench sm90                        every kernel and table entry, for sm_90, sm_80 and sm_100
-    python -m bench sm90 attention --arch 90    only these
-    python -m bench sm90 --record               write bench/sm90.json
-    python -m bench sm90 --sample               the kernels of SAMPLE, on sm_90: what tests/test_sm90.py runs
+    python -m bench compile_report                      every kernel and table entry, for sm_90, sm_80, sm_100
+    python -m bench compile_report attention --arch 90  only these
+    python -m bench compile_report --record             write bench/compile_report.json
+    python -m bench compile_report --sample             what tests/test_compile_report.py runs, on sm_90
 
 Exit status 1 if one does not compile, spills, has lost its tensor cores, rounds or moves its values one by
-one, frees shared memory too early, or wants more of it than a block has.
+one, or wants more shared memory than a block has.
 
 The launches themselves are run, on meta tensors and with a driver that names a card and launches nothing:
 what is compiled is what that card would be given.  Registers, stack and spills are read from the machine
@@ -28,28 +28,22 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")      # triton 3.9's defau
 
 import torch  # noqa: E402
 import triton  # noqa: E402
-from swiftvideo_kernels import ema, gate, gelu, modulate, norm_rope, tangent  # noqa: E402
 from swiftvideo_kernels.attention_jvp import attention_jvp  # noqa: E402
 from swiftvideo_kernels.attention_tangent import attention_tangent  # noqa: E402
 from swiftvideo_kernels.tiles import TILES, Tile  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
+from bench.arguments import arguments  # noqa: E402
+from swiftvideo_fast import ops  # noqa: E402
 from swiftvideo_fast.atomic import whole  # noqa: E402
 
-RECORD = Path(__file__).with_name("sm90.json")                # {triton: {card: {kernel: figures}}}
+RECORD = Path(__file__).with_name("compile_report.json")                # {triton: {card: {kernel: figures}}}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}            # the tensor-core instruction of each card
 SHARED = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}     # bytes of shared memory a block may have
 N = 24960                                                     # tokens of 61 frames of 832 x 480
 F32 = torch.float32
-SAMPLE = (                                                    # every kernel, and what is nearest to a spill
-    "attention_jvp sm90 128: 128x64, 8 warps, 2 stages, TMA, causal",
-    "attention_jvp sm90 128: 128x64, 4 warps, 2 stages, TMA, specialised, causal",
-    "attention_tangent sm90 128: 128x64, 8 warps, 2 stages, TMA, causal",
-    "attention_tangent sm90 128: 128x64, 4 warps, 2 stages, TMA, specialised, causal",
-    "modulate_jvp 5120", "modulate_backward 5120", "norm_rope_jvp 5120", "norm_rope_backward 5120",
-    "gate_jvp 5120", "gate_backward 5120", "gelu_jvp", "tangent", "ccd_loss", "ema_")
 
 
 class Card:
@@ -103,25 +97,16 @@ def figures(kernel) -> dict[str, int]:
         "TMA": len(re.findall(r"\bUTMALDG\b", sass)),
         "F2F": len(re.findall(r"\bF2F\b", sass)),
         "U16": len(re.findall(r"\b(?:LDG|STG)\.E\.U16\b", sass)),
-    } | ({"early": early(sass)} if arch == 90 else {})
+    }
 
 
-def early(sass: str) -> int:
-    """How often a specialised loop hands a buffer back before it has waited for the products that read it."""
-    found = flying = 0
-    for op in re.findall(r"\b(?:HGMMA|WARPGROUP\.DEPBAR\.LE gsb0, 0x0|SYNCS\.ARRIVE\.TRANS64\.ART0)\b", sass):
-        flying = flying + 1 if op == "HGMMA" else 0 if op.startswith("WARPGROUP") else flying
-        found += op.startswith("SYNCS") and flying > 0
-    return found
-
-
-def apart(launch: Callable, arch: int) -> dict[str, int] | None:
-    """The figures, found in a child process, since LLVM may abort.  None if the kernel does not compile."""
+def apart(launch: Callable, arch: int) -> list[dict[str, int]] | None:
+    """Each kernel's figures, from a child process, since LLVM may abort.  None if one does not compile."""
     ours, theirs = os.pipe()
     child = os.fork()
     if not child:
         try:
-            os.write(theirs, json.dumps(figures(compiled(launch, arch)[0])).encode())
+            os.write(theirs, json.dumps([figures(kernel) for kernel in compiled(launch, arch)]).encode())
         except Exception as error:
             print(f"{type(error).__name__}: {error}"[:300], flush=True)
         finally:
@@ -144,21 +129,21 @@ def attention_cases(arch: int) -> Iterator[tuple[str, Callable]]:
             continue
         dtype = F32 if family == "fp32" else torch.bfloat16
         case = partial(attention_case, kernel, width, dtype)
-        for at in tiles:
-            name = f"{kernel} {family} {width}: {at}"
-            yield name, case(at)
+        for tile in tiles:
+            name = f"{kernel} {family} {width}: {tile}"
+            yield name, case(tile)
             if family == "fp32":
                 continue
-            yield f"{name}, causal", case(at, causal=True)
+            yield f"{name}, causal", case(tile, causal=True)
             if kernel == "attention_jvp":
-                yield f"{name}, packed", case(at, packed=True)
-                yield f"{name}, causal, packed", case(at, causal=True, packed=True)
-            if at == tiles[0]:
-                yield f"{name}, constant keys", case(at, constant=True)
-                yield f"{name}, width {width * 3 // 4}", case(at, narrow=True)
+                yield f"{name}, packed", case(tile, packed=True)
+                yield f"{name}, causal, packed", case(tile, causal=True, packed=True)
+            if tile == tiles[0]:
+                yield f"{name}, constant keys", case(tile, constant=True)
+                yield f"{name}, width {width * 3 // 4}", case(tile, narrow=True)
 
 
-def attention_case(kernel: str, width: int, dtype: torch.dtype, at: Tile, *, causal: bool = False,
+def attention_case(kernel: str, width: int, dtype: torch.dtype, tile: Tile, *, causal: bool = False,
                    packed: bool = False, constant: bool = False, narrow: bool = False) -> Callable:
     """A launch with 12 heads, 3 key heads where packed.  narrow: a head width of 3/4 of the row's."""
     D, G = (width * 3 // 4 if narrow else width), (3 if packed else 12)
@@ -166,31 +151,27 @@ def attention_case(kernel: str, width: int, dtype: torch.dtype, at: Tile, *, cau
     k, tk, v, tv = (meta(1, N, G, D, dtype=dtype).transpose(1, 2) for _ in range(4))
     args = q, tq, k, None if constant else tk, v, None if constant else tv
     if kernel == "attention_tangent":
-        return partial(attention_tangent, *args, o, meta(1, 12, N, dtype=F32), D**-0.5, causal, at=at)
+        return partial(attention_tangent, *args, o, meta(1, 12, N, dtype=F32), D**-0.5, causal, tile=tile)
     cu = meta(3, dtype=torch.int32) if packed else None
-    return partial(attention_jvp, *args, D**-0.5, causal, cu_q=cu, cu_k=cu, at=at)
+    return partial(attention_jvp, *args, D**-0.5, causal, cu_q=cu, cu_k=cu, tile=tile)
 
 
 def elementwise_cases() -> Iterator[tuple[str, Callable]]:
+    """(name, launch) for every custom op of the registry but attention's, at both widths of Wan."""
     for C in (1536, 5120):
-        x, tx, y, ty = (meta(1, N, C) for _ in range(4))
-        s, ts, b, tb = (meta(1, C, dtype=F32) for _ in range(4))
-        cos, sin = (meta(N, 64, dtype=F32) for _ in range(2))
-        for launch, *args in (
-            (modulate.modulate, x, s, b, 1e-6), (modulate.modulate_jvp, x, tx, s, ts, b, tb, 1e-6),
-            (modulate.modulate_backward, y, x, s, 1e-6), (norm_rope.norm_rope, x, s[0], cos, sin, 1e-6),
-            (norm_rope.norm_rope_jvp, x, tx, s[0], cos, sin, 1e-6),
-            (norm_rope.norm_rope_backward, y, x, s[0], cos, sin, 1e-6), (gate.gate, x, y, s),
-            (gate.gate_jvp, x, tx, y, ty, s, ts), (gate.gate_backward, x, y, s),
-        ):
-            yield f"{launch.__name__} {C}", partial(launch, *args)
-    x, tx = meta(1, N, 8960), meta(1, N, 8960)
-    v, F, dF = (meta(1, 16, 16, 60, 104) for _ in range(3))
-    average, master = [meta(1 << 20, dtype=F32)], [meta(1 << 20, dtype=F32)]
-    yield "gelu_jvp", partial(gelu.gelu_jvp, x, tx)
-    yield "tangent", partial(tangent.tangent, v, F, dF, meta(1, dtype=F32), 1.0, "l2", 0.1)
-    yield "ccd_loss", partial(tangent.ccd_loss, v, F, meta(*F.shape, dtype=F32))
-    yield "ema_", partial(ema.ema_, average, master, 0.95, [meta(1 << 20)])
+        for name in ops.OPS:
+            for op in ops.custom_ops(name).values() if name != "attention" else ():
+                given = arguments(op, 1, N, C, torch.bfloat16, partial(torch.empty, device="meta"))
+                yield f"{op._name} {C}", partial(op._backend_fns["cuda"], *given.values())
+
+
+def sample() -> tuple[str, ...]:
+    """Nearest to a spill: attention's first tiles with masks, each op's tangent and gradient at C = 5120."""
+    tiles = [f"{kernel} sm90 128: {TILES[kernel, 'sm90', 128][0]}, causal"
+             for kernel in ("attention_jvp", "attention_tangent")]
+    forms = [form for name in ops.OPS if name != "attention" for form in ops.custom_ops(name)
+             if form.endswith(("_jvp", "_backward")) or f"{name}_jvp" not in ops.custom_ops(name)]
+    return *tiles, *(f"{form} 5120" for form in forms)
 
 
 def faults(name: str, arch: int, f: dict) -> list[str]:
@@ -204,30 +185,32 @@ def faults(name: str, arch: int, f: dict) -> list[str]:
         found.append(f"rounds one by one ({f['F2F']} F2F)")
     if not name.startswith("attention") and f["U16"]:
         found.append(f"moves two bytes at a time ({f['U16']} loads and stores)")
-    if f.get("early"):
-        found.append(f"hands back {f['early']} buffers that products may still read")
     if f["shared"] > SHARED[arch]:
         found.append(f"wants {f['shared']} bytes of shared memory of {SHARED[arch]}")
     return found
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench sm90")
+    parser = argparse.ArgumentParser(prog="python -m bench compile_report")
     parser.add_argument("names", nargs="*", help="only the kernels whose names begin with one of these")
     parser.add_argument("--arch", type=int, nargs="+", choices=sorted(MATRIX), help="compute capabilities")
-    parser.add_argument("--sample", action="store_true", help="the kernels of SAMPLE, on sm_90")
-    parser.add_argument("--record", action="store_true", help="write the figures to bench/sm90.json")
+    parser.add_argument("--sample", action="store_true", help="a sample, on sm_90")
+    parser.add_argument("--record", action="store_true", help=f"write the figures to {RECORD.name}")
+    parser.add_argument("--slice", metavar="I/N", help="only every N-th case, from the I-th")
     args = parser.parse_args(argv)
+    first, step = map(int, (args.slice or "0/1").split("/"))
 
-    names, bad, found = SAMPLE if args.sample else tuple(args.names), [], {}
+    names, bad, found = sample() if args.sample else tuple(args.names), [], {}
     for arch in args.arch or ([90] if args.sample else [90, 80, 100]):
-        for name, launch in (*attention_cases(arch), *elementwise_cases()):
-            if names and not name.startswith(names):
-                continue
-            f = apart(launch, arch)
-            wrong = faults(name, arch, f) if f else ["does not compile"]
+        cases = [(name, launch) for name, launch in (*attention_cases(arch), *elementwise_cases())
+                 if not names or name.startswith(names)]
+        for name, launch in cases[first::step]:
+            kernels = apart(launch, arch)
+            wrong = ["does not compile"] if not kernels else [
+                fault for f in kernels for fault in faults(name, arch, f)]
             bad += [f"sm_{arch} {name} {fault}" for fault in wrong]
-            told = ", ".join(f"{n} {what}" for what, n in f.items()) if f else wrong[0]
+            told = "; ".join(", ".join(f"{n} {what}" for what, n in f.items()) for f in kernels or ())
+            told = told or wrong[0]
             found.setdefault(f"sm_{arch}", {})[name] = told
             print(f"sm_{arch:<3} {name:75} {told}", flush=True)
     printed = [name for kernels in found.values() for name in kernels]
