@@ -22,7 +22,7 @@ def parts(seed: int, steps: int = 2) -> dict:
     """A student that has taken some steps, and its average."""
     torch.manual_seed(seed)
     student = Trained(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), OPTIM, passes=1)
-    average = Ema(student.net, 0.5)
+    average = Ema(student, 0.5)
     for _ in range(steps):
         student.backward(student.net(torch.randn(4, 3)).square().sum())
         student.step(0.1)
@@ -128,7 +128,7 @@ def test_a_state_that_is_none_is_damage(text, tmp_path):
 
 def test_another_network_does_not_fit(tmp_path):
     folder, other = save(tmp_path, 10), parts(1)
-    other["average"] = Ema(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)), 0.5)
+    other["average"] = Ema(Trained(nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)), OPTIM, 1), 0.5)
     before = [t.clone() for t in bits(other)]
     with pytest.raises(ValueError, match=r"average/weight/0.weight: found \(2, 3\), want \(2, 4\)"):
         checkpoint.restore(checkpoint.Saved(folder), other)

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from swiftvideo_fast.data.crops import CropSource
-from swiftvideo_fast.models import codec as module
+from swiftvideo_fast.models.toy import codec as module
 from swiftvideo_fast.models.toy.codec import PcaCodec
 
 SHIPPED = Path(__file__).parents[1] / "configs/demo/codec.safetensors"

@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from swiftvideo_fast.adversary import discriminator, views
 from swiftvideo_fast.adversary.backbones import Dino, Filters, features, load_backbone
 from swiftvideo_fast.adversary.discriminator import CODE, Discriminator, Projection, SpectralConv
 from swiftvideo_fast.adversary.views import View, draw_view
-from swiftvideo_fast.models import augment, discriminator
+from swiftvideo_fast.models.toy.family import ToyFamily
 
 B, T, N, C, TOLD = 4, 5, 6, 7, 3
 D = torch.float64
@@ -137,7 +138,7 @@ def test_the_same_seed_draws_the_same_heads():
 
 
 def test_projected_latents_are_as_large_as_their_pixels(rng):
-    net = Projection()
+    net = Projection(ToyFamily.latent)
     discriminator.initialise(net, rng)
     z = torch.randn(1, 16, 3, 2, 4)
     assert net(z).shape == (1, 3, 3, 16, 32)
@@ -233,7 +234,7 @@ def test_the_crop_lies_within_the_frame_wherever_it_is_drawn():
     for share, first in ((0.0, 0), (0.5, 8), (0.999, 16)):
         seen = View(0, (share, share), torch.full((1, 7), 0.5)).of(ramp, crop=16)
         assert seen.shape[3:] == (16, 16)
-        first_column = augment.shift(augment.colour(ramp[..., first:first + 16], torch.full((1, 3), 0.5)),
+        first_column = views.shift(views.colour(ramp[..., first:first + 16], torch.full((1, 3), 0.5)),
                                      torch.full((1, 2), 0.5))
         assert torch.equal(seen[..., :4], first_column[..., :16, :4])       # the hole is in the middle
     assert View(0, (0.9, 0.9), torch.full((1, 7), 0.5)).of(ramp, crop=64).shape[3:] == (24, 32)
@@ -241,11 +242,11 @@ def test_the_crop_lies_within_the_frame_wherever_it_is_drawn():
 
 def test_the_middle_of_each_draw_leaves_a_clip_as_it_was(rng):
     x, half = torch.rand(2, 3, 4, 16, 16, generator=rng), torch.full((2, 3), 0.5)
-    assert torch.allclose(augment.colour(x, half), x, atol=1e-6)
-    assert torch.equal(augment.shift(x, half[:, :2]), x)
-    corner = augment.shift(x, torch.zeros(2, 2))                        # moved right and down by two
+    assert torch.allclose(views.colour(x, half), x, atol=1e-6)
+    assert torch.equal(views.shift(x, half[:, :2]), x)
+    corner = views.shift(x, torch.zeros(2, 2))                        # moved right and down by two
     assert torch.equal(corner[..., 2:, 2:], x[..., :-2, :-2]) and not corner[..., :2, :].any()
-    holed = augment.cut_out(x, half[:, :2])
+    holed = views.cut_out(x, half[:, :2])
     assert not holed[..., 4:12, 4:12].any() and torch.equal(holed[..., :4, :], x[..., :4, :])
 
 

@@ -19,16 +19,18 @@ swiftvideo_fast.ops
 swiftvideo_fast.rules   swiftvideo_fast.transform
 swiftvideo_fast
 swiftvideo_fast.models  swiftvideo_fast.path
+swiftvideo_fast.adversary
 swiftvideo_fast.data
 swiftvideo_fast.objectives  swiftvideo_fast.sampler
-swiftvideo_fast.train   swiftvideo_fast.evaluate    swiftvideo_fast.plan        swiftvideo_fast.doctor
+swiftvideo_fast.train   swiftvideo_fast.evaluate    swiftvideo_fast.doctor
+swiftvideo_fast.plan
 swiftvideo_fast.demo
 swiftvideo_fast.cli
 swiftvideo_fast.__main__
 """
 RANK = {name: line for line, names in enumerate(ORDER.splitlines()) for name in names.split()}
 ONLY_IN = {                                     # package: the one place that imports it
-    "deepspeed": "swiftvideo_fast.train.engine",
+    "deepspeed": "swiftvideo_fast.train.zero3",
     "nvidia": "swiftvideo_fast.data.clips",     # DALI
     "peft": "swiftvideo_fast.models.lora",
     "triton": "swiftvideo_kernels",
@@ -69,6 +71,23 @@ def test_imports_point_upwards(module):
     for name in imports(module):
         there = group(name)
         assert there in {None, here} or RANK[there] < RANK[here], f"{module} imports {name}, not above it"
+
+
+def test_the_loop_knows_no_plug():
+    plugs = "objectives models data adversary evaluate demo".split()
+    known = [name for name in imports("swiftvideo_fast.train.loop")
+             if name.split(".")[1:2] and name.split(".")[1] in plugs]
+    assert not known, f"train/loop.py imports {known}: it is handed everything"
+
+
+def test_the_recipe_alone_holds_the_tables():
+    """Of all others, only the command line and the demo name a plug, to ask for what is theirs alone."""
+    plugs = {f"swiftvideo_fast.{name}" for name in (
+        "objectives.ccd", "objectives.dcd", "objectives.flow", "objectives.da", "models.toy.family",
+        "models.wan.family")}
+    for module in MODULES:
+        if module.startswith("swiftvideo_fast.train.") and module != "swiftvideo_fast.train.recipe":
+            assert not plugs & {*imports(module)}, module
 
 
 @pytest.mark.parametrize("package, home", ONLY_IN.items())

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swiftvideo_fast import path, seeds
+from swiftvideo_fast.config import Times
 
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=5).map(tuple)
 
@@ -17,7 +18,7 @@ shapes = st.lists(st.integers(1, 4), min_size=1, max_size=5).map(tuple)
 def test_a_draw_lies_on_the_path_between_data_and_noise(shape, seed):
     rng = torch.Generator().manual_seed(seed)
     x0 = torch.randn(shape, generator=rng, dtype=torch.float64)
-    point = path.draw(x0, rng, mean=-0.6, std=1.4)
+    point = path.draw(x0, rng, Times())
     assert point.x_t.shape == point.x1.shape == x0.shape and point.t.shape == x0.shape[:1]
     assert point.x1.dtype == x0.dtype
     assert ((point.t > 0) & (point.t < 1)).all()
@@ -37,7 +38,7 @@ def test_the_path_begins_at_the_data_and_ends_at_the_noise(shape):
 @pytest.mark.parametrize("mean, std", [(-0.6, 1.4), (-0.8, 1.0)])
 def test_times_are_logit_normal(mean, std, rng):
     n = 100_000
-    t = path.draw(torch.zeros(n, 1), rng, mean=mean, std=std).t.double()
+    t = path.draw(torch.zeros(n, 1), rng, Times(mean, std)).t.double()
     logit = t.logit()
     assert abs(logit.mean().item() - mean) < 4 * std / math.sqrt(n)                 # four standard errors
     assert abs(logit.std().item() / std - 1) < 4 / math.sqrt(2 * n)
@@ -47,14 +48,14 @@ def test_times_are_logit_normal(mean, std, rng):
 
 def test_times_are_uniform_when_asked(rng):
     n = 100_000
-    t = path.draw(torch.zeros(n, 1), rng, mean=-0.6, std=1.4, uniform=True).t
+    t = path.draw(torch.zeros(n, 1), rng, Times(uniform=True)).t
     assert abs(t.mean().item() - 1 / 2) < 4 * math.sqrt(1 / 12 / n)
     assert abs(t.var().item() - 1 / 12) < 4 * math.sqrt(1 / 180 / n)
 
 
 def test_noise_is_standard_and_independent_of_time(rng):
     n = 100_000
-    point = path.draw(torch.zeros(n, 1), rng, mean=-0.6, std=1.4)
+    point = path.draw(torch.zeros(n, 1), rng, Times())
     x1 = point.x1[:, 0]
     assert abs(x1.mean().item()) < 4 / math.sqrt(n)
     assert abs(x1.var().item() - 1) < 4 * math.sqrt(2 / n)
@@ -112,5 +113,5 @@ def test_seeds_are_the_same_on_every_machine():
 @settings(max_examples=30, deadline=None, derandomize=True)
 def test_the_same_draw_comes_again(seed, position):
     x0 = torch.zeros(3, 2)
-    one, two = (path.draw(x0, seeds.generator(seed, "path", position), mean=0, std=1) for _ in range(2))
+    one, two = (path.draw(x0, seeds.generator(seed, "path", position), Times(0.0, 1.0)) for _ in range(2))
     assert torch.equal(one.x_t, two.x_t) and torch.equal(one.t, two.t)
