@@ -6,7 +6,7 @@
     python -m bench sm90 --sample               the kernels of SAMPLE, on sm_90: what tests/test_sm90.py runs
 
 Exit status 1 if one does not compile, spills, has lost its tensor cores, rounds or moves its values one by
-one, frees shared memory too early, or wants more of it than a block has.
+one, or wants more shared memory than a block has.
 
 The launches themselves are run, on meta tensors and with a driver that names a card and launches nothing:
 what is compiled is what that card would be given.  Registers, stack and spills are read from the machine
@@ -45,9 +45,7 @@ N = 24960                                                     # tokens of 61 fra
 F32 = torch.float32
 SAMPLE = (                                                    # every kernel, and what is nearest to a spill
     "attention_jvp sm90 128: 128x64, 8 warps, 2 stages, TMA, causal",
-    "attention_jvp sm90 128: 128x64, 4 warps, 2 stages, TMA, specialised, causal",
     "attention_tangent sm90 128: 128x64, 8 warps, 2 stages, TMA, causal",
-    "attention_tangent sm90 128: 128x64, 4 warps, 2 stages, TMA, specialised, causal",
     "modulate_jvp 5120", "modulate_backward 5120", "norm_rope_jvp 5120", "norm_rope_backward 5120",
     "gate_jvp 5120", "gate_backward 5120", "gelu_jvp", "tangent", "ccd_loss", "ema_")
 
@@ -103,16 +101,7 @@ def figures(kernel) -> dict[str, int]:
         "TMA": len(re.findall(r"\bUTMALDG\b", sass)),
         "F2F": len(re.findall(r"\bF2F\b", sass)),
         "U16": len(re.findall(r"\b(?:LDG|STG)\.E\.U16\b", sass)),
-    } | ({"early": early(sass)} if arch == 90 else {})
-
-
-def early(sass: str) -> int:
-    """How often a specialised loop hands a buffer back before it has waited for the products that read it."""
-    found = flying = 0
-    for op in re.findall(r"\b(?:HGMMA|WARPGROUP\.DEPBAR\.LE gsb0, 0x0|SYNCS\.ARRIVE\.TRANS64\.ART0)\b", sass):
-        flying = flying + 1 if op == "HGMMA" else 0 if op.startswith("WARPGROUP") else flying
-        found += op.startswith("SYNCS") and flying > 0
-    return found
+    }
 
 
 def apart(launch: Callable, arch: int) -> dict[str, int] | None:
@@ -144,21 +133,21 @@ def attention_cases(arch: int) -> Iterator[tuple[str, Callable]]:
             continue
         dtype = F32 if family == "fp32" else torch.bfloat16
         case = partial(attention_case, kernel, width, dtype)
-        for at in tiles:
-            name = f"{kernel} {family} {width}: {at}"
-            yield name, case(at)
+        for tile in tiles:
+            name = f"{kernel} {family} {width}: {tile}"
+            yield name, case(tile)
             if family == "fp32":
                 continue
-            yield f"{name}, causal", case(at, causal=True)
+            yield f"{name}, causal", case(tile, causal=True)
             if kernel == "attention_jvp":
-                yield f"{name}, packed", case(at, packed=True)
-                yield f"{name}, causal, packed", case(at, causal=True, packed=True)
-            if at == tiles[0]:
-                yield f"{name}, constant keys", case(at, constant=True)
-                yield f"{name}, width {width * 3 // 4}", case(at, narrow=True)
+                yield f"{name}, packed", case(tile, packed=True)
+                yield f"{name}, causal, packed", case(tile, causal=True, packed=True)
+            if tile == tiles[0]:
+                yield f"{name}, constant keys", case(tile, constant=True)
+                yield f"{name}, width {width * 3 // 4}", case(tile, narrow=True)
 
 
-def attention_case(kernel: str, width: int, dtype: torch.dtype, at: Tile, *, causal: bool = False,
+def attention_case(kernel: str, width: int, dtype: torch.dtype, tile: Tile, *, causal: bool = False,
                    packed: bool = False, constant: bool = False, narrow: bool = False) -> Callable:
     """A launch with 12 heads, 3 key heads where packed.  narrow: a head width of 3/4 of the row's."""
     D, G = (width * 3 // 4 if narrow else width), (3 if packed else 12)
@@ -166,9 +155,9 @@ def attention_case(kernel: str, width: int, dtype: torch.dtype, at: Tile, *, cau
     k, tk, v, tv = (meta(1, N, G, D, dtype=dtype).transpose(1, 2) for _ in range(4))
     args = q, tq, k, None if constant else tk, v, None if constant else tv
     if kernel == "attention_tangent":
-        return partial(attention_tangent, *args, o, meta(1, 12, N, dtype=F32), D**-0.5, causal, at=at)
+        return partial(attention_tangent, *args, o, meta(1, 12, N, dtype=F32), D**-0.5, causal, tile=tile)
     cu = meta(3, dtype=torch.int32) if packed else None
-    return partial(attention_jvp, *args, D**-0.5, causal, cu_q=cu, cu_k=cu, at=at)
+    return partial(attention_jvp, *args, D**-0.5, causal, cu_q=cu, cu_k=cu, tile=tile)
 
 
 def elementwise_cases() -> Iterator[tuple[str, Callable]]:
@@ -204,8 +193,6 @@ def faults(name: str, arch: int, f: dict) -> list[str]:
         found.append(f"rounds one by one ({f['F2F']} F2F)")
     if not name.startswith("attention") and f["U16"]:
         found.append(f"moves two bytes at a time ({f['U16']} loads and stores)")
-    if f.get("early"):
-        found.append(f"hands back {f['early']} buffers that products may still read")
     if f["shared"] > SHARED[arch]:
         found.append(f"wants {f['shared']} bytes of shared memory of {SHARED[arch]}")
     return found

@@ -28,21 +28,21 @@ def launches(kernel: str, width: int, N: int = 16384) -> Callable[[Tile | None],
     drawn = torch.randn(6, 1, N, 12, width, device="cuda", dtype=torch.bfloat16)
     args, scale = drawn.transpose(2, 3).unbind(), width**-0.5
     if kernel == "attention_jvp":
-        return lambda at: attention_jvp(*args, scale, False, at=at)[1]
+        return lambda tile: attention_jvp(*args, scale, False, tile=tile)[1]
     given = attention.attention(*args[::2], scale, False)
-    return lambda at: attention_tangent(*args, *given, scale, False, at=at)
+    return lambda tile: attention_tangent(*args, *given, scale, False, tile=tile)
 
 
-def milliseconds(launch: Callable[[Tile | None], Tensor], at: Tile, want: Tensor) -> float:
+def milliseconds(launch: Callable[[Tile | None], Tensor], tile: Tile, want: Tensor) -> float:
     """Median time of one launch; infinite if it does not run, or does not give `want`."""
     try:
-        apart = (launch(at) - want).float().norm() / want.float().norm()
+        apart = (launch(tile) - want).float().norm() / want.float().norm()
         if not apart < WRONG:
-            print(f"  {at}: {apart:.1e} away from the launched tile's result")
+            print(f"  {tile}: {apart:.1e} away from the launched tile's result")
             return float("inf")
-        return triton.testing.do_bench(lambda: launch(at), return_mode="median")
+        return triton.testing.do_bench(lambda: launch(tile), return_mode="median")
     except Exception as error:                                # a tile that this card cannot run loses
-        print(f"  {at}: {type(error).__name__}")
+        print(f"  {tile}: {type(error).__name__}")
         return float("inf")
 
 
@@ -77,9 +77,9 @@ def main(argv: list[str]) -> int:
             continue
         launch = launches(key[0], key[2])
         want = launch(None)
-        times = {at: milliseconds(launch, at, want) for at in row}
+        times = {tile: milliseconds(launch, tile, want) for tile in row}
         ranked = sorted(row, key=times.get)
-        print(key, *(f"\n  {times[at]:9.3f} ms  {at}" for at in ranked))
+        print(key, *(f"\n  {times[tile]:9.3f} ms  {tile}" for tile in ranked))
         text = rewritten(text, key, ranked)
     if args.write:
         with whole(path) as aside:

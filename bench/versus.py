@@ -3,7 +3,7 @@
     python -m bench versus [SHAPE ...] [--record] [--peer package.module:function ...]
 
 At each shape: the error of sampled query rows against float64; the launched kernel, the table's other entries
-(by TMA, specialised, by pointers) and the two-pass form; each plain forward installed; and the peers.  A peer
+(by TMA, by pointers) and the two-pass form; each plain forward installed; and the peers.  A peer
 takes (q, k, v, tq, tk, tv) and returns (o, to).  Speeds count six matrix products a JVP (12 B H N M D) and
 two a forward; "forwards" is a time in units of the fastest forward's (a JVP's ideal is 3.0).  What fails is
 said and left out, and the record is written after each way; what misses an error or speed bar is said last,
@@ -75,23 +75,23 @@ def jvps(name: str, args: list[Tensor], peers: list[str]) -> dict[str, Callable]
     q, k, v, tq, tk, tv = args
     scale, D = q.shape[-1] ** -0.5, q.shape[-1]
 
-    def two_pass(at=None):
+    def two_pass(tile=None):
         o, lse = primal.attention(q, k, v, scale, False)
-        return o, attention_tangent(q, tq, k, tk, v, tv, o, lse, scale, False, at=at)
+        return o, attention_tangent(q, tq, k, tk, v, tv, o, lse, scale, False, tile=tile)
 
     def pypi():
         from jvp_flash_attention.jvp_attention import attention
         return torch.func.jvp(attention, (q, k, v), (tq, tk, tv))
 
-    def one_pass(at=None):
-        return attention_jvp(q, tq, k, tk, v, tv, scale, False, at=at)[:2]
+    def one_pass(tile=None):
+        return attention_jvp(q, tq, k, tk, v, tv, scale, False, tile=tile)[:2]
 
     ways = {"ours": one_pass}
     row = family(q.dtype), max(64, triton.next_power_of_2(D))
-    for at in TILES.get(("attention_jvp", *row), ())[1:]:
-        ways[f"one pass {at}"] = partial(one_pass, at)
-    for at in TILES[("attention_tangent", *row)]:
-        ways[f"two passes {at}"] = partial(two_pass, at)
+    for tile in TILES.get(("attention_jvp", *row), ())[1:]:
+        ways[f"one pass {tile}"] = partial(one_pass, tile)
+    for tile in TILES[("attention_tangent", *row)]:
+        ways[f"two passes {tile}"] = partial(two_pass, tile)
     ways["jvp-flash-attention (PyPI)"] = pypi
     if name == "small":
         ways["torch.func.jvp, math attention"] = partial(reference.jvp, reference.attention, (q, k, v),
@@ -116,12 +116,11 @@ def measure(run: Callable, flops: int) -> dict[str, float]:
 
 
 def at_shape(name: str, peers: list[str], keep: Callable[[dict], None]) -> list[str]:
-    """Draw the inputs of one shape and measure every way; what was wrong.  Specialised ones last."""
+    """Draw the inputs of one shape and measure every way; what was wrong."""
     B, H, N, D = SHAPES[name]
     args = [torch.randn(B, N, H, D, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for _ in range(6)]
     ways = {f"forward {way}": run for way, run in forwards(*args[:3]).items()}
-    mine = jvps(name, args, peers)
-    ways |= {f"jvp {way}": mine[way] for way in sorted(mine, key=lambda way: "specialised" in way)}
+    ways |= {f"jvp {way}": run for way, run in jvps(name, args, peers).items()}
     return measured(name, ways, args, keep)
 
 

@@ -29,8 +29,6 @@ SHAPES = [                      # (B, H, G, N, M, D); interpreted tiles are 32 q
 ]
 TILE = Tile(32, 16, 1, 1) if DEVICE == "cpu" else Tile(64, 32, 4, 1)
 FORMS = [TILE, TILE._replace(descriptors=True)]
-if DEVICE == "cpu":             # on a card where its table has one: test_kernels_gpu.py
-    FORMS.append(TILE._replace(descriptors=True, specialised=True))
 
 
 def draw(rng, B, H, G, N, M, D, dtype=torch.float64):
@@ -76,9 +74,9 @@ def test_matches_forward_mode(rng, shape, dtype, causal):
 @pytest.mark.parametrize("tile", FORMS, ids=str)
 def test_every_form_agrees(rng, tile, causal):
     args, scale = draw(rng, 2, 4, 2, 37, 37, 24, dtype=SHORT), 0.2
-    o, to, lse = attention_jvp(*args, scale, causal, at=tile)
+    o, to, lse = attention_jvp(*args, scale, causal, tile=tile)
     assert_right(o, to, args, scale, causal)
-    assert_right(o, attention_tangent(*args, o, lse, scale, causal, at=tile), args, scale, causal)
+    assert_right(o, attention_tangent(*args, o, lse, scale, causal, tile=tile), args, scale, causal)
 
 
 def test_rows_that_tma_cannot_read_are_copied(rng):
@@ -90,9 +88,9 @@ def test_rows_that_tma_cannot_read_are_copied(rng):
             read = on_grid(x)
             assert torch.equal(read, x) and read is not x
             assert read.stride(2) % 8 == 0 == read.data_ptr() % 16
-        o, to, lse = attention_jvp(*args, 0.2, False, at=tile)
+        o, to, lse = attention_jvp(*args, 0.2, False, tile=tile)
         assert_right(o, to, args, 0.2, False)
-        assert_right(o, attention_tangent(*args, o, lse, 0.2, False, at=tile), args, 0.2, False)
+        assert_right(o, attention_tangent(*args, o, lse, 0.2, False, tile=tile), args, 0.2, False)
     on = draw(rng, 1, 2, 2, 5, 5, 24, dtype=SHORT)[0]
     one_clip = on.as_strided(on.shape, (on.stride(0) + 1, *on.stride()[1:]))
     assert on_grid(on) is on and on_grid(one_clip) is one_clip
@@ -105,7 +103,7 @@ def test_a_width_without_a_one_pass_tile_goes_in_two_passes(rng, monkeypatch):
     args = draw(rng, 1, 2, 1, 18, 37, row[2] or 16, dtype=torch.float32)
 
     def forward(q, k, v, scale, causal):
-        o, _, lse = attention_jvp(q, None, k, None, v, None, scale, causal, at=TILE)
+        o, _, lse = attention_jvp(q, None, k, None, v, None, scale, causal, tile=TILE)
         return o, lse
 
     monkeypatch.setattr(kernel, "attention", forward)
@@ -134,7 +132,7 @@ def test_packed_sequences_do_not_see_each_other(rng, tile, causal):
     args = draw(rng, 1, 2, 1, sum(n for n, _ in lengths), sum(m for _, m in lengths), 16, dtype=torch.float32)
     cu_q, cu_k = (torch.tensor([0, *x], dtype=torch.int32, device=DEVICE).cumsum(0, dtype=torch.int32)
                   for x in zip(*lengths, strict=True))
-    o, to, lse = attention_jvp(*args, 0.25, causal, cu_q=cu_q, cu_k=cu_k, max_q=33, at=tile)
+    o, to, lse = attention_jvp(*args, 0.25, causal, cu_q=cu_q, cu_k=cu_k, max_q=33, tile=tile)
     for i, (n, m) in enumerate(lengths):
         rows, keys = slice(cu_q[i], cu_q[i] + n), slice(cu_k[i], cu_k[i] + m)
         mine = [x[:, :, rows] for x in args[:2]] + [x[:, :, keys] for x in args[2:]]
@@ -142,7 +140,7 @@ def test_packed_sequences_do_not_see_each_other(rng, tile, causal):
             assert not o[:, :, rows].any() and not to[:, :, rows].any()
             assert (lse[:, :, rows] == -torch.inf).all()
             continue
-        alone = attention_jvp(*mine, 0.25, causal, at=tile)
+        alone = attention_jvp(*mine, 0.25, causal, tile=tile)
         for got, want in zip((o, to, lse), alone, strict=True):
             torch.testing.assert_close(got[:, :, rows], want, rtol=1e-5, atol=1e-6)
 
@@ -239,7 +237,7 @@ def test_a_tile_that_a_triton_turns_into_a_trap_is_not_launched(triton, by_tma, 
     monkeypatch.setattr(tiles.triton, "__version__", triton)
 
     def served(kernel: str, width: int) -> Tile | None:
-        return tiles.tile(kernel, torch.bfloat16, torch.device("cuda"), width)
+        return tiles.tile_for(kernel, torch.bfloat16, torch.device("cuda"), width)
 
     for width in (96, 128):
         assert served("attention_jvp", width).descriptors == by_tma

@@ -117,13 +117,13 @@ def test_attention_errs_no_more_than_the_bars_and_repeats_to_the_bit(B, H, N, M,
 
 
 def of_every_tile(test):
-    rows = [(row, at) for row, tiles in TILES.items() for at in tiles if row[1].startswith("sm")]
-    test = pytest.mark.parametrize("row, at", rows, ids=lambda x: str(x).replace(" ", ""))(test)
+    rows = [(row, tile) for row, tiles in TILES.items() for tile in tiles if row[1].startswith("sm")]
+    test = pytest.mark.parametrize("row, tile", rows, ids=lambda x: str(x).replace(" ", ""))(test)
     return pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])(test)
 
 
 @of_every_tile
-def test_every_tile_of_this_cards_table_is_right(row, at, causal):
+def test_every_tile_of_this_cards_table_is_right(row, tile, causal):
     """515 queries and keys: several blocks and a tail.  Packed: as two sequences and two empty ones."""
     kernel, card, D = row
     if card != family(BF16):
@@ -134,18 +134,18 @@ def test_every_tile_of_this_cards_table_is_right(row, at, causal):
     exact = reference.jvp(partial(reference.attention, causal=causal), tuple(wide[:3]), tuple(wide[3:]))
     if kernel == "attention_tangent":
         o, _, lse = one_pass(*args, D**-0.5, causal)
-        return assert_within_bars((o, attention_tangent(*args, o, lse, D**-0.5, causal, at=at)), exact)
-    assert_within_bars(one_pass(*args, D**-0.5, causal, at=at)[:2], exact)
+        return assert_within_bars((o, attention_tangent(*args, o, lse, D**-0.5, causal, tile=tile)), exact)
+    assert_within_bars(one_pass(*args, D**-0.5, causal, tile=tile)[:2], exact)
     cu = torch.tensor([0, 190, 190, 515, 515], dtype=torch.int32, device="cuda")
-    packed = one_pass(*args, D**-0.5, causal, cu_q=cu, cu_k=cu, max_q=325, at=at)
-    alone = [one_pass(*(x[:, :, part] for x in args), D**-0.5, causal, at=at)
+    packed = one_pass(*args, D**-0.5, causal, cu_q=cu, cu_k=cu, max_q=325, tile=tile)
+    alone = [one_pass(*(x[:, :, part] for x in args), D**-0.5, causal, tile=tile)
              for part in (slice(190), slice(190, 515))]
     for got, *want in zip(packed, *alone, strict=True):
         torch.testing.assert_close(got, torch.cat(want, 2), rtol=2e-2, atol=2e-2)
 
 
 @of_every_tile
-def test_every_tile_repeats_to_the_bit_over_many_turns(row, at, causal):
+def test_every_tile_repeats_to_the_bit_over_many_turns(row, tile, causal):
     """What a pipeline reads too early differs from one run to the next."""
     kernel, card, D = row
     if card != family(BF16):
@@ -154,7 +154,7 @@ def test_every_tile_repeats_to_the_bit_over_many_turns(row, at, causal):
     if kernel == "attention_tangent":
         (o, _, lse), launch = one_pass(*args, D**-0.5, causal), attention_tangent
         given = o, lse
-    once, *more = (leaves(launch(*args, *given, D**-0.5, causal, at=at)) for _ in range(3))
+    once, *more = (leaves(launch(*args, *given, D**-0.5, causal, tile=tile)) for _ in range(3))
     assert all(torch.equal(a, b) for again in more for a, b in zip(once, again, strict=True))
 
 

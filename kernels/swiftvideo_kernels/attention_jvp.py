@@ -40,7 +40,7 @@ def _attention_jvp_kernel(
     q_clip, q_head, q_row, k_clip, k_head, k_row, v_clip, v_head, v_row,        # strides
     H, GROUP, N, M, scale,                                      # GROUP query heads share a key head
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    CAUSAL: tl.constexpr, TMA: tl.constexpr, SPECIALISED: tl.constexpr, PAIRS: tl.constexpr,
+    CAUSAL: tl.constexpr, TMA: tl.constexpr, PAIRS: tl.constexpr,
 ):
     block = tl.program_id(0)
     head, clip = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
@@ -82,15 +82,13 @@ def _attention_jvp_kernel(
         whole = tl.minimum(M, first_row) // BLOCK_N * BLOCK_N
     if cu_q_ptr is not None:
         end = tl.where(first_row < N, end, 0)                   # a program past its sequence's end
-    for first in tl.range(0, end, BLOCK_N, warp_specialize=SPECIALISED):
+    for first in range(0, end, BLOCK_N):
         k = block_of(k_src, first, M, k_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
         tk = None
         if tk_src is not None:
             tk = block_of(tk_src, first, M, k_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
         s, ts = scores(q, tq, k, tk)
-        if SPECIALISED:  # noqa: SIM114                         triton specialises no loop with a branch
-            s = masked(s, first_row, first, M, CAUSAL)
-        elif first >= whole:
+        if first >= whole:
             s = masked(s, first_row, first, M, CAUSAL)
 
         m_new = tl.maximum(m, tl.max(s, 1) * (scale * LOG2E))
@@ -129,23 +127,23 @@ def _attention_jvp_kernel(
 
 def attention_jvp(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v: Tensor, tv: Tensor | None,
                   scale: float, causal: bool, *, cu_q: Tensor | None = None, cu_k: Tensor | None = None,
-                  max_q: int | None = None, at: Tile | None = None) -> tuple[Tensor, Tensor, Tensor]:
+                  max_q: int | None = None, tile: Tile | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """(o, to, lse).  o and to lie in memory as (B, N, H, D) and are returned as (B, H, N, D) views.
 
     A tangent with other strides than its primal is copied, and so is what TMA cannot read.  max_q: the
-    longest packed sequence, N if not known.  at: a tile other than the table's.  Shapes and dtypes are
-    checked by the op.
+    longest packed sequence, N if not known.  tile: one other than the table's.  Shapes and dtypes are checked
+    by the op.
     """
-    how = layout("attention_jvp", q, tq, k, tk, v, tv, scale, causal, at)
+    how = layout("attention_jvp", q, tq, k, tk, v, tv, scale, causal, tile)
     if how is None:
         if cu_q is not None:
             raise ValueError(f"attention_jvp: packed head width {q.shape[-1]}; want at most 128 on this card")
         o, lse = attention(q, k, v, scale, causal)
         return o, attention_tangent(q, tq, k, tk, v, tv, o, lse, scale, causal), lse
-    at, tensors, sizes, options = how
+    tile, tensors, sizes, options = how
     B, H, N, D = q.shape
     o, to = (torch.empty(B, N, H, D, dtype=q.dtype, device=q.device).transpose(1, 2) for _ in range(2))
     lse = torch.empty(B, H, N, dtype=torch.float32, device=q.device)
-    grid = triton.cdiv(N if max_q is None else max_q, at.block_m), H, B if cu_q is None else len(cu_q) - 1
+    grid = triton.cdiv(N if max_q is None else max_q, tile.block_m), H, B if cu_q is None else len(cu_q) - 1
     _attention_jvp_kernel[grid](*tensors, o, to, lse, cu_q, cu_k, *sizes, **options)
     return o, to, lse

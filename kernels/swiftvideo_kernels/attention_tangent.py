@@ -24,11 +24,11 @@ from swiftvideo_kernels.tiles import Tile
 def _attention_tangent_kernel(
     q_ptr, tq_ptr, k_ptr, tk_ptr, v_ptr, tv_ptr,                # a tangent may be None
     o_ptr, to_ptr,                                              # [B, N, H, D]
-    lse_ptr,                                                    # [B, H, N], heads `lse_head` apart
+    lse_ptr,                                                    # [B, H, N]
     q_clip, q_head, q_row, k_clip, k_head, k_row, v_clip, v_head, v_row,        # strides
-    H, GROUP, N, M, scale, lse_head,                            # GROUP query heads share a key head
+    H, GROUP, N, M, scale,                                      # GROUP query heads share a key head
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    CAUSAL: tl.constexpr, TMA: tl.constexpr, SPECIALISED: tl.constexpr, PAIRS: tl.constexpr,
+    CAUSAL: tl.constexpr, TMA: tl.constexpr, PAIRS: tl.constexpr,
 ):
     block = tl.program_id(0)
     head, clip = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
@@ -50,11 +50,7 @@ def _attention_tangent_kernel(
     tq = None
     if tq_src is not None:
         tq = block_of(tq_src, first_row, N, q_row, WIDTH, BLOCK_M, BLOCK_D, TMA)
-    lse_at = lse_ptr + (clip * H + head) * lse_head
-    if TMA:                                                     # a specialised loop takes no pointer's data
-        lse = tl.make_tensor_descriptor(lse_at, [N], [1], [BLOCK_M]).load([first_row]) * LOG2E
-    else:
-        lse = tl.load(lse_at + row, row < N, 0.0) * LOG2E
+    lse = tl.load(lse_ptr + (clip * H + head) * N + row, row < N, 0.0) * LOG2E
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     mu = tl.zeros([BLOCK_M], tl.float32)
 
@@ -62,15 +58,13 @@ def _attention_tangent_kernel(
     if CAUSAL:
         end = tl.minimum(M, first_row + BLOCK_M)
         whole = tl.minimum(M, first_row) // BLOCK_N * BLOCK_N
-    for first in tl.range(0, end, BLOCK_N, warp_specialize=SPECIALISED):
+    for first in range(0, end, BLOCK_N):
         k = block_of(k_src, first, M, k_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
         tk = None
         if tk_src is not None:
             tk = block_of(tk_src, first, M, k_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
         s, ts = scores(q, tq, k, tk)
-        if SPECIALISED:  # noqa: SIM114                         triton specialises no loop with a branch
-            s = masked(s, first_row, first, M, CAUSAL)
-        elif first >= whole:
+        if first >= whole:
             s = masked(s, first_row, first, M, CAUSAL)
 
         p = tl.exp2(s * (scale * LOG2E) - lse[:, None])
@@ -92,14 +86,12 @@ def _attention_tangent_kernel(
 
 def attention_tangent(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v: Tensor,
                       tv: Tensor | None, o: Tensor, lse: Tensor, scale: float, causal: bool, *,
-                      at: Tile | None = None) -> Tensor:
+                      tile: Tile | None = None) -> Tensor:
     """to, given o and lse of attention(q, k, v).  Same memory layout and terms as attention_jvp."""
-    at, tensors, sizes, options = layout("attention_tangent", q, tq, k, tk, v, tv, scale, causal, at)
+    tile, tensors, sizes, options = layout("attention_tangent", q, tq, k, tk, v, tv, scale, causal, tile)
     B, H, N, _ = q.shape
     o_BNHD = o.transpose(1, 2).contiguous()
     to = torch.empty_like(o_BNHD).transpose(1, 2)
-    if at.descriptors:
-        lse = torch.nn.functional.pad(lse, (0, -N % 4))         # each head's on the 16-byte grid of TMA
-    grid = triton.cdiv(N, at.block_m), H, B
-    _attention_tangent_kernel[grid](*tensors, o_BNHD, to, lse, *sizes, lse.shape[2], **options)
+    grid = triton.cdiv(N, tile.block_m), H, B
+    _attention_tangent_kernel[grid](*tensors, o_BNHD, to, lse.contiguous(), *sizes, **options)
     return to

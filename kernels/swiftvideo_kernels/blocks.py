@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swiftvideo_kernels.tiles import Tile, tile
+from swiftvideo_kernels.tiles import Tile, tile_for
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -69,7 +69,7 @@ def rounded(x, like, PAIRS: tl.constexpr):
     PAIRS: bf16 two at a time, by F2FP.  Left to LLVM, a value that is used in both forms takes an F2F, which
     Hopper is slow at (triton #4563), a pair takes a PRMT, and the kernel 20 registers more.
     """
-    if PAIRS and like.dtype == tl.bfloat16:                     # 3.6 specialises no call of two results
+    if PAIRS and like.dtype == tl.bfloat16:
         narrow = tl.inline_asm_elementwise(
             "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=tl.bfloat16, is_pure=True, pack=2)
         wide = tl.inline_asm_elementwise(
@@ -94,7 +94,7 @@ def masked(s, first_row, first, M, CAUSAL: tl.constexpr):
 
 def layout(kernel: str, q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v: Tensor,
            tv: Tensor | None, scale: float, causal: bool,
-           at: Tile | None) -> tuple[Tile, tuple, tuple, dict] | None:
+           tile: Tile | None) -> tuple[Tile, tuple, tuple, dict] | None:
     """What both kernels are launched with: tile, the six tensors, strides, sizes and scale, options.
 
     Primal and tangent come back with one set of strides, which TMA can read if the tile asks for that.
@@ -103,20 +103,20 @@ def layout(kernel: str, q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | No
     (_, H, N, D), (G, M) = q.shape, k.shape[1:3]
     if scale < 0:
         raise ValueError(f"{kernel}: scale is {scale}; want 0 or more")
-    at = at or tile(kernel, q.dtype, q.device, D)
-    if at is None:
+    tile = tile or tile_for(kernel, q.dtype, q.device, D)
+    if tile is None:
         return None
-    if at.descriptors:
+    if tile.descriptors:
         q, tq, k, tk, v, tv = (on_grid(x) for x in (q, tq, k, tk, v, tv))
         if q.is_cuda:
             triton.set_allocator(lambda size, *_: torch.empty(size, dtype=torch.int8, device=q.device))
     (q, tq), (k, tk), (v, tv) = alike(q, tq), alike(k, tk), alike(v, tv)
     sizes = *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], H, H // G, N, M, scale
     options = dict(
-        WIDTH=D, BLOCK_M=at.block_m, BLOCK_N=at.block_n, BLOCK_D=max(16, triton.next_power_of_2(D)),
-        CAUSAL=causal, TMA=at.descriptors, SPECIALISED=at.specialised, PAIRS=q.device.type != "cpu",
-        num_warps=at.warps, num_stages=at.stages)
-    return at, (q, tq, k, tk, v, tv), sizes, options
+        WIDTH=D, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=max(16, triton.next_power_of_2(D)),
+        CAUSAL=causal, TMA=tile.descriptors, PAIRS=q.device.type != "cpu",
+        num_warps=tile.warps, num_stages=tile.stages)
+    return tile, (q, tq, k, tk, v, tv), sizes, options
 
 
 def on_grid(x: Tensor | None) -> Tensor | None:

@@ -1,8 +1,11 @@
 """The tile each attention kernel runs with: a table, by card, dtype and head width.  Never by length.
 
-The first entry of a row is the one launched.  The others are candidates: `python -m bench sm90` compiles
-them all, none spills, and `python -m bench tune`, a developer's command, times them on the card at hand and
-puts the fastest first. No row has been timed on a GPU yet: the order is by registers and by the tile's size.
+The first entry of a row is launched.  The others are candidates: `python -m bench compile_report` compiles
+all of them, and `python -m bench tune` times them on the card at hand and puts the fastest first.
+
+Timed: sm90 at width 128 (H100, 2026-11-27, triton 3.6.0), (1, 12, 24960, 128), in TFLOP/s of 12 B H N M D:
+571, 398, 444, 420 in the order of the row; the first is 505 with triton 3.8.0 and 515 with 3.9.0, which put a
+barrier of the whole block behind every wait.  The other rows are ordered by registers and size of the tile.
 
 Families, by compute capability:
     sm100   10.x, tensor memory        sm90   9.0, wgmma and TMA, 227 KB of shared memory a block
@@ -23,10 +26,9 @@ class Tile(NamedTuple):
     warps: int
     stages: int                     # depth of the pipeline over keys
     descriptors: bool = False       # load by TMA, through tensor descriptors
-    specialised: bool = False       # a producer warp and consumer groups; wants 4 warps and descriptors
 
     def __str__(self) -> str:
-        form = ", TMA" * self.descriptors + ", specialised" * self.specialised
+        form = ", TMA" * self.descriptors
         return f"{self.block_m}x{self.block_n}, {self.warps} warps, {self.stages} stages{form}"
 
 
@@ -34,16 +36,14 @@ class Tile(NamedTuple):
 # registers, and attention_jvp goes in two passes there.
 TILES: dict[tuple[str, str, int], tuple[Tile, ...]] = {
     ("attention_jvp", "sm90", 64): (
-        Tile(128, 128, 8, 2, True), Tile(128, 128, 4, 2, True, True), Tile(128, 64, 4, 3, True, True),
-        Tile(64, 64, 4, 2, True), Tile(128, 64, 8, 2)),
+        Tile(128, 128, 8, 2, True), Tile(64, 64, 4, 2, True), Tile(128, 64, 8, 2)),
     ("attention_jvp", "sm90", 128): (
-        Tile(128, 64, 8, 2, True), Tile(128, 64, 4, 2, True, True), Tile(64, 64, 4, 2, True),
+        Tile(128, 64, 8, 2, True), Tile(64, 64, 4, 2, True),
         Tile(64, 32, 4, 2, True), Tile(128, 32, 8, 2)),
     ("attention_tangent", "sm90", 64): (
-        Tile(128, 128, 8, 2, True), Tile(128, 64, 8, 3, True), Tile(128, 64, 4, 3, True, True),
-        Tile(128, 64, 8, 2)),
+        Tile(128, 128, 8, 2, True), Tile(128, 64, 8, 3, True), Tile(128, 64, 8, 2)),
     ("attention_tangent", "sm90", 128): (
-        Tile(128, 64, 8, 2, True), Tile(128, 64, 4, 2, True, True), Tile(128, 32, 8, 3, True),
+        Tile(128, 64, 8, 2, True), Tile(128, 32, 8, 3, True),
         Tile(64, 64, 4, 2, True), Tile(128, 32, 8, 2)),
     ("attention_tangent", "sm90", 256): (Tile(128, 16, 8, 2, True), Tile(64, 16, 4, 3, True)),
     ("attention_jvp", "sm80", 64): (Tile(64, 32, 4, 2), Tile(128, 32, 8, 2)),
@@ -69,12 +69,12 @@ TILES: dict[tuple[str, str, int], tuple[Tile, ...]] = {
 
 
 def traps(kernel: str, row: tuple[str, int], t: Tile) -> bool:
-    """Whether this triton makes a trap of the tile (bench/sm90.json: 3.7.1 and 3.8.0 do, 3.9.0 does not)."""
+    """Whether this triton makes a trap of the tile: by the compile report, 3.7.1 and 3.8.0 do, 3.9.0 does not."""
     old = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
     return old and kernel == "attention_jvp" and row[0] == "sm100" and row[1] > 64 and t.descriptors
 
 
-def tile(kernel: str, dtype: torch.dtype, device: torch.device, width: int) -> Tile | None:
+def tile_for(kernel: str, dtype: torch.dtype, device: torch.device, width: int) -> Tile | None:
     """The first tile for head width `width`; None where there is no row."""
     if width > 256:
         raise ValueError(f"{kernel}: head width {width}; want at most 256")
