@@ -9,7 +9,7 @@ PYTHON = $(or $(shell for p in python3 python3.13 python3.12 python3.11; do \
     done), $(error swiftvideo_fast runs on Python 3.11, 3.12 and 3.13, and finds none of them: install one, \
     for example `apt-get install python3.11 python3.11-venv python3.11-dev`, or name it: make PYTHON=...))
 WITH = @$(PYTHON) bootstrap.py $@
-OP_TESTS = tests/test_past_caches.py $(wildcard $(patsubst swiftvideo_fast/ops/%.py,tests/test_%.py,$(wildcard swiftvideo_fast/ops/*.py)))
+OP_TESTS = tests/test_nontemporal.py $(wildcard $(patsubst swiftvideo_fast/ops/%.py,tests/test_%.py,$(wildcard swiftvideo_fast/ops/*.py)))
 
 help:           ## this list
 	@sed -n 's/^\([a-z]*\): *## /  make \1\t/p' Makefile | expand -t 20

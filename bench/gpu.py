@@ -37,8 +37,8 @@ def parts(record: bool, peers: list[str]) -> dict[str, tuple[int, list[str]]]:
         "kernels": (85, [*tests, "tests/test_kernels.py", "tests/test_kernels_attention.py"]),
         **{f"attention-{shape}": (seconds, [*python, "bench", "versus", shape, *kept, *named])
            for shape, seconds in (("wan_1_3b", 60), ("wan_14b", 45), ("width_64", 40), ("small", 20))},
-        "elementwise": (80, [*python, "bench", "modulate", "norm_rope", "gate", "gelu", "tangent", "ccd_loss",
-                             "ema", *kept, "--seconds", "0.5"]),
+        "elementwise": (80, [*python, "bench", "modulate", "norm_rope", "gate", "gelu",
+                             "ccd_gradient", "ccd_loss", "ema", *kept, "--seconds", "0.5"]),
         "network": (70, [*python, "bench", "block_jvp", "network_jvp", *kept, "--seconds", "0.5"]),
     }
 
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("python -m bench gpu: no CUDA device here; this machine's checks are `make test` and "
-              "`python -m bench sm90`")
+              "`python -m bench compile_report`")
         return 1
 
     OUT.mkdir(parents=True, exist_ok=True)

@@ -95,9 +95,9 @@ def devices_needed(account: Account, gathered: int, capacity_gb: int) -> int | N
     usable = USABLE * capacity_gb * 1e9
     if account.known_bytes + account.peak <= usable:
         return 1
-    room = usable - account.peak_activations - gathered
+    left = usable - account.peak_activations - gathered
     shared = account.known_bytes + account.peak_gradients
-    return max(2, math.ceil(shared / room)) if room > 0 else None
+    return max(2, math.ceil(shared / left)) if left > 0 else None
 
 
 def table(settings: list[Setting]) -> Iterator[str]:

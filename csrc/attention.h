@@ -34,7 +34,7 @@ template <typename T> struct Attention {
 };
 constexpr int64_t QUERIES = 128, KEYS = 64;  // a task's block of queries, a step's block of keys
 
-namespace SV_LEVEL {
+namespace SV_ISA {
 
 // C (+)= A B and tC (+)= A tB + tA B over `depth`, for ROWS rows and VECS registers of columns.
 // A's element (row, k) is at row * row_stride + k * k_stride; B, C and their tangents have rows of QUERIES.
@@ -262,5 +262,5 @@ template <typename T> void attention(const Attention<T>& a, int64_t* next, int64
   for (int64_t task; (task = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < tasks;) run(task);
 }
 
-}  // namespace SV_LEVEL
+}  // namespace SV_ISA
 }  // namespace swiftvideo

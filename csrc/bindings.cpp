@@ -39,7 +39,7 @@ void over(int64_t items, int64_t elements_each, const std::function<void(int64_t
   at::parallel_for(0, items, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, elements_each)), run);
 }
 int64_t pieces(int64_t n, int64_t each) { return (n + each - 1) / each; }
-bool past_caches(const Tensor& plane, int64_t planes) { return planes * int64_t(plane.nbytes()) > CACHE; }
+bool nontemporal(const Tensor& plane, int64_t planes) { return planes * int64_t(plane.nbytes()) > CACHE; }
 
 // --- ops ---------------------------------------------------------------------------------------------------------
 
@@ -60,23 +60,23 @@ std::tuple<Tensor, Maybe, Tensor> attend(Maybe q, Maybe tq, Maybe k, Maybe tk, M
   const Maybe to = tangent ? Maybe(at::empty_like(o)) : std::nullopt;
   by_dtype("attention", q->scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const Attention<T> a{strided<T>(q),
-                         strided<T>(tq),
-                         strided<T>(k),
-                         strided<T>(tk),
-                         strided<T>(v),
-                         strided<T>(tv),
-                         data<T>(o),
-                         data<T>(to),
-                         data<Wide<T>>(lse),
-                         B,
-                         H,
-                         k->size(1),
-                         N,
-                         k->size(2),
-                         D,
-                         scale,
-                         causal};
+    const Attention<T> a{.q = strided<T>(q),
+                         .tq = strided<T>(tq),
+                         .k = strided<T>(k),
+                         .tk = strided<T>(tk),
+                         .v = strided<T>(v),
+                         .tv = strided<T>(tv),
+                         .o = data<T>(o),
+                         .to = data<T>(to),
+                         .lse = data<Wide<T>>(lse),
+                         .B = B,
+                         .H = H,
+                         .G = k->size(1),
+                         .N = N,
+                         .M = k->size(2),
+                         .D = D,
+                         .scale = scale,
+                         .causal = causal};
     int64_t next = 0;
     const int64_t tasks = B * H * pieces(N, QUERIES);
     at::parallel_for(0, std::min<int64_t>(tasks, at::get_num_threads()), 1,
@@ -104,9 +104,18 @@ std::tuple<Tensor, Maybe> modulated(Tensor x, Maybe tx, Tensor s, Maybe ts, Tens
   by_dtype("modulate", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Wide<T>;
-    const Modulate<T> a{data<T>(x), data<T>(tx), data<A>(s), data<A>(ts),
-                        data<A>(b), data<A>(tb), data<T>(y), data<T>(ty),
-                        N,          C,           eps,        past_caches(x, tx ? 4 : 2)};
+    const Modulate<T> a{.x = data<T>(x),
+                        .tx = data<T>(tx),
+                        .s = data<A>(s),
+                        .ts = data<A>(ts),
+                        .b = data<A>(b),
+                        .tb = data<A>(tb),
+                        .y = data<T>(y),
+                        .ty = data<T>(ty),
+                        .N = N,
+                        .C = C,
+                        .eps = eps,
+                        .nontemporal = nontemporal(x, tx ? 4 : 2)};
     over(x.size(0) * N, C, [&](int64_t begin, int64_t end) { kernels<T>().modulate(a, begin, end); });
   });
   return {y, ty};
@@ -127,8 +136,16 @@ std::tuple<Tensor, Tensor, Tensor> modulate_backward(Tensor dy, Tensor x, const 
   by_dtype("modulate", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Wide<T>;
-    const ModulateBackward<T> a{data<T>(dy), data<T>(x), data<A>(gain), data<T>(dx), data<A>(ds), data<A>(db),
-                                N,           C,          chunks,        eps};
+    const ModulateBackward<T> a{.dy = data<T>(dy),
+                                .x = data<T>(x),
+                                .s = data<A>(gain),
+                                .dx = data<T>(dx),
+                                .ds = data<A>(ds),
+                                .db = data<A>(db),
+                                .N = N,
+                                .C = C,
+                                .chunks = chunks,
+                                .eps = eps};
     over(B * chunks, std::min(N, ROWS_A_CHUNK) * C,
          [&](int64_t begin, int64_t end) { kernels<T>().modulate_backward(a, begin, end); });
   });
@@ -143,18 +160,18 @@ std::tuple<Tensor, Maybe> norm_roped(Tensor x, Maybe tx, Tensor w, Maybe cos, Ma
   by_dtype("norm_rope", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Wide<T>;
-    const NormRope<T> a{data<T>(x),
-                        data<T>(tx),
-                        data<A>(w),
-                        data<A>(cos),
-                        data<A>(sin),
-                        data<T>(y),
-                        data<T>(ty),
-                        N,
-                        C,
-                        D,
-                        eps,
-                        past_caches(x, tx ? 4 : 2)};
+    const NormRope<T> a{.x = data<T>(x),
+                        .tx = data<T>(tx),
+                        .w = data<A>(w),
+                        .cos = data<A>(cos),
+                        .sin = data<A>(sin),
+                        .y = data<T>(y),
+                        .ty = data<T>(ty),
+                        .N = N,
+                        .C = C,
+                        .D = D,
+                        .eps = eps,
+                        .nontemporal = nontemporal(x, tx ? 4 : 2)};
     over(x.size(0) * N, C, [&](int64_t begin, int64_t end) { kernels<T>().norm_rope(a, begin, end); });
   });
   return {y, ty};
@@ -176,18 +193,18 @@ std::tuple<Tensor, Tensor> norm_rope_backward(Tensor dy, Tensor x, const Tensor&
   by_dtype("norm_rope", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Wide<T>;
-    const NormRopeBackward<T> a{data<T>(dy),
-                                data<T>(x),
-                                data<A>(gain),
-                                data<A>(cos),
-                                data<A>(sin),
-                                data<T>(dx),
-                                data<A>(dw),
-                                rows,
-                                N,
-                                C,
-                                D,
-                                eps};
+    const NormRopeBackward<T> a{.dy = data<T>(dy),
+                                .x = data<T>(x),
+                                .w = data<A>(gain),
+                                .cos = data<A>(cos),
+                                .sin = data<A>(sin),
+                                .dx = data<T>(dx),
+                                .dw = data<A>(dw),
+                                .rows = rows,
+                                .N = N,
+                                .C = C,
+                                .D = D,
+                                .eps = eps};
     over(dw.size(0), ROWS_A_CHUNK * C,
          [&](int64_t begin, int64_t end) { kernels<T>().norm_rope_backward(a, begin, end); });
   });
@@ -202,17 +219,17 @@ std::tuple<Tensor, Maybe> gated(Tensor x, Maybe tx, Tensor y, Maybe ty, Tensor g
   by_dtype("gate", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Wide<T>;
-    const Gate<T> a{data<T>(x),
-                    data<T>(tx),
-                    data<T>(y),
-                    data<T>(ty),
-                    data<A>(g),
-                    data<A>(tg),
-                    data<T>(z),
-                    data<T>(tz),
-                    N,
-                    C,
-                    past_caches(x, tangent ? 6 : 3)};
+    const Gate<T> a{.x = data<T>(x),
+                    .tx = data<T>(tx),
+                    .y = data<T>(y),
+                    .ty = data<T>(ty),
+                    .g = data<A>(g),
+                    .tg = data<A>(tg),
+                    .z = data<T>(z),
+                    .tz = data<T>(tz),
+                    .N = N,
+                    .C = C,
+                    .nontemporal = nontemporal(x, tangent ? 6 : 3)};
     over(x.size(0) * N, C, [&](int64_t begin, int64_t end) { kernels<T>().gate(a, begin, end); });
   });
   return {z, tz};
@@ -233,7 +250,14 @@ std::tuple<Tensor, Tensor> gate_backward(Tensor dz, Tensor y, const Tensor& g) {
   by_dtype("gate", y.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Wide<T>;
-    const GateBackward<T> a{data<T>(dz), data<T>(y), data<A>(gain), data<T>(dy), data<A>(dg), N, C, chunks};
+    const GateBackward<T> a{.dz = data<T>(dz),
+                            .y = data<T>(y),
+                            .g = data<A>(gain),
+                            .dy = data<T>(dy),
+                            .dg = data<A>(dg),
+                            .N = N,
+                            .C = C,
+                            .chunks = chunks};
     over(B * chunks, std::min(N, ROWS_A_CHUNK) * C,
          [&](int64_t begin, int64_t end) { kernels<T>().gate_backward(a, begin, end); });
   });
@@ -243,7 +267,11 @@ std::tuple<Tensor, Tensor> gate_backward(Tensor dz, Tensor y, const Tensor& g) {
 void gelu_of(const Tensor& x, const Maybe& tx, const Maybe& y, const Maybe& ty) {
   by_dtype("gelu", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const Gelu<T> a{data<T>(x), data<T>(tx), data<T>(y), data<T>(ty), past_caches(x, tx ? 4 : 2)};
+    const Gelu<T> a{.x = data<T>(x),
+                    .tx = data<T>(tx),
+                    .y = data<T>(y),
+                    .ty = data<T>(ty),
+                    .nontemporal = nontemporal(x, tx ? 4 : 2)};
     const int64_t size = x.numel();
     over(pieces(size, GRAIN), GRAIN, [&](int64_t begin, int64_t end) {
       kernels<T>().gelu(a, begin * GRAIN, std::min(size, end * GRAIN));
@@ -269,29 +297,36 @@ Tensor gelu_backward(Tensor dy, Tensor x) {
   return dx;
 }
 
-std::tuple<Tensor, Tensor> tangent(Tensor v, Tensor F, Tensor dF, const Tensor& t, double r,
-                                   const std::string& norm, double c) {
+std::tuple<Tensor, Tensor> ccd_gradient(Tensor v, Tensor F, Tensor dF, const Tensor& t, double r,
+                                        const std::string& norm, double c) {
   v = dense(v), F = dense(F), dF = dense(dF);
   const Tensor rt = widened(t, F) * r, g = at::empty(F.sizes(), F.options().dtype(wide(F)));
   const int64_t B = F.size(0), size = B ? F.numel() / B : 0, parts = pieces(size, PIECE);
   const Tensor squares = at::empty({B, parts}, F.options().dtype(at::kDouble));
   Tensor length;
-  by_dtype("tangent", F.scalar_type(), [&](auto zero) {
+  by_dtype("ccd_gradient", F.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Wide<T>;
-    Tangent<T> a{data<T>(v),  data<T>(F),       data<T>(dF),           data<A>(g),
-                 data<A>(rt), nullptr,          data<double>(squares), size,
-                 parts,       past_caches(F, 4)};
+    CcdGradient<T> a{.v = data<T>(v),
+                     .F = data<T>(F),
+                     .dF = data<T>(dF),
+                     .g = data<A>(g),
+                     .rt = data<A>(rt),
+                     .factor = nullptr,
+                     .squares = data<double>(squares),
+                     .size = size,
+                     .pieces = parts,
+                     .nontemporal = nontemporal(F, 4)};
     const auto run = [&](auto kernel) {
       over(B * parts, std::min(size, PIECE), [&](int64_t begin, int64_t end) { kernel(a, begin, end); });
       length = squares.sum(1).sqrt();
     };
-    if (norm == "clip") return run(kernels<T>().tangent);
-    run(kernels<T>().measure);
+    if (norm == "clip") return run(kernels<T>().ccd_gradient);
+    run(kernels<T>().ccd_gradient_squares);
     const Tensor factor =
         ((norm == "rms" ? length / std::sqrt(double(size)) : length) + c).reciprocal().to(wide(F));
     a.factor = data<A>(factor);
-    run(kernels<T>().tangent);
+    run(kernels<T>().ccd_gradient);
   });
   return {g, length.to(wide(F))};
 }
@@ -303,14 +338,14 @@ std::tuple<Tensor, Tensor> ccd_loss(Tensor F_student, Tensor F, Tensor g) {
   const Tensor squares = at::empty({B, parts}, F.options().dtype(at::kDouble));
   by_dtype("ccd_loss", F.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const CcdLoss<T> a{data<T>(F_student),
-                       data<T>(F),
-                       data<Wide<T>>(g),
-                       data<T>(residual),
-                       data<double>(squares),
-                       size,
-                       parts,
-                       past_caches(F, 4)};
+    const CcdLoss<T> a{.F_student = data<T>(F_student),
+                       .F = data<T>(F),
+                       .g = data<Wide<T>>(g),
+                       .residual = data<T>(residual),
+                       .squares = data<double>(squares),
+                       .size = size,
+                       .pieces = parts,
+                       .nontemporal = nontemporal(F, 4)};
     over(B * parts, std::min(size, PIECE),
          [&](int64_t begin, int64_t end) { kernels<T>().ccd_loss(a, begin, end); });
   });
@@ -339,8 +374,11 @@ void ema_(const std::vector<Tensor>& average, const std::vector<Tensor>& master,
     over(parts.size(), GRAIN, [&](int64_t begin, int64_t end) {
       for (int64_t p = begin; p < end; ++p) {
         const auto [i, first, last] = parts[p];
-        const Ema<A, T> a{data<A>(average[i]), data<A>(from[i]), copy.empty() ? nullptr : data<T>(copy[i]),
-                          decay, bytes > CACHE};
+        const Ema<T> a{.average = data<A>(average[i]),
+                       .master = data<A>(from[i]),
+                       .copy = copy.empty() ? nullptr : data<T>(copy[i]),
+                       .decay = decay,
+                       .nontemporal = bytes > CACHE};
         kernels<T>().ema(a, first, last);
       }
     });
@@ -368,10 +406,10 @@ PYBIND11_MODULE(_C, m) {
   def("gelu", &gelu);
   def("gelu_jvp", &gelu_jvp);
   def("gelu_backward", &gelu_backward);
-  def("tangent", &tangent);
+  def("ccd_gradient", &ccd_gradient);
   def("ccd_loss", &ccd_loss);
   def("ema_", &ema_);
-  m.def("levels", &levels, "The levels this machine can run, narrowest first; the last is in use.");
-  m.def("use_level", &use_level,
-        "Run the ops at this level from now on; returns the one before.  For tests.");
+  m.def("isas", &isas, "The instruction sets this machine can run, narrowest first; the last is in use.");
+  m.def("use_isa", &use_isa,
+        "Run the ops with this instruction set from now on; returns the one before.  For tests.");
 }

@@ -9,20 +9,21 @@
 
 namespace swiftvideo {
 
-template <typename A, typename T> struct Ema {
-  A* average;
-  const A* master;
+template <typename T> struct Ema {
+  Wide<T>* average;
+  const Wide<T>* master;
   T* copy;  // null: none
   double decay;
-  bool past_caches;
+  bool nontemporal;
 };
 
-namespace SV_LEVEL {
+namespace SV_ISA {
 
 // Elements [begin, end); begin is a multiple of 64 bytes.
-template <typename A, typename T> void ema(const Ema<A, T>& a, int64_t begin, int64_t end) {
+template <typename T> void ema(const Ema<T>& a, int64_t begin, int64_t end) {
+  using A = Wide<T>;
   const A step = A(1 - a.decay);
-  const Plane copy(a.copy, 0, a.past_caches);
+  const Plane copy(a.copy, 0, a.nontemporal);
   sweep<A>(end - begin, [&](int64_t i, auto n) {
     const V<A> old = load(a.average + begin + i, n);
     const V<A> average = old + step * (load(a.master + begin + i, n) - old);
@@ -31,5 +32,5 @@ template <typename A, typename T> void ema(const Ema<A, T>& a, int64_t begin, in
   });
 }
 
-}  // namespace SV_LEVEL
+}  // namespace SV_ISA
 }  // namespace swiftvideo

@@ -13,7 +13,7 @@ template <typename T> struct Gate {
   const Wide<T>*g, *tg;      // (B, C)
   T *z, *tz;                 // (B * N, C); tz null: primal only
   int64_t N, C;
-  bool past_caches;
+  bool nontemporal;
 };
 template <typename T> struct GateBackward {
   const T *dz, *y;   // (B * N, C)
@@ -23,11 +23,11 @@ template <typename T> struct GateBackward {
   int64_t N, C, chunks;
 };
 
-namespace SV_LEVEL {
+namespace SV_ISA {
 
 template <typename T> void gate(const Gate<T>& a, int64_t row_begin, int64_t row_end) {
   using A = Wide<T>;
-  const Plane z(a.z, a.C, a.past_caches), tz(a.tz, a.C, a.past_caches);
+  const Plane z(a.z, a.C, a.nontemporal), tz(a.tz, a.C, a.nontemporal);
   for (int64_t row = row_begin; row < row_end; ++row) {
     const int64_t at = row * a.C, clip = row / a.N * a.C;
     sweep<A>(a.C, [&](int64_t c, auto n) {
@@ -59,5 +59,5 @@ template <typename T> void gate_backward(const GateBackward<T>& a, int64_t begin
   }
 }
 
-}  // namespace SV_LEVEL
+}  // namespace SV_ISA
 }  // namespace swiftvideo

@@ -12,15 +12,15 @@ namespace swiftvideo {
 template <typename T> struct Gelu {
   const T *x, *tx;
   T *y, *ty;  // one of them may be null: not wanted
-  bool past_caches;
+  bool nontemporal;
 };
 
-namespace SV_LEVEL {
+namespace SV_ISA {
 
 // Elements [begin, end); begin is a multiple of 64 bytes.
 template <typename T> void gelu(const Gelu<T>& a, int64_t begin, int64_t end) {
   using A = Wide<T>;
-  const Plane y(a.y, 0, a.past_caches), ty(a.ty, 0, a.past_caches);
+  const Plane y(a.y, 0, a.nontemporal), ty(a.ty, 0, a.nontemporal);
   constexpr A slope = A(1.5957691216057307), cubic = A(1.5957691216057307 * 0.044715);
   sweep<A>(end - begin, [&](int64_t i, auto n) {
     const V<A> x = load(a.x + begin + i, n), square = x * x;
@@ -35,5 +35,5 @@ template <typename T> void gelu(const Gelu<T>& a, int64_t begin, int64_t end) {
   });
 }
 
-}  // namespace SV_LEVEL
+}  // namespace SV_ISA
 }  // namespace swiftvideo

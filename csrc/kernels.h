@@ -1,30 +1,36 @@
-// Every op for one storage type, as one level compiled it.
+// Every op for one storage type, compiled for one instruction set.
 #pragma once
 
 #include "attention.h"
+#include "ccd_gradient.h"
+#include "ccd_loss.h"
 #include "ema.h"
 #include "gate.h"
 #include "gelu.h"
 #include "modulate.h"
 #include "norm_rope.h"
-#include "tangent.h"
 
 namespace swiftvideo {
 
+// Every kernel and its arguments, for items [begin, end): the struct below and isa.cpp read this list.
+#define SV_KERNELS(K)                       \
+  K(ccd_gradient, CcdGradient<T>)           \
+  K(ccd_gradient_squares, CcdGradient<T>)   \
+  K(ccd_loss, CcdLoss<T>)                   \
+  K(ema, Ema<T>)                            \
+  K(gate, Gate<T>)                          \
+  K(gate_backward, GateBackward<T>)         \
+  K(gelu, Gelu<T>)                          \
+  K(modulate, Modulate<T>)                  \
+  K(modulate_backward, ModulateBackward<T>) \
+  K(norm_rope, NormRope<T>)                 \
+  K(norm_rope_backward, NormRopeBackward<T>)
+
 template <typename T> struct Kernels {
-  using Range = int64_t;
   void (*attention)(const Attention<T>&, int64_t* next, int64_t tasks);
-  void (*modulate)(const Modulate<T>&, Range begin, Range end);
-  void (*modulate_backward)(const ModulateBackward<T>&, Range begin, Range end);
-  void (*norm_rope)(const NormRope<T>&, Range begin, Range end);
-  void (*norm_rope_backward)(const NormRopeBackward<T>&, Range begin, Range end);
-  void (*gate)(const Gate<T>&, Range begin, Range end);
-  void (*gate_backward)(const GateBackward<T>&, Range begin, Range end);
-  void (*gelu)(const Gelu<T>&, Range begin, Range end);
-  void (*measure)(const Tangent<T>&, Range begin, Range end);
-  void (*tangent)(const Tangent<T>&, Range begin, Range end);
-  void (*ccd_loss)(const CcdLoss<T>&, Range begin, Range end);
-  void (*ema)(const Ema<Wide<T>, T>&, Range begin, Range end);
+#define K(name, Arguments) void (*name)(const Arguments&, int64_t begin, int64_t end);
+  SV_KERNELS(K)
+#undef K
 };
 
 #if defined(__x86_64__)

@@ -19,7 +19,7 @@ template <typename T> struct Modulate {
   T *y, *ty;                      // (B * N, C); ty null: primal only
   int64_t N, C;
   double eps;
-  bool past_caches;
+  bool nontemporal;
 };
 template <typename T> struct ModulateBackward {
   const T *dy, *x;   // (B * N, C)
@@ -31,7 +31,7 @@ template <typename T> struct ModulateBackward {
 };
 constexpr int64_t ROWS_A_CHUNK = 32;  // fixed: sums do not depend on the threads, and stay short in float
 
-namespace SV_LEVEL {
+namespace SV_ISA {
 
 // What a row of x gives: its mean and 1 / sqrt(var + eps); with a second row v (scaled by 1 + s if given), also
 // mean v and mean n v, the two numbers J v needs.
@@ -66,7 +66,7 @@ SV_INLINE Norm<Wide<T>> norm(const T* x, const T* v, const Wide<T>* s, int64_t C
 
 template <typename T> void modulate(const Modulate<T>& a, int64_t row_begin, int64_t row_end) {
   using A = Wide<T>;
-  const Plane y(a.y, a.C, a.past_caches), ty(a.ty, a.C, a.past_caches);
+  const Plane y(a.y, a.C, a.nontemporal), ty(a.ty, a.C, a.nontemporal);
   for (int64_t row = row_begin; row < row_end; ++row) {
     const int64_t at = row * a.C, clip = row / a.N * a.C;
     const T* tx = a.tx ? a.tx + at : nullptr;
@@ -109,5 +109,5 @@ template <typename T> void modulate_backward(const ModulateBackward<T>& a, int64
   }
 }
 
-}  // namespace SV_LEVEL
+}  // namespace SV_ISA
 }  // namespace swiftvideo

@@ -19,7 +19,7 @@ template <typename T> struct NormRope {
   T *y, *ty;                // (B * N, C)
   int64_t N, C, D;
   double eps;
-  bool past_caches;
+  bool nontemporal;
 };
 template <typename T> struct NormRopeBackward {
   const T *dy, *x;  // (B * N, C)
@@ -30,7 +30,7 @@ template <typename T> struct NormRopeBackward {
   double eps;
 };
 
-namespace SV_LEVEL {
+namespace SV_ISA {
 
 // A token's angles, laid out so that any register of a row finds its own: period is a multiple of D and of LANES.
 template <typename A> struct Rotation {
@@ -78,7 +78,7 @@ template <typename A> struct Rotation {
 template <typename T> void norm_rope(const NormRope<T>& a, int64_t row_begin, int64_t row_end) {
   using A = Wide<T>;
   Rotation<A> turn(a.D);
-  const Plane y(a.y, a.C, a.past_caches), ty(a.ty, a.C, a.past_caches);
+  const Plane y(a.y, a.C, a.nontemporal), ty(a.ty, a.C, a.nontemporal);
   for (int64_t row = row_begin; row < row_end; ++row) {
     const T *x = a.x + row * a.C, *tx = a.tx ? a.tx + row * a.C : nullptr;
     if (a.cos) turn.set(a.cos + row % a.N * (a.D / 2), a.sin + row % a.N * (a.D / 2), A(1));
@@ -145,5 +145,5 @@ template <typename T> void norm_rope_backward(const NormRopeBackward<T>& a, int6
   }
 }
 
-}  // namespace SV_LEVEL
+}  // namespace SV_ISA
 }  // namespace swiftvideo

@@ -1,7 +1,7 @@
 // Vectors as wide as this translation unit may use, in the compiler's own vector types; intrinsics only for what
 // they cannot say (streaming stores, and 32 to 16 bits, which GCC 12 permutes at half the speed).
 //
-// level.cpp compiles every op once a level (SV_LEVEL: baseline, avx2, avx512), each in a namespace of its own, so
+// isa.cpp compiles every op once for each instruction set (SV_ISA: baseline, avx2, avx512), in its own namespace, so
 // the linker can never hand a machine without AVX-512 the code of one with it.  For the same reason nothing here
 // calls an inline function of the standard library: the one copy the linker keeps might be the wide one.
 #pragma once
@@ -14,8 +14,8 @@
 #include <immintrin.h>
 #endif
 
-#ifndef SV_LEVEL
-#define SV_LEVEL baseline
+#ifndef SV_ISA
+#define SV_ISA baseline
 #endif
 #define SV_INLINE inline __attribute__((always_inline))
 
@@ -27,7 +27,7 @@ template <typename T> struct WideOf { using type = float; };
 template <> struct WideOf<double> { using type = double; };
 template <typename T> using Wide = typename WideOf<T>::type;  // what arithmetic on storage T is done in
 
-namespace SV_LEVEL {
+namespace SV_ISA {
 
 #if defined(__AVX512F__)
 constexpr int REGISTER = 64, REGISTERS = 32;
@@ -115,7 +115,7 @@ SV_INLINE void store(bf16* p, V<float> v) {
 }
 
 // Past the caches, for what will not be read again soon; p aligned to the value.  A fence follows the last.
-template <typename T, typename R> SV_INLINE void past_caches(T* p, R v) {
+template <typename T, typename R> SV_INLINE void nontemporal(T* p, R v) {
 #if defined(__AVX512F__)
   if constexpr (sizeof v == 64) return _mm512_stream_si512((__m512i*)p, (__m512i)v);
 #endif
@@ -127,9 +127,9 @@ template <typename T, typename R> SV_INLINE void past_caches(T* p, R v) {
 #endif
   memcpy(p, &v, sizeof v);
 }
-SV_INLINE void stream(float* p, V<float> v) { past_caches(p, v); }
-SV_INLINE void stream(double* p, V<double> v) { past_caches(p, v); }
-SV_INLINE void stream(bf16* p, V<float> v) { past_caches(p, upper_halves(nearest_bf16(v))); }
+SV_INLINE void stream(float* p, V<float> v) { nontemporal(p, v); }
+SV_INLINE void stream(double* p, V<double> v) { nontemporal(p, v); }
+SV_INLINE void stream(bf16* p, V<float> v) { nontemporal(p, upper_halves(nearest_bf16(v))); }
 
 SV_INLINE void put(float* p, float x) { *p = x; }
 SV_INLINE void put(double* p, double x) { *p = x; }
@@ -167,8 +167,8 @@ template <typename T> SV_INLINE void store(T* p, V<Wide<T>> v, Some some) {
 template <typename T> struct Plane {
   T* data;
   bool streams;
-  Plane(T* data, int64_t row, bool past_caches)
-      : data(data), streams(past_caches && !((uintptr_t)data % REGISTER) && !(row * sizeof(T) % REGISTER)) {}
+  Plane(T* data, int64_t row, bool nontemporal)
+      : data(data), streams(nontemporal && !((uintptr_t)data % REGISTER) && !(row * sizeof(T) % REGISTER)) {}
   ~Plane() {
 #if defined(__x86_64__)
     if (streams) _mm_sfence();
@@ -277,5 +277,5 @@ template <typename A> SV_INLINE V<A> exp(V<A> x) {
   return x < C::log_min ? V<A>{} : series * power;
 }
 
-}  // namespace SV_LEVEL
+}  // namespace SV_ISA
 }  // namespace swiftvideo

@@ -1,4 +1,4 @@
-"""What this machine has, which rooms will run on it, what is missing and the command that installs it."""
+"""What this machine has, which backends run on it, what is missing and the command that installs it."""
 
 import os
 import shutil
@@ -28,14 +28,14 @@ def report() -> str:
 def findings() -> Iterator[tuple[bool, str]]:
     """(is it there, what it is or how to get it)."""
     yield True, f"torch {torch.__version__}, {os.cpu_count()} processors, {_memory():.0f} GB"
-    yield True, f"CPU room: C++ at {', '.join(_C.levels())}; the widest is taken"
+    yield True, f"CPU backend: C++ for {', '.join(_C.isas())}; the widest runs"
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for i in range(gpus):
         of = torch.cuda.get_device_properties(i)
         yield True, f"GPU {i}: {of.name}, {of.total_memory / 1e9:.0f} GB, sm_{of.major}{of.minor}"
     if not gpus:
         why = "torch is the CPU build" if torch.version.cuda is None else "torch finds no device"
-        yield False, f"GPU room: {why}; everything runs on the CPU"
+        yield False, f"GPU backend: {why}; everything runs on the CPU"
     for package, (extra, purpose) in EXTRAS.items():
         try:
             yield True, f"{package} {version(package)}: {purpose}"

@@ -1,7 +1,7 @@
-"""Faults put into the GPU room one at a time: the interpreter's tests must see each.  By hand:
+"""Faults put into the kernels one at a time: the interpreter's tests must see each.  By hand:
 
     python tests/mutants.py                 all of them, on a copy of the tree; exit code 1 if one survives
-    python tests/mutants.py gate tangent    those of some files
+    python tests/mutants.py gate ccd_loss   those of some files
 """
 
 import os
@@ -17,10 +17,10 @@ ATTENTION = ["tests/test_kernels_attention.py"]
 TESTS = {                               # else the elementwise ones of its op and of all ops at once
     **dict.fromkeys(["blocks", "attention_jvp", "attention_tangent"], ATTENTION),
     "storage": ["tests/test_kernels.py"],
-    "tangent": ["tests/test_kernels.py", "-k", "tangent or ccd or longer or layout"],
+    **dict.fromkeys(["ccd_gradient", "ccd_loss"], ["tests/test_kernels.py", "-k", "ccd or longer or layout"]),
 }
 MUTANTS = {                             # file: what is there, what takes its place (the first time it occurs)
-    "tangent": [
+    "ccd_gradient": [
         ("g = v - f - rt * df", "g = v - f"),
         ("g = v - f - rt * df", "g = v - f + rt * df"),
         ("g = v - f - rt * df", "g = v - rt * df"),
@@ -30,21 +30,28 @@ MUTANTS = {                             # file: what is there, what takes its pl
         ("at, mask = clip * D + col, col < D", "at, mask = col, col < D"),
         ("range(part * BLOCK, D, parts * BLOCK)", "range(part * BLOCK, parts * BLOCK, parts * BLOCK)"),
         ("square += g * g", "square = g * g"),
-        ("        square += g * g\n        if CLIP:\n            g = tl.minimum(tl.maximum(g, -1.0), 1.0)\n",
-         "        if CLIP:\n            g = tl.minimum(tl.maximum(g, -1.0), 1.0)\n        square += g * g\n"),
+        ("        square += g * g\n        if CLAMP:\n            g = tl.minimum(tl.maximum(g, -1.0), 1.0)\n",
+         "        if CLAMP:\n            g = tl.clamp(g, -1.0, 1.0)\n        square += g * g\n"),
         ("tl.minimum(tl.maximum(g, -1.0), 1.0)", "tl.maximum(g, -1.0)"),
         ("square_ptr + clip * parts + part", "square_ptr + part"),
         ("v, F, dF, t.contiguous()", "v, F, dF, t"),
-        ("size / D ** 0.5", "size / D"),
-        ('width = size if norm == "l2"', 'width = size if norm == "rms"'),
-        ("(width + c)", "width"),
+        ("D ** -0.5", "1 / D"),
+        ('1.0 if norm == "l2"', '1.0 if norm == "rms"'),
+        ("(unit * size + c)", "(unit * size)"),
+        ("if part == 0:", "if part == 1:"),
+        ("square_ptr + clip * parts + i", "square_ptr + i"),
+        ("at, mask = clip * D + col, col < D\n        tl.store", "at, mask = col, col < D\n        tl.store"),
+        ("v, F, dF = contiguous", "_, F, dF = contiguous"),
+    ],
+    "ccd_loss": [
         ("residual = student - f - ", "residual = student - f + "),
         ("residual = student - f - ", "residual = student - "),
         ("square += residual * residual", "square += residual"),
         ("square += residual * residual", "square = residual * residual"),
-        ("residual, square = _outputs(F, F.dtype)", "residual, square = _outputs(F, torch.float16)"),
-        ("v, F, dF = contiguous", "_, F, dF = contiguous"),
+        ("torch.empty_like(F), partial_sums", "torch.empty_like(F, dtype=torch.float16), partial_sums"),
         ("F_student, F, g = contiguous", "F_student, F, _ = contiguous"),
+        ("at, mask = clip * D + col, col < D", "at, mask = col, col < D"),
+        ("square_ptr + clip * parts + part", "square_ptr + part"),
     ],
     "gelu": [
         ("(1 + 0.044715 * square)", "1"),

@@ -11,20 +11,20 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from swiftvideo_fast import _C
 
-LEVELS = st.sampled_from(_C.levels())
+ISAS = st.sampled_from(_C.isas())
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
 TAILS = st.sampled_from([63, 64, 65, 127, 128, 129, 257, 515])      # about the blocks of the attention
 LENGTHS = st.one_of(st.integers(0, 20), TAILS, st.integers(1, 700))
 
 
 @contextmanager
-def at_level(level: str) -> Generator[None]:
-    """Run the CPU room at this vector width."""
-    before = _C.use_level(level)
+def with_isa(isa: str) -> Generator[None]:
+    """Run the CPU backend with this instruction set."""
+    before = _C.use_isa(isa)
     try:
         yield
     finally:
-        _C.use_level(before)
+        _C.use_isa(before)
 
 
 def normal(rng: torch.Generator, *shape: int, dtype=torch.float64, strided: bool = False) -> Tensor:

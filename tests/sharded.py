@@ -26,7 +26,7 @@ from swiftvideo_fast.train.ranks import Ranks, launched
 from swiftvideo_fast.train.recipe import Parts, start_engine
 from swiftvideo_fast.train.single import Trained
 
-OPS = ("attention", "modulate", "norm_rope", "gate", "gelu", "tangent", "ccd_loss")
+OPS = ("attention", "modulate", "norm_rope", "gate", "gelu", "ccd_gradient", "ccd_loss")
 
 
 def train_by_reference(cfg: Config) -> None:

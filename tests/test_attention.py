@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import (
     DTYPES,
+    ISAS,
     LENGTHS,
-    LEVELS,
     assert_adjoint,
     assert_as_good_as_torch,
-    at_level,
     forward_mode,
     gradients,
     normal,
+    with_isa,
 )
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -44,15 +44,15 @@ def largest_term(q, tq, k, tk, v) -> float:
 
 
 @settings(max_examples=40)
-@given(level=LEVELS, dtype=DTYPES, B=st.integers(0, 2), G=st.integers(1, 2), share=st.integers(1, 2),
+@given(isa=ISAS, dtype=DTYPES, B=st.integers(0, 2), G=st.integers(1, 2), share=st.integers(1, 2),
        N=LENGTHS, M=LENGTHS, D=st.one_of(st.sampled_from([16, 64, 128, 256]), st.integers(16, 256)),
        causal=st.booleans(), strided=st.booleans(), given_tangents=st.tuples(*[st.booleans()] * 3))
-def test_matches_forward_mode(level, dtype, B, G, share, N, M, D, causal, strided, given_tangents):
+def test_matches_forward_mode(isa, dtype, B, G, share, N, M, D, causal, strided, given_tangents):
     rng = torch.Generator().manual_seed(N * 1000 + M)
     q, tq, k, tk, v, tv = draw(rng, B, G * share, N, M, D, G, dtype, strided)
     tq, tk, tv = (t if here else None for t, here in zip((tq, tk, tv), given_tangents, strict=True))
     args = (q, tq, k, tk, v, tv, D**-0.5, causal)
-    with at_level(level):
+    with with_isa(isa):
         got = attention_jvp(*args)[:2]
         alone, lse = attention_op(q, k, v, D**-0.5, causal)
     assert_as_good_as_torch("o to", got, meaning, *args, inside=largest_term(q, tq, k, tk, v))
@@ -60,11 +60,11 @@ def test_matches_forward_mode(level, dtype, B, G, share, N, M, D, causal, stride
     assert lse.shape == q.shape[:3] and lse.dtype == torch.float32
 
 
-@pytest.mark.parametrize("level", _C.levels())
+@pytest.mark.parametrize("isa", _C.isas())
 @pytest.mark.parametrize("dtype, bars", [(torch.float32, (1e-5, 1e-5)), (torch.bfloat16, (2.5e-3, 3.5e-3))])
-def test_stays_within_the_bars(rng, level, dtype, bars):
+def test_stays_within_the_bars(rng, isa, dtype, bars):
     args = *draw(rng, 1, 1, 1536, D=128, dtype=dtype), 128**-0.5, False
-    with at_level(level):
+    with with_isa(isa):
         got = attention_jvp(*args)[:2]
     exact = meaning(*(x.double() for x in args[:6]), *args[6:])
     for one, true, bar in zip(got, exact, bars, strict=True):
@@ -80,10 +80,10 @@ def test_row_sums_are_of_the_rounded_values(rng):
     assert (to - exact).norm() <= 3.5e-3 * exact.norm()
 
 
-@pytest.mark.parametrize("level", _C.levels())
-def test_float64_is_computed_in_float64(rng, level):
+@pytest.mark.parametrize("isa", _C.isas())
+def test_float64_is_computed_in_float64(rng, isa):
     args = *draw(rng, 2, 4, 70, 33, 20, G=2), 0.3, False
-    with at_level(level):
+    with with_isa(isa):
         o, to, lse = attention_jvp(*args)
     torch.testing.assert_close((o, to), meaning(*args), rtol=1e-13, atol=1e-13)
     scores = args[0] @ args[2].repeat_interleave(2, 1).mT * 0.3

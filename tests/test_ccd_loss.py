@@ -4,20 +4,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import DTYPES, LEVELS, assert_as_good_as_torch, at_level, gradients, normal
+from oracle import DTYPES, ISAS, assert_as_good_as_torch, gradients, normal, with_isa
 
 from swiftvideo_fast.ops import ccd_loss, reference
 from swiftvideo_fast.ops.ccd_loss import ccd_loss_op
 
 
 @settings(max_examples=30)
-@given(level=LEVELS, dtype=DTYPES, B=st.integers(1, 4), strided=st.booleans(),
+@given(isa=ISAS, dtype=DTYPES, B=st.integers(1, 4), strided=st.booleans(),
        size=st.one_of(st.integers(1, 300), st.integers(1, 40000)))
-def test_loss_and_gradient_match_the_reference(level, dtype, B, size, strided):
+def test_loss_and_gradient_match_the_reference(isa, dtype, B, size, strided):
     rng = torch.Generator().manual_seed(size)
     F_student, F = (normal(rng, B, size, dtype=dtype, strided=strided) for _ in range(2))
     g, dloss = normal(rng, B, size, dtype=torch.float32), normal(rng, B, dtype=torch.float32)
-    with at_level(level):
+    with with_isa(isa):
         loss = ccd_loss(F_student, F, g)
         dF, = gradients(lambda F_student: ccd_loss(F_student, F, g), (F_student,), dloss)
     assert loss.dtype == torch.float32 and dF.dtype == dtype

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import LEVELS, at_level, normal
+from oracle import ISAS, normal, with_isa
 
 from swiftvideo_fast.ops import ema_, reference
 from swiftvideo_fast.ops.ema import ema_op
@@ -13,14 +13,14 @@ SIZES = st.lists(st.one_of(st.integers(0, 100), st.integers(1, 40000)), min_size
 
 
 @settings(max_examples=40)
-@given(level=LEVELS, sizes=SIZES, copied=st.sampled_from([None, torch.float32, torch.bfloat16]),
+@given(isa=ISAS, sizes=SIZES, copied=st.sampled_from([None, torch.float32, torch.bfloat16]),
        decay=st.sampled_from([0.0, 0.95, 0.9999, 1.0]))
-def test_moves_the_average_and_fills_the_copy(level, sizes, copied, decay):
+def test_moves_the_average_and_fills_the_copy(isa, sizes, copied, decay):
     rng = torch.Generator().manual_seed(sum(sizes))
     average, master = ([normal(rng, n, dtype=torch.float32) for n in sizes] for _ in range(2))
     copy = None if copied is None else [torch.full_like(a, torch.nan, dtype=copied) for a in average]
     want = [reference.ema(a.double(), m.double(), decay) for a, m in zip(average, master, strict=True)]
-    with at_level(level):
+    with with_isa(isa):
         ema_(average, master, decay, copy)
     for a, w in zip(average, want, strict=True):
         torch.testing.assert_close(a.double(), w, rtol=2e-7, atol=2e-7)

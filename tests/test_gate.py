@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import (
     DTYPES,
+    ISAS,
     LENGTHS,
-    LEVELS,
     assert_adjoint,
     assert_as_good_as_torch,
-    at_level,
     forward_mode,
     gradients,
     normal,
+    with_isa,
 )
 
 from swiftvideo_fast.dual import Dual
@@ -36,24 +36,24 @@ def meaning(x, tx, y, ty, g, tg):
 
 
 @settings(max_examples=40)
-@given(level=LEVELS, dtype=DTYPES, B=st.integers(0, 3), N=LENGTHS, C=WIDTHS, strided=st.booleans(),
+@given(isa=ISAS, dtype=DTYPES, B=st.integers(0, 3), N=LENGTHS, C=WIDTHS, strided=st.booleans(),
        given_tangents=st.tuples(st.booleans(), st.booleans(), st.booleans()))
-def test_matches_forward_mode(level, dtype, B, N, C, strided, given_tangents):
+def test_matches_forward_mode(isa, dtype, B, N, C, strided, given_tangents):
     rng = torch.Generator().manual_seed(N * 1000 + C)
     x, tx, y, ty, g, tg = draw(rng, B, N, C, dtype, torch.float32, strided)
     tx, ty, tg = (t if here else None for t, here in zip((tx, ty, tg), given_tangents, strict=True))
-    with at_level(level):
+    with with_isa(isa):
         got, alone = gate_jvp(x, tx, y, ty, g, tg), gate_op(x, y, g)
     assert_as_good_as_torch("z tz", got, meaning, x, tx, y, ty, g, tg)
     assert torch.equal(alone, got[0])
 
 
 @settings(max_examples=20)
-@given(level=LEVELS, dtype=DTYPES, B=st.integers(0, 3), N=LENGTHS, C=WIDTHS, strided=st.booleans())
-def test_backward_matches_autograd(level, dtype, B, N, C, strided):
+@given(isa=ISAS, dtype=DTYPES, B=st.integers(0, 3), N=LENGTHS, C=WIDTHS, strided=st.booleans())
+def test_backward_matches_autograd(isa, dtype, B, N, C, strided):
     rng = torch.Generator().manual_seed(N * 1000 + C)
     dz, _, y, _, g, _ = draw(rng, B, N, C, dtype, torch.float32, strided)
-    with at_level(level):
+    with with_isa(isa):
         got = gate_backward(dz, y, g)
     assert_as_good_as_torch("dy dg", got, lambda y, g, dz: gradients(
         lambda y, g: reference.gate(torch.zeros_like(y), y, g), (y, g), dz), y, g, dz)

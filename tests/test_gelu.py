@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import DTYPES, LENGTHS, LEVELS, assert_as_good_as_torch, at_level, forward_mode, normal
+from oracle import DTYPES, ISAS, LENGTHS, assert_as_good_as_torch, forward_mode, normal, with_isa
 
 from swiftvideo_fast.dual import Dual
 from swiftvideo_fast.ops import gelu, reference
@@ -16,12 +16,12 @@ def meaning(x, tx):
 
 
 @settings(max_examples=40)
-@given(level=LEVELS, dtype=DTYPES, B=st.integers(0, 3), N=LENGTHS, C=st.integers(1, 300),
+@given(isa=ISAS, dtype=DTYPES, B=st.integers(0, 3), N=LENGTHS, C=st.integers(1, 300),
        strided=st.booleans(), scale=st.sampled_from([0.1, 1, 5]))
-def test_matches_forward_mode(level, dtype, B, N, C, strided, scale):
+def test_matches_forward_mode(isa, dtype, B, N, C, strided, scale):
     rng = torch.Generator().manual_seed(N * 1000 + C)
     x, tx = (normal(rng, B, N, C, dtype=dtype, strided=strided) for _ in range(2))
-    with at_level(level):
+    with with_isa(isa):
         got = gelu_jvp(scale * x, tx)
         apart = gelu_op(scale * x), gelu_backward(tx, scale * x)
     assert_as_good_as_torch("y ty", got, meaning, scale * x, tx)

@@ -2,19 +2,19 @@
 
 import pytest
 import torch
+from backends import DEVICE, gpu_backend
 from closeness import assert_no_worse
-from rooms import DEVICE, gpu_room
-from swiftvideo_kernels.tangent import BLOCK
+from swiftvideo_kernels.ccd_gradient import BLOCK
 from torch.utils._pytree import tree_leaves, tree_map
 
 from swiftvideo_fast.ops import reference
+from swiftvideo_fast.ops.ccd_gradient import NORMS, ccd_gradient_op
 from swiftvideo_fast.ops.ccd_loss import ccd_loss_op
 from swiftvideo_fast.ops.ema import ema_op
 from swiftvideo_fast.ops.gate import gate_backward, gate_jvp, gate_op
 from swiftvideo_fast.ops.gelu import gelu_jvp
 from swiftvideo_fast.ops.modulate import modulate_backward, modulate_jvp, modulate_op
 from swiftvideo_fast.ops.norm_rope import norm_rope_backward, norm_rope_jvp, norm_rope_op
-from swiftvideo_fast.ops.tangent import NORMS, tangent_op
 
 F32, BF16 = torch.float32, torch.bfloat16
 SHAPES = [                      # (B, N, C)
@@ -36,10 +36,10 @@ def exact(fn, *args):
 
 
 def check(names, op, args, meaning):
-    """op(*args) in its GPU room errs at most twice as much as `meaning` does in the same dtypes, and gives
-    the shapes and dtypes that the CPU room gives."""
+    """op(*args) on the GPU backend errs at most twice as much as `meaning` in the same dtypes, and returns
+    the CPU backend's shapes and dtypes."""
     moved = tree_map(lambda x: x.to(DEVICE) if isinstance(x, torch.Tensor) else x, args)
-    got = tree_leaves(gpu_room(op)(*moved))
+    got = tree_leaves(gpu_backend(op)(*moved))
     assert [(g.shape, g.dtype) for g in got] == [(c.shape, c.dtype) for c in tree_leaves(op(*args))]
     same, true = tree_leaves(meaning(*args)), tree_leaves(exact(meaning, *args))
     for name, g, s, t in zip(names.split(), got, same, true, strict=True):
@@ -109,13 +109,13 @@ class TestMatchesTorch:
         check("y ty", gelu_jvp, (x, tx), lambda x, tx: forward_mode(reference.gelu, [(x, tx)]))
 
     @pytest.mark.parametrize("norm", NORMS)
-    def test_tangent(self, rng, B, N, C, dtype, norm):
+    def test_ccd_gradient(self, rng, B, N, C, dtype, norm):
         v, F, dF = (draw(rng, B, N, C, dtype=dtype) for _ in range(3))
 
         def meaning(v, F, dF, t, *rest):
-            return reference.tangent(*(x.to(t.dtype) for x in (v, F, dF)), t, *rest)
+            return reference.ccd_gradient(*(x.to(t.dtype) for x in (v, F, dF)), t, *rest)
 
-        check("g size", tangent_op, (v, F, dF, draw(rng, B).sigmoid(), 0.3, norm, 0.1), meaning)
+        check("g size", ccd_gradient_op, (v, F, dF, draw(rng, B).sigmoid(), 0.3, norm, 0.1), meaning)
 
     def test_ccd_loss(self, rng, B, N, C, dtype):
         F_student, F = (draw(rng, B, N, C, dtype=dtype) for _ in range(2))
@@ -129,7 +129,7 @@ def test_ema_moves_the_average_and_fills_the_copy(rng, copied):
     average, master = ([draw(rng, *s).to(DEVICE) for s in ((3,), (130, 70))] for _ in range(2))
     want = [reference.ema(a.double(), m.double(), 0.95) for a, m in zip(average, master, strict=True)]
     copy = [] if copied is None else [torch.full_like(a, torch.nan, dtype=copied) for a in average]
-    gpu_room(ema_op)(average, master, 0.95, copy)
+    gpu_backend(ema_op)(average, master, 0.95, copy)
     for a, w in zip(average, want, strict=True):
         torch.testing.assert_close(a.double(), w, rtol=2e-7, atol=1e-7)
     for a, c in zip(average, copy, strict=False):
@@ -140,7 +140,7 @@ def test_a_clip_longer_than_all_programs_blocks_is_summed_whole(rng):
     """1024 programs a clip at most: the first two take a second block, one whole, one ragged."""
     D = 1025 * BLOCK + 5
     x, y, z = (draw(rng, 1, D) for _ in range(3))
-    check("g size", tangent_op, (x, y, z, torch.ones(1), 0.3, "l2", 0.1), reference.tangent)
+    check("g size", ccd_gradient_op, (x, y, z, torch.ones(1), 0.3, "l2", 0.1), reference.ccd_gradient)
     check("loss residual", ccd_loss_op, (x, y, z), lambda x, y, z: (reference.ccd_loss(x, y, z), x - y - z))
 
 
@@ -159,13 +159,13 @@ def test_any_layout_is_read(rng):
         (modulate_backward, y, x, s, EPS), (norm_rope_op, x, w, cos, sin, EPS),
         (norm_rope_jvp, x, tx, w, cos, sin, EPS), (norm_rope_backward, y, x, w, cos, sin, EPS),
         (gate_op, x, y, s), (gate_jvp, x, tx, y, ty, s, ts), (gate_backward, x, y, s), (gelu_jvp, x, tx),
-        (tangent_op, x, y, tx, t, 0.3, "l2", 0.1), (ccd_loss_op, x, y, tx),
+        (ccd_gradient_op, x, y, tx, t, 0.3, "l2", 0.1), (ccd_loss_op, x, y, tx),
     ):
-        want, got = (tree_leaves(gpu_room(op)(*given)) for given in (args, map(apart, args)))
+        want, got = (tree_leaves(gpu_backend(op)(*given)) for given in (args, map(apart, args)))
         assert all(map(torch.equal, want, got)), op
     average = [x.clone(), x.clone()]
-    gpu_room(ema_op)(average[:1], [y], 0.95, [])
-    gpu_room(ema_op)(average[1:], [apart(y)], 0.95, [])
+    gpu_backend(ema_op)(average[:1], [y], 0.95, [])
+    gpu_backend(ema_op)(average[1:], [apart(y)], 0.95, [])
     assert torch.equal(*average)
 
 
@@ -173,7 +173,7 @@ def test_norm_rope_reads_float64_angles(rng):
     x, y = (draw(rng, 2, 3, 24).to(DEVICE) for _ in range(2))
     w, angles = draw(rng, 24).to(DEVICE), [table.to(DEVICE) for table in rotation(rng, 3, 4)]
     for op, *given in (norm_rope_op, x), (norm_rope_jvp, x, y), (norm_rope_backward, y, x):
-        want, got = (tree_leaves(gpu_room(op)(*given, w, *tables, EPS))
+        want, got = (tree_leaves(gpu_backend(op)(*given, w, *tables, EPS))
                      for tables in (angles, [table.double() for table in angles]))
         assert all(map(torch.equal, want, got)), op
 
@@ -188,16 +188,16 @@ def test_a_missing_tangent_is_zero(rng, given):
             t if here else torch.zeros_like(t) for t, here in zip(full, given, strict=True)]
 
     for none, zero in [tangents(tx, ts, tb)]:
-        a, b_ = (gpu_room(modulate_jvp)(x, t[0], s, t[1], b, t[2], EPS) for t in (none, zero))
+        a, b_ = (gpu_backend(modulate_jvp)(x, t[0], s, t[1], b, t[2], EPS) for t in (none, zero))
         torch.testing.assert_close(a, b_)
     for none, zero in [tangents(tx, ty, ts)]:
-        a, b_ = (gpu_room(gate_jvp)(x, t[0], y, t[1], s, t[2]) for t in (none, zero))
+        a, b_ = (gpu_backend(gate_jvp)(x, t[0], y, t[1], s, t[2]) for t in (none, zero))
         torch.testing.assert_close(a, b_)
 
 
 def test_float64_is_refused(rng):
     x = draw(rng, 1, 2, 8, dtype=torch.float64).to(DEVICE)
     with pytest.raises(ValueError, match="gelu_jvp: float64 .* want float32, bfloat16 or float16"):
-        gpu_room(gelu_jvp)(x, x)
+        gpu_backend(gelu_jvp)(x, x)
     with pytest.raises(ValueError, match="modulate: float64 .* want float32, bfloat16 or float16"):
-        gpu_room(modulate_op)(x.float(), x[:, 0], x[:, 0], EPS)
+        gpu_backend(modulate_op)(x.float(), x[:, 0], x[:, 0], EPS)

@@ -8,8 +8,8 @@ from itertools import product
 
 import pytest
 import torch
+from backends import DEVICE, gpu_backend
 from closeness import assert_no_worse
-from rooms import DEVICE, gpu_room
 from swiftvideo_kernels import attention_jvp as kernel
 from swiftvideo_kernels import tiles
 from swiftvideo_kernels.attention_jvp import attention_jvp
@@ -61,7 +61,7 @@ def assert_right(o, to, args, scale, causal):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_matches_forward_mode(rng, shape, dtype, causal):
     args, scale = draw(rng, *shape, dtype=dtype), 0.3
-    o, to, lse = gpu_room(op)(*args, scale, causal)
+    o, to, lse = gpu_backend(op)(*args, scale, causal)
     assert_right(o, to, args, scale, causal)
     q, k = (x.double() for x in (args[0], args[2].repeat_interleave(shape[1] // shape[2], 1)))
     s = q @ k.mT * scale

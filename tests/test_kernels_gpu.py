@@ -16,11 +16,11 @@ from swiftvideo_fast.dual import Dual
 from swiftvideo_fast.models.wan.network import Wan, WanConfig
 from swiftvideo_fast.ops import reference
 from swiftvideo_fast.ops.attention import attention_jvp, attention_op
+from swiftvideo_fast.ops.ccd_gradient import ccd_gradient_op
 from swiftvideo_fast.ops.gate import gate_backward, gate_jvp
 from swiftvideo_fast.ops.gelu import gelu_jvp
 from swiftvideo_fast.ops.modulate import modulate_backward, modulate_jvp
 from swiftvideo_fast.ops.norm_rope import norm_rope_backward, norm_rope_jvp
-from swiftvideo_fast.ops.tangent import tangent_op
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 BF16 = torch.bfloat16
@@ -45,7 +45,7 @@ def calls() -> dict:
         modulate_jvp: (x, tx, s, ts, b, tb, 1e-6), modulate_backward: (y, x, s, 1e-6),
         norm_rope_jvp: (x, tx, s[0], cos, sin, 1e-6), norm_rope_backward: (y, x, s[0], cos, sin, 1e-6),
         gate_jvp: (x, tx, y, ty, s, ts), gate_backward: (x, y, s), gelu_jvp: (x, tx),
-        tangent_op: (x.float(), y.float(), tx.float(), s[:, 0].sigmoid(), 0.5, "l2", 0.1),
+        ccd_gradient_op: (x.float(), y.float(), tx.float(), s[:, 0].sigmoid(), 0.5, "l2", 0.1),
     }
 
 
@@ -55,7 +55,7 @@ def leaves(result) -> tuple:
 
 @pytest.mark.parametrize("name", [op._qualname for op in (
     attention_jvp, attention_op, modulate_jvp, modulate_backward, norm_rope_jvp, norm_rope_backward, gate_jvp,
-    gate_backward, gelu_jvp, tangent_op)])
+    gate_backward, gelu_jvp, ccd_gradient_op)])
 class TestEveryOp:
     def pick(self, name):
         return next((op, args) for op, args in calls().items() if op._qualname == name)

@@ -6,14 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import (
     DTYPES,
+    ISAS,
     LENGTHS,
-    LEVELS,
     assert_adjoint,
     assert_as_good_as_torch,
-    at_level,
     forward_mode,
     gradients,
     normal,
+    with_isa,
 )
 
 from swiftvideo_fast.dual import Dual
@@ -34,15 +34,15 @@ def meaning(x, tx, s, ts, b, tb, eps):
 
 
 @settings(max_examples=40)
-@given(level=LEVELS, dtype=DTYPES, narrow=DTYPES, B=st.integers(0, 3), N=LENGTHS, C=WIDTHS,
+@given(isa=ISAS, dtype=DTYPES, narrow=DTYPES, B=st.integers(0, 3), N=LENGTHS, C=WIDTHS,
        strided=st.booleans(), given_tangents=st.tuples(st.booleans(), st.booleans(), st.booleans()))
-def test_matches_forward_mode(level, dtype, narrow, B, N, C, strided, given_tangents):
+def test_matches_forward_mode(isa, dtype, narrow, B, N, C, strided, given_tangents):
     rng = torch.Generator().manual_seed(N * 1000 + C)
     narrow = narrow if dtype == torch.bfloat16 else dtype
     x, tx, s, ts, b, tb = draw(rng, B, N, C, dtype, narrow, strided)
     tx, ts, tb = (t if here else None for t, here in zip((tx, ts, tb), given_tangents, strict=True))
     args = x, tx, s, ts, b, tb, 1e-6
-    with at_level(level):
+    with with_isa(isa):
         got, alone = modulate_jvp(*args), modulate_op(x, s, b, 1e-6)
     assert_as_good_as_torch("y ty", got, meaning, *args)
     assert torch.equal(alone, got[0])
@@ -54,11 +54,11 @@ def test_a_large_mean_costs_no_more_than_it_costs_torch(rng):
 
 
 @settings(max_examples=20)
-@given(level=LEVELS, dtype=DTYPES, B=st.integers(0, 3), N=LENGTHS, C=WIDTHS, strided=st.booleans())
-def test_backward_matches_autograd(level, dtype, B, N, C, strided):
+@given(isa=ISAS, dtype=DTYPES, B=st.integers(0, 3), N=LENGTHS, C=WIDTHS, strided=st.booleans())
+def test_backward_matches_autograd(isa, dtype, B, N, C, strided):
     rng = torch.Generator().manual_seed(N * 1000 + C)
     x, dy, s, *_ = draw(rng, B, N, C, dtype, torch.float32, strided)
-    with at_level(level):
+    with with_isa(isa):
         got = modulate_backward(dy, x, s, 1e-6)
     assert_as_good_as_torch("dx ds db", got, lambda x, s, dy: gradients(
         reference.modulate, (x, s, torch.zeros_like(s)), dy), x, s, dy)

@@ -6,14 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import (
     DTYPES,
+    ISAS,
     LENGTHS,
-    LEVELS,
     assert_adjoint,
     assert_as_good_as_torch,
-    at_level,
     forward_mode,
     gradients,
     normal,
+    with_isa,
 )
 
 from swiftvideo_fast.dual import Dual
@@ -37,11 +37,11 @@ def meaning(x, tx, *constants):
 
 
 @settings(max_examples=40)
-@given(level=LEVELS, dtype=DTYPES, B=st.integers(0, 3), N=LENGTHS, strided=st.booleans(), **HEADS)
-def test_matches_forward_mode(level, dtype, B, N, H, R, rotated, strided):
+@given(isa=ISAS, dtype=DTYPES, B=st.integers(0, 3), N=LENGTHS, strided=st.booleans(), **HEADS)
+def test_matches_forward_mode(isa, dtype, B, N, H, R, rotated, strided):
     rng = torch.Generator().manual_seed(N * 1000 + R)
     x, tx, w, cos, sin = draw(rng, B, N, H, R, dtype, rotated, strided)
-    with at_level(level):
+    with with_isa(isa):
         got, alone = norm_rope_jvp(x, tx, w, cos, sin, 1e-6), norm_rope_op(x, w, cos, sin, 1e-6)
     assert_as_good_as_torch("y ty", got, meaning, x, tx, w, cos, sin, 1e-6)
     assert torch.equal(alone, got[0])
@@ -53,11 +53,11 @@ def test_matches_at_the_width_of_wan(rng):
 
 
 @settings(max_examples=20)
-@given(level=LEVELS, dtype=DTYPES, B=st.integers(0, 3), N=LENGTHS, strided=st.booleans(), **HEADS)
-def test_backward_matches_autograd(level, dtype, B, N, H, R, rotated, strided):
+@given(isa=ISAS, dtype=DTYPES, B=st.integers(0, 3), N=LENGTHS, strided=st.booleans(), **HEADS)
+def test_backward_matches_autograd(isa, dtype, B, N, H, R, rotated, strided):
     rng = torch.Generator().manual_seed(N * 1000 + R)
     x, dy, w, cos, sin = draw(rng, B, N, H, R, dtype, rotated, strided)
-    with at_level(level):
+    with with_isa(isa):
         got = norm_rope_backward(dy, x, w, cos, sin, 1e-6)
     assert_as_good_as_torch("dx dw", got, lambda x, w, dy, *table: gradients(
         lambda x, w: reference.norm_rope(x, w, *table), (x, w), dy), x, w, dy, cos, sin)

@@ -60,5 +60,5 @@ def test_the_doctor_names_what_is_there_and_how_to_get_what_is_not(capsys, monke
     monkeypatch.setitem(doctor.EXTRAS, "no-such-package", ("gpu", "nothing"))
     assert cli.main(["doctor"]) == 0
     said = capsys.readouterr().out
-    assert f"ok  torch {torch.__version__}" in said and "CPU room: C++ at baseline" in said
+    assert f"ok  torch {torch.__version__}" in said and "CPU backend: C++ for baseline" in said
     assert "--  no-such-package: nothing; pip install 'swiftvideo_fast[gpu]'" in said

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def contiguous(op: str, *tensors: Tensor | None) -> list[Tensor | None]:
-    """The tensors, copied where they are not contiguous.  float64 has no kernel: the CPU room has."""
+    """The tensors, copied where they are not contiguous.  float64 has a kernel on the CPU only."""
     for x in tensors:
         if x is not None and x.dtype == torch.float64:
             raise ValueError(f"{op}: float64 on {x.device}; want float32, bfloat16 or float16")
@@ -39,3 +39,9 @@ def part_rows(C: int) -> dict[str, int]:
     """The tile of a kernel that may cut a row: about 4096 values, 16 a thread."""
     block_c = min(512, triton.next_power_of_2(C))
     return {"ROWS": 8, "BLOCK_C": block_c, "num_warps": max(1, block_c // 64)}
+
+
+def partial_sums(x: Tensor, block: int) -> Tensor:
+    """[B, parts] fp32, uninitialised: a sum for each program of a kernel that reads a clip in blocks."""
+    parts = min(1024, triton.cdiv(x.shape[1:].numel(), block))
+    return torch.empty(len(x), parts, dtype=torch.float32, device=x.device)

@@ -69,7 +69,7 @@ TILES: dict[tuple[str, str, int], tuple[Tile, ...]] = {
 
 
 def traps(kernel: str, row: tuple[str, int], t: Tile) -> bool:
-    """Whether this triton makes a trap of the tile: by the compile report, 3.7.1 and 3.8.0 do, 3.9.0 does not."""
+    """Whether this triton makes a trap of the tile (the compile report: 3.7.1 and 3.8.0 do, not 3.9.0)."""
     old = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
     return old and kernel == "attention_jvp" and row[0] == "sm100" and row[1] > 64 and t.descriptors
 

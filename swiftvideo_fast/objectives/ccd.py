@@ -51,7 +51,7 @@ class ConsistencyDistillation(Consistency):
         F, dF_dt = jvp(lambda x, t: self.velocity(nets[AVERAGE], x, t, condition),
                        (point.x_t, point.t), (dx_dt, torch.ones_like(point.t)))
         r = warmup(step, o.warmup, o.r_max)
-        g, size = ops.tangent(dx_dt, F, dF_dt, point.t, r, norm=o.norm, c=o.c)
+        g, size = ops.ccd_gradient(dx_dt, F, dF_dt, point.t, r, norm=o.norm, c=o.c)
         log = {"tangent": size.mean().item(), "dF_dt": dF_dt.square().mean().sqrt().item(), "r": r}
         return F, g, log
 

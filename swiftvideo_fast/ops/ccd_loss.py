@@ -15,7 +15,7 @@ from swiftvideo_fast.ops import check
 def ccd_loss(F_student: Tensor, F: Tensor, g: Tensor) -> Tensor:
     """Squared distance of F_student to F + g, summed over each clip -> (B,), float32 (float64 for float64).
 
-    F_student, F: (B, ...) of one dtype; g: the same shape, as `tangent` returns it.
+    F_student, F: (B, ...) of one dtype; g: the same shape, as `ccd_gradient` returns it.
     """
     return ccd_loss_op(F_student, F.detach(), g.detach())[0]
 
@@ -29,7 +29,7 @@ def ccd_loss_op(F_student: Tensor, F: Tensor, g: Tensor) -> tuple[Tensor, Tensor
 
 @ccd_loss_op.register_kernel("cuda")
 def _(F_student, F, g):
-    from swiftvideo_kernels.tangent import ccd_loss as launch
+    from swiftvideo_kernels.ccd_loss import ccd_loss as launch
 
     _check(F_student, F, g)
     return launch(F_student, F, g)

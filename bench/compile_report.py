@@ -1,9 +1,9 @@
 """Compile every kernel for cards that are not here, and read what the compiler made of it.
 
-    python -m bench sm90                        every kernel and table entry, for sm_90, sm_80 and sm_100
-    python -m bench sm90 attention --arch 90    only these
-    python -m bench sm90 --record               write bench/sm90.json
-    python -m bench sm90 --sample               the kernels of SAMPLE, on sm_90: what tests/test_sm90.py runs
+    python -m bench compile_report                      every kernel and table entry, for sm_90, sm_80, sm_100
+    python -m bench compile_report attention --arch 90  only these
+    python -m bench compile_report --record             write bench/compile_report.json
+    python -m bench compile_report --sample             SAMPLE on sm_90, as tests/test_compile_report.py
 
 Exit status 1 if one does not compile, spills, has lost its tensor cores, rounds or moves its values one by
 one, or wants more shared memory than a block has.
@@ -28,7 +28,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")      # triton 3.9's defau
 
 import torch  # noqa: E402
 import triton  # noqa: E402
-from swiftvideo_kernels import ema, gate, gelu, modulate, norm_rope, tangent  # noqa: E402
+from swiftvideo_kernels import ccd_gradient, ccd_loss, ema, gate, gelu, modulate, norm_rope  # noqa: E402
 from swiftvideo_kernels.attention_jvp import attention_jvp  # noqa: E402
 from swiftvideo_kernels.attention_tangent import attention_tangent  # noqa: E402
 from swiftvideo_kernels.tiles import TILES, Tile  # noqa: E402
@@ -37,7 +37,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 
 from swiftvideo_fast.atomic import whole  # noqa: E402
 
-RECORD = Path(__file__).with_name("sm90.json")                # {triton: {card: {kernel: figures}}}
+RECORD = Path(__file__).with_name("compile_report.json")                # {triton: {card: {kernel: figures}}}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}            # the tensor-core instruction of each card
 SHARED = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}     # bytes of shared memory a block may have
@@ -47,7 +47,7 @@ SAMPLE = (                                                    # every kernel, an
     "attention_jvp sm90 128: 128x64, 8 warps, 2 stages, TMA, causal",
     "attention_tangent sm90 128: 128x64, 8 warps, 2 stages, TMA, causal",
     "modulate_jvp 5120", "modulate_backward 5120", "norm_rope_jvp 5120", "norm_rope_backward 5120",
-    "gate_jvp 5120", "gate_backward 5120", "gelu_jvp", "tangent", "ccd_loss", "ema_")
+    "gate_jvp 5120", "gate_backward 5120", "gelu_jvp", "ccd_gradient", "ccd_loss", "ema_")
 
 
 class Card:
@@ -177,8 +177,8 @@ def elementwise_cases() -> Iterator[tuple[str, Callable]]:
     v, F, dF = (meta(1, 16, 16, 60, 104) for _ in range(3))
     average, master = [meta(1 << 20, dtype=F32)], [meta(1 << 20, dtype=F32)]
     yield "gelu_jvp", partial(gelu.gelu_jvp, x, tx)
-    yield "tangent", partial(tangent.tangent, v, F, dF, meta(1, dtype=F32), 1.0, "l2", 0.1)
-    yield "ccd_loss", partial(tangent.ccd_loss, v, F, meta(*F.shape, dtype=F32))
+    yield "ccd_gradient", partial(ccd_gradient.ccd_gradient, v, F, dF, meta(1, dtype=F32), 1.0, "l2", 0.1)
+    yield "ccd_loss", partial(ccd_loss.ccd_loss, v, F, meta(*F.shape, dtype=F32))
     yield "ema_", partial(ema.ema_, average, master, 0.95, [meta(1 << 20)])
 
 
@@ -199,11 +199,11 @@ def faults(name: str, arch: int, f: dict) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench sm90")
+    parser = argparse.ArgumentParser(prog="python -m bench compile_report")
     parser.add_argument("names", nargs="*", help="only the kernels whose names begin with one of these")
     parser.add_argument("--arch", type=int, nargs="+", choices=sorted(MATRIX), help="compute capabilities")
     parser.add_argument("--sample", action="store_true", help="the kernels of SAMPLE, on sm_90")
-    parser.add_argument("--record", action="store_true", help="write the figures to bench/sm90.json")
+    parser.add_argument("--record", action="store_true", help=f"write the figures to {RECORD.name}")
     args = parser.parse_args(argv)
 
     names, bad, found = SAMPLE if args.sample else tuple(args.names), [], {}

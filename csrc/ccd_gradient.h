@@ -1,35 +1,26 @@
-// The distillation gradient, and the CCD loss.
+// The distillation gradient of CCD.
 //
 //   g = v - F - r t dF                           then g * factor, or g clamped to [-1, 1]
-//   residual = F_student - F - g                 loss = sum residual^2
 // Sums run over pieces of PIECE elements of a clip and are added in order, so they do not depend on the threads.
-// Traffic: `measure` reads three planes and writes nothing; `tangent` reads them again and writes g.
+// Traffic: `ccd_gradient_squares` reads three planes and writes nothing; `ccd_gradient` reads them again and writes g.
 #pragma once
 
 #include "vec.h"
 
 namespace swiftvideo {
 
-template <typename T> struct Tangent {
+template <typename T> struct CcdGradient {
   const T *v, *F, *dF;    // (B, size)
   Wide<T>* g;             // (B, size)
   const Wide<T>* rt;      // (B): r t
   const Wide<T>* factor;  // (B): 1 / (norm + c); null: clamp
   double* squares;        // (B, pieces): sums of g^2; null: not wanted
   int64_t size, pieces;
-  bool past_caches;
-};
-template <typename T> struct CcdLoss {
-  const T *F_student, *F;  // (B, size)
-  const Wide<T>* g;        // (B, size)
-  T* residual;             // (B, size)
-  double* squares;         // (B, pieces)
-  int64_t size, pieces;
-  bool past_caches;
+  bool nontemporal;
 };
 constexpr int64_t PIECE = 1 << 14;
 
-namespace SV_LEVEL {
+namespace SV_ISA {
 
 struct Piece {
   int64_t clip, begin, length;
@@ -40,12 +31,12 @@ struct Piece {
   }
 };
 
-template <typename T> SV_INLINE V<Wide<T>> raw_g(const Tangent<T>& a, int64_t i, Wide<T> rt, auto n) {
+template <typename T> SV_INLINE V<Wide<T>> raw_g(const CcdGradient<T>& a, int64_t i, Wide<T> rt, auto n) {
   return load(a.v + i, n) - load(a.F + i, n) - rt * load(a.dF + i, n);
 }
 
 // Sums of g^2 for pieces [begin, end).
-template <typename T> void measure(const Tangent<T>& a, int64_t begin, int64_t end) {
+template <typename T> void ccd_gradient_squares(const CcdGradient<T>& a, int64_t begin, int64_t end) {
   using A = Wide<T>;
   for (int64_t index = begin; index < end; ++index) {
     const Piece piece(index, a.pieces, a.size);
@@ -62,9 +53,9 @@ template <typename T> void measure(const Tangent<T>& a, int64_t begin, int64_t e
 }
 
 // g of pieces [begin, end), scaled or clamped; in the clamped form also their sums.
-template <typename T> void tangent(const Tangent<T>& a, int64_t begin, int64_t end) {
+template <typename T> void ccd_gradient(const CcdGradient<T>& a, int64_t begin, int64_t end) {
   using A = Wide<T>;
-  const Plane out(a.g, a.size, a.past_caches);
+  const Plane out(a.g, a.size, a.nontemporal);
   for (int64_t index = begin; index < end; ++index) {
     const Piece piece(index, a.pieces, a.size);
     Sum<A> squares;
@@ -81,25 +72,5 @@ template <typename T> void tangent(const Tangent<T>& a, int64_t begin, int64_t e
   }
 }
 
-// Residual and its sum of squares for pieces [begin, end).
-template <typename T> void ccd_loss(const CcdLoss<T>& a, int64_t begin, int64_t end) {
-  using A = Wide<T>;
-  const Plane out(a.residual, a.size, a.past_caches);
-  for (int64_t index = begin; index < end; ++index) {
-    const Piece piece(index, a.pieces, a.size);
-    Sum<A> squares;
-    sum_over<A>(
-        piece.length,
-        [&](int64_t i, auto n) {
-          const int64_t at = piece.begin + i;
-          const V<A> residual = load(a.F_student + at, n) - load(a.F + at, n) - load(a.g + at, n);
-          squares.add(residual * residual);
-          out.put(at, residual, n);
-        },
-        squares);
-    a.squares[index] = squares.total();
-  }
-}
-
-}  // namespace SV_LEVEL
+}  // namespace SV_ISA
 }  // namespace swiftvideo

@@ -36,10 +36,10 @@ def gelu(x, tx, *rest):
 @pytest.mark.parametrize("C", [1536, 1530], ids=["aligned", "unaligned"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("op", [modulate, norm_rope, gate, gelu])
-@pytest.mark.parametrize("level", _C.levels())
-def test_rows(op, dtype, C, level):
+@pytest.mark.parametrize("isa", _C.isas())
+def test_rows(op, dtype, C, isa):
     x = planes(4, C, dtype)
-    with oracle.at_level(level):
+    with oracle.with_isa(isa):
         whole = op(*x)
         ends = [op(*(plane[:, rows].contiguous() for plane in x)) for rows in (slice(100), slice(-100, None))]
     for i, plane in enumerate(whole):
@@ -49,17 +49,17 @@ def test_rows(op, dtype, C, level):
 @pytest.mark.parametrize("size", [2**21, 2**21 - 3], ids=["aligned", "unaligned"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("norm", ["l2", "clip", "loss"])
-@pytest.mark.parametrize("level", _C.levels())
-def test_clips(norm, dtype, size, level):
+@pytest.mark.parametrize("isa", _C.isas())
+def test_clips(norm, dtype, size, isa):
     v, F, dF = (torch.randn(3, 16 // dtype.itemsize, size, generator=GEN) * 0.5).to(dtype)
     t = torch.linspace(0.1, 0.9, len(F))
 
     def op(clips: slice) -> tuple[torch.Tensor, torch.Tensor]:
         if norm == "loss":
             return _C.ccd_loss(v[clips], F[clips], dF[clips].float())
-        return _C.tangent(v[clips], F[clips], dF[clips], t[clips], 0.5, norm, 0.1)
+        return _C.ccd_gradient(v[clips], F[clips], dF[clips], t[clips], 0.5, norm, 0.1)
 
-    with oracle.at_level(level):
+    with oracle.with_isa(isa):
         whole = op(slice(None))
         for clip in range(len(F)):
             for plane, alone in zip(whole, op(slice(clip, clip + 1)), strict=True):
@@ -67,15 +67,15 @@ def test_clips(norm, dtype, size, level):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, None])
-@pytest.mark.parametrize("level", _C.levels())
-def test_shards(dtype, level):
+@pytest.mark.parametrize("isa", _C.isas())
+def test_shards(dtype, isa):
     """The last is one that no register fills evenly."""
     sizes = 2**22, 2**20 + 5
     average, master = ([torch.randn(n, generator=GEN) for n in sizes] for _ in range(2))
     copy = [] if dtype is None else [x.to(dtype) for x in average]
     want = [a + (1 - 0.9) * (m - a) for a, m in zip(average, master, strict=True)]
     alone = [[x[:100].clone() for x in shards] for shards in (average, copy)]
-    with oracle.at_level(level):
+    with oracle.with_isa(isa):
         _C.ema_(average, master, 0.9, copy)
         _C.ema_(alone[0], [m[:100] for m in master], 0.9, alone[1])
     for found, parts in ((average, alone[0]), (copy, alone[1])):

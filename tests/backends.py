@@ -1,4 +1,4 @@
-"""The GPU room of an op, wherever the tests run: on a GPU as dispatched; elsewhere interpreted."""
+"""The GPU implementation of an op: dispatched where there is a GPU, elsewhere Triton's interpreter."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,6 @@ import torch
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def gpu_room(op) -> Callable:
+def gpu_backend(op) -> Callable:
     """What `op` runs for CUDA tensors, checks included; DEVICE tells where its tensors must lie."""
     return op if DEVICE == "cuda" else op._backend_fns["cuda"]

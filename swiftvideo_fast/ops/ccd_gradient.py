@@ -1,4 +1,4 @@
-"""The distillation gradient g (eq. 8 of the paper): swiftvideo_fast::tangent.
+"""The distillation gradient g (eq. 8 of the paper): swiftvideo_fast::ccd_gradient.
 
     g = v - F - r t dF        then, per clip,   l2:   g / (||g|| + c)
                                                 rms:  g / (||g|| / sqrt D + c)
@@ -16,8 +16,8 @@ from swiftvideo_fast.ops import check
 NORMS = ("l2", "rms", "clip")
 
 
-def tangent(v: Tensor, F: Tensor, dF: Tensor, t: Tensor, r: float, *, norm: str = "l2",
-            c: float = 0.1) -> tuple[Tensor, Tensor]:
+def ccd_gradient(v: Tensor, F: Tensor, dF: Tensor, t: Tensor, r: float, *, norm: str = "l2",
+                 c: float = 0.1) -> tuple[Tensor, Tensor]:
     """(g, ||g|| before normalisation (B,)).
 
     v: the teacher's velocity, F, dF: the network's and its total derivative, all (B, ...); t (B,) in [0, 1];
@@ -25,26 +25,26 @@ def tangent(v: Tensor, F: Tensor, dF: Tensor, t: Tensor, r: float, *, norm: str 
     """
     dtype = torch.promote_types(torch.promote_types(v.dtype, F.dtype), dF.dtype)
     v, F, dF = (x.detach().to(dtype) for x in (v, F, dF))
-    return tangent_op(v, F, dF, t.detach(), float(r), norm, c)
+    return ccd_gradient_op(v, F, dF, t.detach(), float(r), norm, c)
 
 
-@torch.library.custom_op("swiftvideo_fast::tangent", mutates_args=(), device_types="cpu")
-def tangent_op(v: Tensor, F: Tensor, dF: Tensor, t: Tensor, r: float, norm: str,
-               c: float) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op("swiftvideo_fast::ccd_gradient", mutates_args=(), device_types="cpu")
+def ccd_gradient_op(v: Tensor, F: Tensor, dF: Tensor, t: Tensor, r: float, norm: str,
+                    c: float) -> tuple[Tensor, Tensor]:
     """(g, size)."""
     _check(v, F, dF, t, norm)
-    return _C.tangent(v, F, dF, t, r, norm, c)
+    return _C.ccd_gradient(v, F, dF, t, r, norm, c)
 
 
-@tangent_op.register_kernel("cuda")
+@ccd_gradient_op.register_kernel("cuda")
 def _(v, F, dF, t, r, norm, c):
-    from swiftvideo_kernels.tangent import tangent as launch
+    from swiftvideo_kernels.ccd_gradient import ccd_gradient as launch
 
     _check(v, F, dF, t, norm)
     return launch(v, F, dF, t, r, norm, c)
 
 
-@tangent_op.register_fake
+@ccd_gradient_op.register_fake
 def _(v, F, dF, t, r, norm, c):
     dtype = check.wide(F.dtype)
     return F.new_empty(F.shape, dtype=dtype), F.new_empty(F.shape[:1], dtype=dtype)
@@ -52,9 +52,9 @@ def _(v, F, dF, t, r, norm, c):
 
 def _check(v: Tensor, F: Tensor, dF: Tensor, t: Tensor, norm: str) -> None:
     if F.dim() == 0:
-        raise ValueError("tangent: F is (); want (B, ...)")
-    check.shaped("tangent", "B, ...", F.shape, v=v, dF=dF)
-    check.shaped("tangent", "B", F.shape[:1], t=t)
-    check.stored("tangent", F.dtype, v=v, F=F, dF=dF)
+        raise ValueError("ccd_gradient: F is (); want (B, ...)")
+    check.shaped("ccd_gradient", "B, ...", F.shape, v=v, dF=dF)
+    check.shaped("ccd_gradient", "B", F.shape[:1], t=t)
+    check.stored("ccd_gradient", F.dtype, v=v, F=F, dF=dF)
     if norm not in NORMS:
-        raise ValueError(f"tangent: norm is {norm!r}; want one of {', '.join(NORMS)}")
+        raise ValueError(f"ccd_gradient: norm is {norm!r}; want one of {', '.join(NORMS)}")

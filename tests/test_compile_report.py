@@ -1,4 +1,4 @@
-"""The compiler's report on a sample of kernels, without a GPU.  On all: `python -m bench sm90`, by hand."""
+"""The compiler's report on a sample of kernels, without a GPU.  On all: bench compile_report."""
 
 import os
 import re
@@ -11,26 +11,25 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PATHS = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
 KERNELS = """attention_jvp attention_tangent modulate_jvp modulate_backward norm_rope_jvp norm_rope_backward
-             gate_jvp gate_backward gelu_jvp tangent ccd_loss ema_""".split()
+             gate_jvp gate_backward gelu_jvp ccd_gradient ccd_loss ema_""".split()
 
 
 def test_no_sampled_kernel_spills_or_loses_its_tensor_cores():
     """In a process of its own: triton decides on import whether it interprets."""
     pytest.importorskip("triton")
-    report = subprocess.run([sys.executable, "-m", "bench", "sm90", "--sample"], cwd=ROOT, text=True,
-                            env=PATHS,
-                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    report = subprocess.run([sys.executable, "-m", "bench", "compile_report", "--sample"], cwd=ROOT,
+                            text=True, env=PATHS, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert report.returncode == 0, report.stdout[-2000:]
     assert {line.split()[1] for line in report.stdout.splitlines()} == set(KERNELS)
 
 
 PLANTED = """
-from bench import sm90
+from bench import compile_report
 figures = {"registers": 168, "stack": 0, "spills": 0, "shared": 227 * 1024, "HGMMA": 24, "F2F": 0, "U16": 0}
 for change in ({}, {"spills": 2}, {"stack": 8}, {"HGMMA": 0}, {"shared": 227 * 1024 + 1}, {"F2F": 64}):
-    print(*sm90.faults("attention_jvp sm90 128", 90, figures | change))
-print(*sm90.faults("tangent", 90, figures | {"U16": 48}))
-sm90.main(["attention_jpv"])
+    print(*compile_report.faults("attention_jvp sm90 128", 90, figures | change))
+print(*compile_report.faults("tangent", 90, figures | {"U16": 48}))
+compile_report.main(["attention_jpv"])
 """
 
 
@@ -47,7 +46,7 @@ def test_planted_faults_are_told_and_so_is_a_kernel_that_is_not_there():
 
 
 PAIRS = """
-from bench import sm90
+from bench.compile_report import compiled, meta
 import torch, triton
 import triton.language as tl
 from swiftvideo_kernels.blocks import rounded
@@ -58,8 +57,8 @@ def kernel(x_ptr, narrow_ptr, wide_ptr):
     tl.store(narrow_ptr + at, narrow)
     tl.store(wide_ptr + at, wide)
 
-x, wide, narrow = sm90.meta(64, dtype=torch.float32), sm90.meta(64, dtype=torch.float32), sm90.meta(64)
-print(sm90.compiled(lambda: triton.jit(kernel)[(1,)](x, narrow, wide, num_warps=1), 90)[0].asm["ptx"])
+x, wide, narrow = meta(64, dtype=torch.float32), meta(64, dtype=torch.float32), meta(64)
+print(compiled(lambda: triton.jit(kernel)[(1,)](x, narrow, wide, num_warps=1), 90)[0].asm["ptx"])
 """
 
 
