@@ -3,7 +3,7 @@
     python -m bench compile_report                      every kernel and table entry, for sm_90, sm_80, sm_100
     python -m bench compile_report attention --arch 90  only these
     python -m bench compile_report --record             write bench/compile_report.json
-    python -m bench compile_report --sample             SAMPLE on sm_90, as tests/test_compile_report.py
+    python -m bench compile_report --sample             what tests/test_compile_report.py runs, on sm_90
 
 Exit status 1 if one does not compile, spills, has lost its tensor cores, rounds or moves its values one by
 one, or wants more shared memory than a block has.
@@ -28,13 +28,14 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")      # triton 3.9's defau
 
 import torch  # noqa: E402
 import triton  # noqa: E402
-from swiftvideo_kernels import ccd_gradient, ccd_loss, ema, gate, gelu, modulate, norm_rope  # noqa: E402
 from swiftvideo_kernels.attention_jvp import attention_jvp  # noqa: E402
 from swiftvideo_kernels.attention_tangent import attention_tangent  # noqa: E402
 from swiftvideo_kernels.tiles import TILES, Tile  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
+from bench.arguments import arguments  # noqa: E402
+from swiftvideo_fast import ops  # noqa: E402
 from swiftvideo_fast.atomic import whole  # noqa: E402
 
 RECORD = Path(__file__).with_name("compile_report.json")                # {triton: {card: {kernel: figures}}}
@@ -43,11 +44,6 @@ MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}            # the tensor-core 
 SHARED = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}     # bytes of shared memory a block may have
 N = 24960                                                     # tokens of 61 frames of 832 x 480
 F32 = torch.float32
-SAMPLE = (                                                    # every kernel, and what is nearest to a spill
-    "attention_jvp sm90 128: 128x64, 8 warps, 2 stages, TMA, causal",
-    "attention_tangent sm90 128: 128x64, 8 warps, 2 stages, TMA, causal",
-    "modulate_jvp 5120", "modulate_backward 5120", "norm_rope_jvp 5120", "norm_rope_backward 5120",
-    "gate_jvp 5120", "gate_backward 5120", "gelu_jvp", "ccd_gradient", "ccd_loss", "ema_")
 
 
 class Card:
@@ -104,13 +100,13 @@ def figures(kernel) -> dict[str, int]:
     }
 
 
-def apart(launch: Callable, arch: int) -> dict[str, int] | None:
-    """The figures, found in a child process, since LLVM may abort.  None if the kernel does not compile."""
+def apart(launch: Callable, arch: int) -> list[dict[str, int]] | None:
+    """Each kernel's figures, from a child process, since LLVM may abort.  None if one does not compile."""
     ours, theirs = os.pipe()
     child = os.fork()
     if not child:
         try:
-            os.write(theirs, json.dumps(figures(compiled(launch, arch)[0])).encode())
+            os.write(theirs, json.dumps([figures(kernel) for kernel in compiled(launch, arch)]).encode())
         except Exception as error:
             print(f"{type(error).__name__}: {error}"[:300], flush=True)
         finally:
@@ -161,25 +157,21 @@ def attention_case(kernel: str, width: int, dtype: torch.dtype, tile: Tile, *, c
 
 
 def elementwise_cases() -> Iterator[tuple[str, Callable]]:
+    """(name, launch) for every custom op of the registry but attention's, at both widths of Wan."""
     for C in (1536, 5120):
-        x, tx, y, ty = (meta(1, N, C) for _ in range(4))
-        s, ts, b, tb = (meta(1, C, dtype=F32) for _ in range(4))
-        cos, sin = (meta(N, 64, dtype=F32) for _ in range(2))
-        for launch, *args in (
-            (modulate.modulate, x, s, b, 1e-6), (modulate.modulate_jvp, x, tx, s, ts, b, tb, 1e-6),
-            (modulate.modulate_backward, y, x, s, 1e-6), (norm_rope.norm_rope, x, s[0], cos, sin, 1e-6),
-            (norm_rope.norm_rope_jvp, x, tx, s[0], cos, sin, 1e-6),
-            (norm_rope.norm_rope_backward, y, x, s[0], cos, sin, 1e-6), (gate.gate, x, y, s),
-            (gate.gate_jvp, x, tx, y, ty, s, ts), (gate.gate_backward, x, y, s),
-        ):
-            yield f"{launch.__name__} {C}", partial(launch, *args)
-    x, tx = meta(1, N, 8960), meta(1, N, 8960)
-    v, F, dF = (meta(1, 16, 16, 60, 104) for _ in range(3))
-    average, master = [meta(1 << 20, dtype=F32)], [meta(1 << 20, dtype=F32)]
-    yield "gelu_jvp", partial(gelu.gelu_jvp, x, tx)
-    yield "ccd_gradient", partial(ccd_gradient.ccd_gradient, v, F, dF, meta(1, dtype=F32), 1.0, "l2", 0.1)
-    yield "ccd_loss", partial(ccd_loss.ccd_loss, v, F, meta(*F.shape, dtype=F32))
-    yield "ema_", partial(ema.ema_, average, master, 0.95, [meta(1 << 20)])
+        for name in ops.OPS:
+            for op in ops.custom_ops(name).values() if name != "attention" else ():
+                given = arguments(op, 1, N, C, torch.bfloat16, partial(torch.empty, device="meta"))
+                yield f"{op._name} {C}", partial(op._backend_fns["cuda"], *given.values())
+
+
+def sample() -> tuple[str, ...]:
+    """Nearest to a spill: attention's first tiles with masks, each op's tangent and gradient at C = 5120."""
+    tiles = [f"{kernel} sm90 128: {TILES[kernel, 'sm90', 128][0]}, causal"
+             for kernel in ("attention_jvp", "attention_tangent")]
+    forms = [form for name in ops.OPS if name != "attention" for form in ops.custom_ops(name)
+             if form.endswith(("_jvp", "_backward")) or f"{name}_jvp" not in ops.custom_ops(name)]
+    return *tiles, *(f"{form} 5120" for form in forms)
 
 
 def faults(name: str, arch: int, f: dict) -> list[str]:
@@ -202,19 +194,21 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench compile_report")
     parser.add_argument("names", nargs="*", help="only the kernels whose names begin with one of these")
     parser.add_argument("--arch", type=int, nargs="+", choices=sorted(MATRIX), help="compute capabilities")
-    parser.add_argument("--sample", action="store_true", help="the kernels of SAMPLE, on sm_90")
+    parser.add_argument("--sample", action="store_true", help="a sample, on sm_90")
     parser.add_argument("--record", action="store_true", help=f"write the figures to {RECORD.name}")
     args = parser.parse_args(argv)
 
-    names, bad, found = SAMPLE if args.sample else tuple(args.names), [], {}
+    names, bad, found = sample() if args.sample else tuple(args.names), [], {}
     for arch in args.arch or ([90] if args.sample else [90, 80, 100]):
         for name, launch in (*attention_cases(arch), *elementwise_cases()):
             if names and not name.startswith(names):
                 continue
-            f = apart(launch, arch)
-            wrong = faults(name, arch, f) if f else ["does not compile"]
+            kernels = apart(launch, arch)
+            wrong = ["does not compile"] if not kernels else [
+                fault for f in kernels for fault in faults(name, arch, f)]
             bad += [f"sm_{arch} {name} {fault}" for fault in wrong]
-            told = ", ".join(f"{n} {what}" for what, n in f.items()) if f else wrong[0]
+            told = "; ".join(", ".join(f"{n} {what}" for what, n in f.items()) for f in kernels or ())
+            told = told or wrong[0]
             found.setdefault(f"sm_{arch}", {})[name] = told
             print(f"sm_{arch:<3} {name:75} {told}", flush=True)
     printed = [name for kernels in found.values() for name in kernels]

@@ -241,7 +241,7 @@ def _account(known, point: path.Point, condition: Condition, **networks: nn.Modu
 def plain_torch():
     """The ops are their references in here: math attention, nothing fused, the MLP whole."""
     with ExitStack() as swapped:
-        for name in ("attention", "modulate", "norm_rope", "gate", "gelu", "ccd_gradient", "ccd_loss"):
+        for name in filter(reference.__dict__.get, ops.__all__):
             swapped.enter_context(patch.object(ops, name, getattr(reference, name)))
         swapped.enter_context(patch.object(wan, "MLP_ROWS", sys.maxsize))
         yield

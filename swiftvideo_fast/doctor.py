@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from swiftvideo_fast import _C
+from swiftvideo_fast.ops import cpu
 
 EXTRAS = {              # package: (extra, what it is for)
     "triton": ("gpu", "the ops on an NVIDIA GPU"),
@@ -28,7 +28,10 @@ def report() -> str:
 def findings() -> Iterator[tuple[bool, str]]:
     """(is it there, what it is or how to get it)."""
     yield True, f"torch {torch.__version__}, {os.cpu_count()} processors, {_memory():.0f} GB"
-    yield True, f"CPU backend: C++ for {', '.join(_C.isas())}; the widest runs"
+    try:
+        yield True, f"CPU backend: C++ for {', '.join(cpu.isas())}; the widest runs"
+    except ImportError as error:
+        yield False, f"CPU backend: {error}"
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for i in range(gpus):
         of = torch.cuda.get_device_properties(i)

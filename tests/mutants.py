@@ -4,6 +4,7 @@
     python tests/mutants.py gate ccd_loss   those of some files
 """
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -12,6 +13,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+
+from swiftvideo_fast import ops  # noqa: E402
+
 KERNELS = "kernels/swiftvideo_kernels"
 ATTENTION = ["tests/test_kernels_attention.py"]
 TESTS = {                               # else the elementwise ones of its op and of all ops at once
@@ -19,122 +24,9 @@ TESTS = {                               # else the elementwise ones of its op an
     "storage": ["tests/test_kernels.py"],
     **dict.fromkeys(["ccd_gradient", "ccd_loss"], ["tests/test_kernels.py", "-k", "ccd or longer or layout"]),
 }
-MUTANTS = {                             # file: what is there, what takes its place (the first time it occurs)
-    "ccd_gradient": [
-        ("g = v - f - rt * df", "g = v - f"),
-        ("g = v - f - rt * df", "g = v - f + rt * df"),
-        ("g = v - f - rt * df", "g = v - rt * df"),
-        ("rt = r * tl.load(t_ptr + clip)", "rt = r * tl.load(t_ptr)"),
-        ("rt = r * tl.load(t_ptr + clip)", "rt = tl.load(t_ptr + clip)"),
-        ("at, mask = clip * D + col, col < D", "at, mask = clip * D + col, col <= D"),
-        ("at, mask = clip * D + col, col < D", "at, mask = col, col < D"),
-        ("range(part * BLOCK, D, parts * BLOCK)", "range(part * BLOCK, parts * BLOCK, parts * BLOCK)"),
-        ("square += g * g", "square = g * g"),
-        ("        square += g * g\n        if CLAMP:\n            g = tl.minimum(tl.maximum(g, -1.0), 1.0)\n",
-         "        if CLAMP:\n            g = tl.clamp(g, -1.0, 1.0)\n        square += g * g\n"),
-        ("tl.minimum(tl.maximum(g, -1.0), 1.0)", "tl.maximum(g, -1.0)"),
-        ("square_ptr + clip * parts + part", "square_ptr + part"),
-        ("v, F, dF, t.contiguous()", "v, F, dF, t"),
-        ("D ** -0.5", "1 / D"),
-        ('1.0 if norm == "l2"', '1.0 if norm == "rms"'),
-        ("(unit * size + c)", "(unit * size)"),
-        ("if part == 0:", "if part == 1:"),
-        ("square_ptr + clip * parts + i", "square_ptr + i"),
-        ("at, mask = clip * D + col, col < D\n        tl.store", "at, mask = col, col < D\n        tl.store"),
-        ("v, F, dF = contiguous", "_, F, dF = contiguous"),
-    ],
-    "ccd_loss": [
-        ("residual = student - f - ", "residual = student - f + "),
-        ("residual = student - f - ", "residual = student - "),
-        ("square += residual * residual", "square += residual"),
-        ("square += residual * residual", "square = residual * residual"),
-        ("torch.empty_like(F), partial_sums", "torch.empty_like(F, dtype=torch.float16), partial_sums"),
-        ("F_student, F, g = contiguous", "F_student, F, _ = contiguous"),
-        ("at, mask = clip * D + col, col < D", "at, mask = col, col < D"),
-        ("square_ptr + clip * parts + part", "square_ptr + part"),
-    ],
-    "gelu": [
-        ("(1 + 0.044715 * square)", "1"),
-        ("(1 + 0.044715", "(1 + 0.04471"),
-        ("1.5957691216057308", "1.5958"),
-        ("(s + slope", "(slope"),
-        ("(1 + 0.134145 * square)", "1"),
-        ("tl.abs(two_u)", "two_u"),
-        ("e * larger", "1 - larger"),
-        ("tl.where(x > 0, larger, smaller)", "larger"),
-        ("(larger * smaller)", "larger"),
-        ("mask = at < numel", "mask = at < numel - 1"),
-        ("x, tx = contiguous", "x, _ = contiguous"),
-        ("(triton.cdiv(x.numel(), BLOCK),)", "(x.numel() // BLOCK + 0 ** (x.numel() // BLOCK),)"),
-    ],
-    "ema": [
-        ("average = decay * average + rest * tl", "average = rest * average + decay * tl"),
-        ("average = decay * average + rest * tl", "average = decay * average + tl"),
-        ("tl.store(average_ptr + at, average, mask)", "pass"),
-        ("        tl.store(copy_ptr + at, average, mask)", "        pass"),
-        ("mask = at < numel", "mask = at < numel - 1"),
-        ("zip(average, contiguous(\"ema_\", *master)", "zip(average, master"),
-        ("tl.program_id(0).to(tl.int64) * BLOCK", "tl.program_id(0).to(tl.int64) * (BLOCK - 1)"),
-    ],
-    "gate": [
-        ("+ g * y", "+ y"),
-        ("            tz += tl.load(tx_ptr + at, mask, 0.0).to(tl.float32)", "            tz += 0"),
-        ("tz += g * tl.load(ty_ptr", "tz += tl.load(ty_ptr"),
-        ("tz += y * tl.load(tg_ptr", "tz += tl.load(tg_ptr"),
-        ("tl.load(tg_ptr + clip * C + col", "tl.load(tg_ptr + col"),
-        ("g = tl.load(g_ptr + clip * C + col", "g = tl.load(g_ptr + col"),
-        ("at = (clip * N + row)[:, None]", "at = row[:, None]"),
-        ("mask = (row < N)[:, None] & (col < C)[None, :]", "mask = (row < N)[:, None] & (col >= 0)[None, :]"),
-        ("mask = (row < N)[:, None] & (col < C)[None, :]", "mask = (row >= 0)[:, None] & (col < C)[None, :]"),
-        ("dg += dz * tl", "dg = dz * tl"),
-        ("dg += dz * tl", "dg += tl"),
-        ("tl.store(dy_ptr + at, g * dz, mask)", "tl.store(dy_ptr + at, dz, mask)"),
-        ("(clip * tl.num_programs(0) + chunk) * C", "chunk * C"),
-        ("tl.minimum(N, (chunk + 1) * CHUNK)", "N"),
-        ("x, y, g = contiguous(\"gate\"", "_, y, g = contiguous(\"gate\""),
-        ("dz, y, g = contiguous", "_, y, g = contiguous"),
-    ],
-    "modulate": [
-        ("x - (tl.sum(x, 1) / C)[:, None]", "x"),
-        ("centred = tl.where(real, x - (tl.sum(x, 1) / C)[:, None], 0.0)",
-         "centred = x - (tl.sum(x, 1) / C)[:, None]"),
-        ("/ C + eps", "/ C"),
-        ("(u - mean_u - n * mean_nu)", "(u - n * mean_nu)"),
-        ("(u - mean_u - n * mean_nu)", "(u - mean_u)"),
-        ("rstd * (u", "(u"),
-        ("ln_jacobian(tx, n, rstd, C, real) * gain", "ln_jacobian(tx, n, rstd, C, real)"),
-        ("tl.where(real, rstd", "(rstd"),
-        ("ty += n * tl.load(ts_ptr", "ty += tl.load(ts_ptr"),
-        ("            ty += tl.load(tb_ptr + channel, mask, 0.0).to(tl.float32)", "            ty += 0"),
-        ("channel = clip * C + tl", "channel = tl"),
-        ("gain = 1 + tl.load(s_ptr + channel", "gain = tl.load(s_ptr + channel"),
-        ("n * gain + b", "n * gain"),
-        ("ln_jacobian(dy * gain, n", "ln_jacobian(dy, n"),
-        ("ds += dy * n", "ds += dy"),
-        ("db += dy", "db = dy"),
-        ("tl.minimum(N, (chunk + 1) * CHUNK)", "N"),
-        ("(clip * tl.num_programs(0) + chunk) * C", "chunk * C"),
-        ("dy, x, s = contiguous", "_, x, s = contiguous"),
-    ],
-    "norm_rope": [
-        ("rstd * (u - n * (tl.sum(n * u, 1) / C)[:, None])", "rstd * u"),
-        ("rstd * (u - n * (tl.sum(n * u, 1) / C)[:, None])", "u - n * (tl.sum(n * u, 1) / C)[:, None]"),
-        ("(pair % R)", "pair"),
-        ("at = row[:, None] * R", "at = row[:, None] * (R + 1)"),
-        ("a * cos - b * sin", "a * cos + b * sin"),
-        ("a * sin + b * cos", "b * sin + a * cos"),
-        ("/ C + eps", "/ C"),
-        ("y = n * w", "y = n"),
-        ("ty = rms_jacobian(tx, n, rstd, C) * w", "ty = rms_jacobian(tx, n, rstd, C)"),
-        ("            ty = _turn(ty, cos, sin, ROWS, BLOCK_C)", "            ty += 0"),
-        ("cos, -sin", "cos, sin"),
-        ("rms_jacobian(dy * w, n", "rms_jacobian(dy, n"),
-        ("dw += dy * n", "dw = dy * n"),
-        ("dw.sum((0, 1))", "dw.sum(1)[0]"),
-        ("(cos.float(), sin.float())", "(cos, sin)"),
-        ("at = (clip * N + row)[:, None]", "at = row[:, None]"),
-        ("tl.minimum(N, (chunk + 1) * CHUNK)", "N"),
-    ],
+# File: what is there, what takes its place (the first time it occurs).  An op's own are in its test's file.
+OF_OPS = {name: importlib.import_module(f"test_{name}").MUTANTS for name in ops.OPS if name != "attention"}
+MUTANTS = OF_OPS | {
     "storage": [
         ("x if x is None else x.contiguous()", "x"),
         ("if x is not None and x.dtype == torch.float64", "if False"),

@@ -26,12 +26,11 @@ from swiftvideo_fast.train.ranks import Ranks, launched
 from swiftvideo_fast.train.recipe import Parts, start_engine
 from swiftvideo_fast.train.single import Trained
 
-OPS = ("attention", "modulate", "norm_rope", "gate", "gelu", "ccd_gradient", "ccd_loss")
-
 
 def train_by_reference(cfg: Config) -> None:
     """tiny.train, the ops replaced by their meaning."""
-    with patch.multiple(ops, **{name: getattr(reference, name) for name in OPS}):
+    meanings = {name: getattr(reference, name) for name in ops.__all__ if hasattr(reference, name)}
+    with patch.multiple(ops, **meanings):
         tiny.train(cfg)
 
 

@@ -79,3 +79,29 @@ def test_says_which_argument_is_wrong(rng):
         ccd_gradient(x, x, x, torch.zeros(3), 1.0)
     with pytest.raises(ValueError, match=r"ccd_gradient: norm is 'l1'; want one of l2, rms, clip"):
         ccd_gradient(x, x, x, torch.zeros(2), 1.0, norm="l1")
+
+
+# Of the Triton kernel, for tests/mutants.py: (what is there, what takes its place).
+MUTANTS = [
+    ("g = v - f - rt * df", "g = v - f"),
+    ("g = v - f - rt * df", "g = v - f + rt * df"),
+    ("g = v - f - rt * df", "g = v - rt * df"),
+    ("rt = r * tl.load(t_ptr + clip)", "rt = r * tl.load(t_ptr)"),
+    ("rt = r * tl.load(t_ptr + clip)", "rt = tl.load(t_ptr + clip)"),
+    ("at, mask = clip * D + col, col < D", "at, mask = clip * D + col, col <= D"),
+    ("at, mask = clip * D + col, col < D", "at, mask = col, col < D"),
+    ("range(part * BLOCK, D, parts * BLOCK)", "range(part * BLOCK, parts * BLOCK, parts * BLOCK)"),
+    ("square += g * g", "square = g * g"),
+    ("        square += g * g\n        if CLAMP:\n            g = tl.minimum(tl.maximum(g, -1.0), 1.0)\n",
+     "        if CLAMP:\n            g = tl.clamp(g, -1.0, 1.0)\n        square += g * g\n"),
+    ("tl.minimum(tl.maximum(g, -1.0), 1.0)", "tl.maximum(g, -1.0)"),
+    ("square_ptr + clip * parts + part", "square_ptr + part"),
+    ("v, F, dF, t.contiguous()", "v, F, dF, t"),
+    ("D ** -0.5", "1 / D"),
+    ('1.0 if norm == "l2"', '1.0 if norm == "rms"'),
+    ("(unit * size + c)", "(unit * size)"),
+    ("if part == 0:", "if part == 1:"),
+    ("square_ptr + clip * parts + i", "square_ptr + i"),
+    ("at, mask = clip * D + col, col < D\n        tl.store", "at, mask = col, col < D\n        tl.store"),
+    ("v, F, dF = contiguous", "_, F, dF = contiguous"),
+]

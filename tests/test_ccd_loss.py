@@ -53,3 +53,16 @@ def test_says_which_argument_is_wrong():
         ccd_loss(x, x, x)
     with pytest.raises(ValueError, match=r"ccd_loss: F_student is \(1, 3\); want \(B, ...\) = \(2, 3\)"):
         ccd_loss(x[:1], x, x.float())
+
+
+# Of the Triton kernel, for tests/mutants.py: (what is there, what takes its place).
+MUTANTS = [
+    ("residual = student - f - ", "residual = student - f + "),
+    ("residual = student - f - ", "residual = student - "),
+    ("square += residual * residual", "square += residual"),
+    ("square += residual * residual", "square = residual * residual"),
+    ("torch.empty_like(F), partial_sums", "torch.empty_like(F, dtype=torch.float16), partial_sums"),
+    ("F_student, F, g = contiguous", "F_student, F, _ = contiguous"),
+    ("at, mask = clip * D + col, col < D", "at, mask = col, col < D"),
+    ("square_ptr + clip * parts + part", "square_ptr + part"),
+]

@@ -1,6 +1,8 @@
 """Which instruction set's kernels the CPU runs."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -23,3 +25,20 @@ def test_an_isa_runs_until_the_one_before_does_again():
 def test_an_isa_this_machine_lacks_is_refused():
     with pytest.raises(ValueError, match="use_isa: mmx is not an instruction set of this machine"):
         _C.use_isa("mmx")
+
+
+WITHOUT = """
+import sys
+sys.modules["swiftvideo_fast._C"] = None
+import torch
+from swiftvideo_fast import doctor, ops
+print("CPU backend: " in doctor.report())
+ops.gelu(torch.ones(3))
+"""
+
+
+def test_without_the_extension_the_package_imports_and_the_cpu_says_how_to_build_it():
+    """A GPU machine needs no build."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)
+    assert done.stdout == "True\n"
+    assert "ImportError: gelu on the CPU needs the extension" in done.stderr and "pip install" in done.stderr

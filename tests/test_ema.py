@@ -66,3 +66,15 @@ def test_says_which_argument_is_wrong():
         ema_([one.bfloat16()], [one.bfloat16()], 0.9)
     with pytest.raises(ValueError, match=r"ema_: copy\[0\] has strides \(1, 3\); want contiguous storage"):
         ema_([torch.zeros(3, 2)], [torch.zeros(3, 2)], 0.9, [torch.zeros(2, 3).T])
+
+
+# Of the Triton kernel, for tests/mutants.py: (what is there, what takes its place).
+MUTANTS = [
+    ("average = decay * average + rest * tl", "average = rest * average + decay * tl"),
+    ("average = decay * average + rest * tl", "average = decay * average + tl"),
+    ("tl.store(average_ptr + at, average, mask)", "pass"),
+    ("        tl.store(copy_ptr + at, average, mask)", "        pass"),
+    ("mask = at < numel", "mask = at < numel - 1"),
+    ("zip(average, contiguous(\"ema_\", *master)", "zip(average, master"),
+    ("tl.program_id(0).to(tl.int64) * BLOCK", "tl.program_id(0).to(tl.int64) * (BLOCK - 1)"),
+]

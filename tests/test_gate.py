@@ -99,3 +99,24 @@ def test_says_which_argument_is_wrong(rng):
         gate(x, y, g[:1])
     with pytest.raises(ValueError, match=r"gate_jvp: ty is torch.float32; want torch.float64"):
         gate_jvp(x, tx, y, ty.float(), g, tg)
+
+
+# Of the Triton kernel, for tests/mutants.py: (what is there, what takes its place).
+MUTANTS = [
+    ("+ g * y", "+ y"),
+    ("            tz += tl.load(tx_ptr + at, mask, 0.0).to(tl.float32)", "            tz += 0"),
+    ("tz += g * tl.load(ty_ptr", "tz += tl.load(ty_ptr"),
+    ("tz += y * tl.load(tg_ptr", "tz += tl.load(tg_ptr"),
+    ("tl.load(tg_ptr + clip * C + col", "tl.load(tg_ptr + col"),
+    ("g = tl.load(g_ptr + clip * C + col", "g = tl.load(g_ptr + col"),
+    ("at = (clip * N + row)[:, None]", "at = row[:, None]"),
+    ("mask = (row < N)[:, None] & (col < C)[None, :]", "mask = (row < N)[:, None] & (col >= 0)[None, :]"),
+    ("mask = (row < N)[:, None] & (col < C)[None, :]", "mask = (row >= 0)[:, None] & (col < C)[None, :]"),
+    ("dg += dz * tl", "dg = dz * tl"),
+    ("dg += dz * tl", "dg += tl"),
+    ("tl.store(dy_ptr + at, g * dz, mask)", "tl.store(dy_ptr + at, dz, mask)"),
+    ("(clip * tl.num_programs(0) + chunk) * C", "chunk * C"),
+    ("tl.minimum(N, (chunk + 1) * CHUNK)", "N"),
+    ("x, y, g = contiguous(\"gate\"", "_, y, g = contiguous(\"gate\""),
+    ("dz, y, g = contiguous", "_, y, g = contiguous"),
+]

@@ -59,3 +59,23 @@ def test_ops_are_well_formed(rng):
 def test_says_which_argument_is_wrong(rng):
     with pytest.raises(ValueError, match=r"gelu_jvp: tx is \(3,\); want .* \(2, 3\)"):
         gelu_jvp(torch.zeros(2, 3), torch.zeros(3))
+
+
+# Of the Triton kernel, for tests/mutants.py: (what is there, what takes its place).
+MUTANTS = [
+    ("(1 + 0.044715 * square)", "1"),
+    ("(1 + 0.044715", "(1 + 0.04471"),
+    ("1.5957691216057308", "1.5958"),
+    ("(s + slope", "(slope"),
+    ("(1 + 0.134145 * square)", "1"),
+    ("tl.abs(two_u)", "two_u"),
+    ("e * larger", "1 - larger"),
+    ("tl.where(x > 0, larger, smaller)", "larger"),
+    ("(larger * smaller)", "larger"),
+    ("mask = at < numel", "mask = at < numel - 1"),
+    ("x, tx = contiguous", "x, _ = contiguous"),
+    ("return _launch(x, dy, None", "return _launch(dy, x, None"),
+    ("dy, x = contiguous", "dy, _ = contiguous"),
+    ("x, = contiguous", "_, = contiguous"),
+    ("(triton.cdiv(x.numel(), BLOCK),)", "(x.numel() // BLOCK + 0 ** (x.numel() // BLOCK),)"),
+]

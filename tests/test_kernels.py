@@ -7,12 +7,14 @@ from closeness import assert_no_worse
 from swiftvideo_kernels.ccd_gradient import BLOCK
 from torch.utils._pytree import tree_leaves, tree_map
 
+from bench.arguments import arguments
+from swiftvideo_fast import ops
 from swiftvideo_fast.ops import reference
 from swiftvideo_fast.ops.ccd_gradient import NORMS, ccd_gradient_op
 from swiftvideo_fast.ops.ccd_loss import ccd_loss_op
 from swiftvideo_fast.ops.ema import ema_op
 from swiftvideo_fast.ops.gate import gate_backward, gate_jvp, gate_op
-from swiftvideo_fast.ops.gelu import gelu_jvp
+from swiftvideo_fast.ops.gelu import gelu_backward, gelu_jvp, gelu_op
 from swiftvideo_fast.ops.modulate import modulate_backward, modulate_jvp, modulate_op
 from swiftvideo_fast.ops.norm_rope import norm_rope_backward, norm_rope_jvp, norm_rope_op
 
@@ -107,6 +109,8 @@ class TestMatchesTorch:
     def test_gelu(self, rng, B, N, C, dtype):
         x, tx = 3 * draw(rng, B, N, C, dtype=dtype), draw(rng, B, N, C, dtype=dtype)
         check("y ty", gelu_jvp, (x, tx), lambda x, tx: forward_mode(reference.gelu, [(x, tx)]))
+        check("y", gelu_op, (x,), reference.gelu)
+        check("dx", gelu_backward, (tx, x), lambda dy, x: gradients(reference.gelu, (x,), dy))
 
     @pytest.mark.parametrize("norm", NORMS)
     def test_ccd_gradient(self, rng, B, N, C, dtype, norm):
@@ -150,19 +154,12 @@ def apart(x):
 
 
 def test_any_layout_is_read(rng):
-    x, tx, y, ty = (draw(rng, 2, 3, 24).to(DEVICE) for _ in range(4))
-    s, ts, b, tb = (draw(rng, 2, 24).to(DEVICE) for _ in range(4))
-    w, t = draw(rng, 24).to(DEVICE), draw(rng, 2).sigmoid().to(DEVICE)
-    cos, sin = (table.to(DEVICE) for table in rotation(rng, 3, 4))
-    for op, *args in (
-        (modulate_op, x, s, b, EPS), (modulate_jvp, x, tx, s, ts, b, tb, EPS),
-        (modulate_backward, y, x, s, EPS), (norm_rope_op, x, w, cos, sin, EPS),
-        (norm_rope_jvp, x, tx, w, cos, sin, EPS), (norm_rope_backward, y, x, w, cos, sin, EPS),
-        (gate_op, x, y, s), (gate_jvp, x, tx, y, ty, s, ts), (gate_backward, x, y, s), (gelu_jvp, x, tx),
-        (ccd_gradient_op, x, y, tx, t, 0.3, "l2", 0.1), (ccd_loss_op, x, y, tx),
-    ):
-        want, got = (tree_leaves(gpu_backend(op)(*given)) for given in (args, map(apart, args)))
-        assert all(map(torch.equal, want, got)), op
+    for name in ops.OPS:
+        for op in ops.custom_ops(name).values() if name not in ("attention", "ema") else ():
+            given = arguments(op, 2, 3, 24, F32, lambda *shape, dtype: draw(rng, *shape).to(DEVICE)).values()
+            want, got = (tree_leaves(gpu_backend(op)(*args)) for args in (given, map(apart, given)))
+            assert all(map(torch.equal, want, got)), op
+    x, y = (draw(rng, 2, 3, 24).to(DEVICE) for _ in range(2))
     average = [x.clone(), x.clone()]
     gpu_backend(ema_op)(average[:1], [y], 0.95, [])
     gpu_backend(ema_op)(average[1:], [apart(y)], 0.95, [])

@@ -113,3 +113,28 @@ def test_says_which_argument_is_wrong(rng):
         modulate(x[0], s, b)
     with pytest.raises(ValueError, match=r"modulate: b is torch.float32; want torch.float64"):
         modulate(x, s, b.float())
+
+
+# Of the Triton kernel, for tests/mutants.py: (what is there, what takes its place).
+MUTANTS = [
+    ("x - (tl.sum(x, 1) / C)[:, None]", "x"),
+    ("centred = tl.where(real, x - (tl.sum(x, 1) / C)[:, None], 0.0)",
+     "centred = x - (tl.sum(x, 1) / C)[:, None]"),
+    ("/ C + eps", "/ C"),
+    ("(u - mean_u - n * mean_nu)", "(u - n * mean_nu)"),
+    ("(u - mean_u - n * mean_nu)", "(u - mean_u)"),
+    ("rstd * (u", "(u"),
+    ("ln_jacobian(tx, n, rstd, C, real) * gain", "ln_jacobian(tx, n, rstd, C, real)"),
+    ("tl.where(real, rstd", "(rstd"),
+    ("ty += n * tl.load(ts_ptr", "ty += tl.load(ts_ptr"),
+    ("            ty += tl.load(tb_ptr + channel, mask, 0.0).to(tl.float32)", "            ty += 0"),
+    ("channel = clip * C + tl", "channel = tl"),
+    ("gain = 1 + tl.load(s_ptr + channel", "gain = tl.load(s_ptr + channel"),
+    ("n * gain + b", "n * gain"),
+    ("ln_jacobian(dy * gain, n", "ln_jacobian(dy, n"),
+    ("ds += dy * n", "ds += dy"),
+    ("db += dy", "db = dy"),
+    ("tl.minimum(N, (chunk + 1) * CHUNK)", "N"),
+    ("(clip * tl.num_programs(0) + chunk) * C", "chunk * C"),
+    ("dy, x, s = contiguous", "_, x, s = contiguous"),
+]

@@ -110,3 +110,25 @@ def test_says_which_argument_is_wrong(rng):
         norm_rope(x, w, cos, None)
     with pytest.raises(ValueError, match=r"norm_rope_jvp: tx is \(1, 5, 24\); want \(B, N, C\)"):
         norm_rope_jvp(x, tx[:1], w, cos, sin, 1e-6)
+
+
+# Of the Triton kernel, for tests/mutants.py: (what is there, what takes its place).
+MUTANTS = [
+    ("rstd * (u - n * (tl.sum(n * u, 1) / C)[:, None])", "rstd * u"),
+    ("rstd * (u - n * (tl.sum(n * u, 1) / C)[:, None])", "u - n * (tl.sum(n * u, 1) / C)[:, None]"),
+    ("(pair % R)", "pair"),
+    ("at = row[:, None] * R", "at = row[:, None] * (R + 1)"),
+    ("a * cos - b * sin", "a * cos + b * sin"),
+    ("a * sin + b * cos", "b * sin + a * cos"),
+    ("/ C + eps", "/ C"),
+    ("y = n * w", "y = n"),
+    ("ty = rms_jacobian(tx, n, rstd, C) * w", "ty = rms_jacobian(tx, n, rstd, C)"),
+    ("            ty = _turn(ty, cos, sin, ROWS, BLOCK_C)", "            ty += 0"),
+    ("cos, -sin", "cos, sin"),
+    ("rms_jacobian(dy * w, n", "rms_jacobian(dy, n"),
+    ("dw += dy * n", "dw = dy * n"),
+    ("dw.sum((0, 1))", "dw.sum(1)[0]"),
+    ("(cos.float(), sin.float())", "(cos, sin)"),
+    ("at = (clip * N + row)[:, None]", "at = row[:, None]"),
+    ("tl.minimum(N, (chunk + 1) * CHUNK)", "N"),
+]

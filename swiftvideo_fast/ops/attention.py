@@ -11,9 +11,8 @@ lse (B, H, N) is the natural log of the softmax's denominator, float32 (float64 
 import torch
 from torch import Tensor
 
-from swiftvideo_fast import _C
 from swiftvideo_fast.dual import Dual, parts, torch_tangents
-from swiftvideo_fast.ops import check
+from swiftvideo_fast.ops import check, cpu
 
 
 @torch_tangents
@@ -35,7 +34,7 @@ def attention(q: Tensor | Dual, k: Tensor | Dual, v: Tensor | Dual, *, scale: fl
 def attention_op(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
     """(o, lse)."""
     _check("attention", q, k, v)
-    return _C.attention(q, k, v, scale, causal)
+    return cpu.attention(q, k, v, scale, causal)
 
 
 @attention_op.register_kernel("cuda")
@@ -56,7 +55,7 @@ def attention_jvp(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v:
                   scale: float, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(o, to, lse).  A tangent of None is zero and its products are not computed."""
     _check("attention_jvp", q, k, v, tq, tk, tv)
-    return _C.attention_jvp(q, tq, k, tk, v, tv, scale, causal)
+    return cpu.attention_jvp(q, tq, k, tk, v, tv, scale, causal)
 
 
 @attention_jvp.register_kernel("cuda")

@@ -10,8 +10,7 @@ lose the difference it is made of.
 import torch
 from torch import Tensor
 
-from swiftvideo_fast import _C
-from swiftvideo_fast.ops import check
+from swiftvideo_fast.ops import check, cpu
 
 NORMS = ("l2", "rms", "clip")
 
@@ -33,7 +32,7 @@ def ccd_gradient_op(v: Tensor, F: Tensor, dF: Tensor, t: Tensor, r: float, norm:
                     c: float) -> tuple[Tensor, Tensor]:
     """(g, size)."""
     _check(v, F, dF, t, norm)
-    return _C.ccd_gradient(v, F, dF, t, r, norm, c)
+    return cpu.ccd_gradient(v, F, dF, t, r, norm, c)
 
 
 @ccd_gradient_op.register_kernel("cuda")

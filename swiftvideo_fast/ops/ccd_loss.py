@@ -8,8 +8,7 @@ Differentiable in F_student only; F and g are under the paper's stop-gradient.
 import torch
 from torch import Tensor
 
-from swiftvideo_fast import _C
-from swiftvideo_fast.ops import check
+from swiftvideo_fast.ops import check, cpu
 
 
 def ccd_loss(F_student: Tensor, F: Tensor, g: Tensor) -> Tensor:
@@ -24,7 +23,7 @@ def ccd_loss(F_student: Tensor, F: Tensor, g: Tensor) -> Tensor:
 def ccd_loss_op(F_student: Tensor, F: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """(loss, residual); the residual in F_student's dtype."""
     _check(F_student, F, g)
-    return _C.ccd_loss(F_student, F, g)
+    return cpu.ccd_loss(F_student, F, g)
 
 
 @ccd_loss_op.register_kernel("cuda")

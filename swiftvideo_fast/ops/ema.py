@@ -7,8 +7,7 @@ in one pass over memory.  average and master are float32 (or float64): a step of
 import torch
 from torch import Tensor
 
-from swiftvideo_fast import _C
-from swiftvideo_fast.ops import check
+from swiftvideo_fast.ops import check, cpu
 
 
 def ema_(average: list[Tensor], master: list[Tensor], decay: float,
@@ -22,7 +21,7 @@ def ema_(average: list[Tensor], master: list[Tensor], decay: float,
 def ema_op(average: list[Tensor], master: list[Tensor], decay: float, copy: list[Tensor]) -> None:
     """The same; an empty `copy` means none."""
     _check(average, master, copy)
-    _C.ema_(average, master, decay, copy)
+    cpu.ema_(average, master, decay, copy)
 
 
 @ema_op.register_kernel("cuda")

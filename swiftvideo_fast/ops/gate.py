@@ -7,9 +7,8 @@ x, y (B, N, C); g (B, C), which may be float32 beside a bfloat16 x.  Outputs are
 import torch
 from torch import Tensor
 
-from swiftvideo_fast import _C
 from swiftvideo_fast.dual import Dual, parts, torch_tangents
-from swiftvideo_fast.ops import check
+from swiftvideo_fast.ops import check, cpu
 
 
 @torch_tangents
@@ -25,7 +24,7 @@ def gate(x: Tensor | Dual, y: Tensor | Dual, g: Tensor | Dual) -> Tensor | Dual:
 def gate_op(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
     """x + g y."""
     _check("gate", x, y, g)
-    return _C.gate(x, y, g)
+    return cpu.gate(x, y, g)
 
 
 @gate_op.register_kernel("cuda")
@@ -46,7 +45,7 @@ def gate_jvp(x: Tensor, tx: Tensor | None, y: Tensor, ty: Tensor | None, g: Tens
              tg: Tensor | None) -> tuple[Tensor, Tensor]:
     """(x + g y, tx + g ty + tg y).  A tangent of None is zero."""
     _check("gate_jvp", x, y, g, tx, ty, tg)
-    return _C.gate_jvp(x, tx, y, ty, g, tg)
+    return cpu.gate_jvp(x, tx, y, ty, g, tg)
 
 
 @gate_jvp.register_kernel("cuda")
@@ -65,7 +64,7 @@ def _(x, tx, y, ty, g, tg):
 @torch.library.custom_op("swiftvideo_fast::gate_backward", mutates_args=(), device_types="cpu")
 def gate_backward(dz: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """(dy, dg); dx is dz itself."""
-    return _C.gate_backward(dz, y, g)
+    return cpu.gate_backward(dz, y, g)
 
 
 @gate_backward.register_kernel("cuda")

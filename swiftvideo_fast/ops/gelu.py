@@ -1,15 +1,14 @@
 """GELU (tanh) and its tangent: swiftvideo_fast::gelu, ::gelu_jvp and the backward both share.
 
 y is differentiable in x; ty is not: the losses stop the gradient there.
-Any shape; outputs are contiguous, in x's dtype.  On a GPU the plain op and the backward are torch's own.
+Any shape; outputs are contiguous, in x's dtype.
 """
 
 import torch
 from torch import Tensor
 
-from swiftvideo_fast import _C
 from swiftvideo_fast.dual import Dual, parts, torch_tangents
-from swiftvideo_fast.ops import check
+from swiftvideo_fast.ops import check, cpu
 
 
 @torch_tangents
@@ -23,13 +22,15 @@ def gelu(x: Tensor | Dual) -> Tensor | Dual:
 def gelu_op(x: Tensor) -> Tensor:
     """gelu(x)."""
     check.stored("gelu", x.dtype, x=x)
-    return _C.gelu(x)
+    return cpu.gelu(x)
 
 
 @gelu_op.register_kernel("cuda")
 def _(x):
+    from swiftvideo_kernels.gelu import gelu as launch
+
     check.stored("gelu", x.dtype, x=x)
-    return torch.ops.aten.gelu(x.contiguous(), approximate="tanh")
+    return launch(x)
 
 
 @gelu_op.register_fake
@@ -41,7 +42,7 @@ def _(x):
 def gelu_jvp(x: Tensor, tx: Tensor) -> tuple[Tensor, Tensor]:
     """(gelu(x), gelu'(x) tx)."""
     _check(x, tx)
-    return _C.gelu_jvp(x, tx)
+    return cpu.gelu_jvp(x, tx)
 
 
 @gelu_jvp.register_kernel("cuda")
@@ -60,12 +61,14 @@ def _(x, tx):
 @torch.library.custom_op("swiftvideo_fast::gelu_backward", mutates_args=(), device_types="cpu")
 def gelu_backward(dy: Tensor, x: Tensor) -> Tensor:
     """gelu'(x) dy."""
-    return _C.gelu_backward(dy, x)
+    return cpu.gelu_backward(dy, x)
 
 
 @gelu_backward.register_kernel("cuda")
 def _(dy, x):
-    return torch.ops.aten.gelu_backward(dy.contiguous(), x.contiguous(), approximate="tanh")
+    from swiftvideo_kernels.gelu import gelu_backward as launch
+
+    return launch(dy, x)
 
 
 @gelu_backward.register_fake

@@ -7,9 +7,8 @@ x (B, N, C); s, b (B, C), which may be float32 beside a bfloat16 x.  Outputs are
 import torch
 from torch import Tensor
 
-from swiftvideo_fast import _C
 from swiftvideo_fast.dual import Dual, parts, torch_tangents
-from swiftvideo_fast.ops import check
+from swiftvideo_fast.ops import check, cpu
 
 
 @torch_tangents
@@ -25,7 +24,7 @@ def modulate(x: Tensor | Dual, s: Tensor | Dual, b: Tensor | Dual, eps: float = 
 def modulate_op(x: Tensor, s: Tensor, b: Tensor, eps: float) -> Tensor:
     """layer_norm(x) (1 + s) + b."""
     _check("modulate", x, s, b)
-    return _C.modulate(x, s, b, eps)
+    return cpu.modulate(x, s, b, eps)
 
 
 @modulate_op.register_kernel("cuda")
@@ -46,7 +45,7 @@ def modulate_jvp(x: Tensor, tx: Tensor | None, s: Tensor, ts: Tensor | None, b: 
                  eps: float) -> tuple[Tensor, Tensor]:
     """(modulate(x, s, b), its tangent).  A tangent of None is zero."""
     _check("modulate_jvp", x, s, b, tx, ts, tb)
-    return _C.modulate_jvp(x, tx, s, ts, b, tb, eps)
+    return cpu.modulate_jvp(x, tx, s, ts, b, tb, eps)
 
 
 @modulate_jvp.register_kernel("cuda")
@@ -65,7 +64,7 @@ def _(x, tx, s, ts, b, tb, eps):
 @torch.library.custom_op("swiftvideo_fast::modulate_backward", mutates_args=(), device_types="cpu")
 def modulate_backward(dy: Tensor, x: Tensor, s: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """(dx, ds, db), the last two in s's dtype.  LayerNorm's Jacobian is symmetric: dx is as a tangent."""
-    return _C.modulate_backward(dy, x, s, eps)
+    return cpu.modulate_backward(dy, x, s, eps)
 
 
 @modulate_backward.register_kernel("cuda")

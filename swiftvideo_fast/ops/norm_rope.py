@@ -8,9 +8,8 @@ Pairs are interleaved: channels 2i and 2i + 1 of each head.  Outputs are contigu
 import torch
 from torch import Tensor
 
-from swiftvideo_fast import _C
 from swiftvideo_fast.dual import Dual, parts, torch_tangents
-from swiftvideo_fast.ops import check
+from swiftvideo_fast.ops import check, cpu
 
 
 @torch_tangents
@@ -27,7 +26,7 @@ def norm_rope(x: Tensor | Dual, w: Tensor, cos: Tensor | None, sin: Tensor | Non
 def norm_rope_op(x: Tensor, w: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float) -> Tensor:
     """rope(rms_norm(x) w)."""
     _check("norm_rope", x, w, cos, sin)
-    return _C.norm_rope(x, w, cos, sin, eps)
+    return cpu.norm_rope(x, w, cos, sin, eps)
 
 
 @norm_rope_op.register_kernel("cuda")
@@ -48,7 +47,7 @@ def norm_rope_jvp(x: Tensor, tx: Tensor, w: Tensor, cos: Tensor | None, sin: Ten
                   eps: float) -> tuple[Tensor, Tensor]:
     """(norm_rope(x, w, cos, sin), its tangent along tx)."""
     _check("norm_rope_jvp", x, w, cos, sin, tx)
-    return _C.norm_rope_jvp(x, tx, w, cos, sin, eps)
+    return cpu.norm_rope_jvp(x, tx, w, cos, sin, eps)
 
 
 @norm_rope_jvp.register_kernel("cuda")
@@ -68,7 +67,7 @@ def _(x, tx, w, cos, sin, eps):
 def norm_rope_backward(dy: Tensor, x: Tensor, w: Tensor, cos: Tensor | None, sin: Tensor | None,
                        eps: float) -> tuple[Tensor, Tensor]:
     """(dx, dw).  The rotation turns back, then dy w goes through RMSNorm's Jacobian, which is symmetric."""
-    return _C.norm_rope_backward(dy, x, w, cos, sin, eps)
+    return cpu.norm_rope_backward(dy, x, w, cos, sin, eps)
 
 
 @norm_rope_backward.register_kernel("cuda")
