@@ -3,11 +3,11 @@
     python -m bench versus [SHAPE ...] [--record] [--peer package.module:function ...]
 
 At each shape: the error of sampled query rows against float64; the launched kernel, the table's other entries
-(by TMA, by pointers) and the two-pass form; each plain forward installed; and the peers.  A peer
-takes (q, k, v, tq, tk, tv) and returns (o, to).  Speeds count six matrix products a JVP (12 B H N M D) and
-two a forward; "forwards" is a time in units of the fastest forward's (a JVP's ideal is 3.0).  What fails is
-said and left out, and the record is written after each way; what misses an error or speed bar is said last,
-with exit status 1.
+and the two-pass form; each plain forward and backward installed; and the peers.  A peer takes
+(q, k, v, tq, tk, tv) and returns (o, to).  Speeds count six matrix products a JVP (12 B H N M D), two a
+forward, five a backward; "forwards" is a time in units of the fastest forward's (a JVP's ideal is 3.0).  What
+fails is said and left out, and the record is written after each way; what misses an error or speed bar is
+said last, with exit status 1.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import triton
 from swiftvideo_kernels import attention as primal
 from swiftvideo_kernels.attention_jvp import attention_jvp
 from swiftvideo_kernels.attention_tangent import attention_tangent
+from swiftvideo_kernels.attention_ways import WAYS, installed
 from swiftvideo_kernels.tiles import TILES, family
 from torch import Tensor
 
@@ -57,17 +58,30 @@ def sampled_error(args: list[Tensor], o: Tensor, to: Tensor, rows: int = 48) -> 
     return tuple((apart[:, 0] / apart[:, 1]).sqrt().tolist())
 
 
-def forwards(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable]:
-    """Each plain forward this machine may have."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    def cudnn():
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            torch.nn.functional.scaled_dot_product_attention(q, k, v)
-
+def plain(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable]:
+    """Each plain forward and backward that is installed; backwards start from our (o, lse)."""
     scale = q.shape[-1] ** -0.5
-    ways = {"flash-attn 3": primal._flash_3, "flash-attn 2": primal._flash_2, "aten flash": primal._flash}
-    return {name: partial(way, q, k, v, scale, False) for name, way in ways.items()} | {"cudnn": cudnn}
+    do = torch.randn_like(q)
+    o, lse = primal.attention(q, k, v, scale, False)
+    ways = {}
+    for name, (forward, backward) in WAYS.items():
+        if installed(name) and name != "torch's efficient":
+            ways[f"forward {name}"] = partial(forward, q, k, v, scale, False)
+            ways[f"backward {name}"] = partial(backward, do, q, k, v, o, lse, scale, False, False)
+            if name in (primal.FLASH[1], "flash-attn 2", "flash-attn 3", "flash-attn 4"):
+                ways[f"deterministic backward {name}"] = partial(
+                    repeating, partial(backward, do, q, k, v, o, lse, scale, False, True))
+    return ways
+
+
+def repeating(run: Callable) -> tuple:
+    """run() under torch's own switch."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        return run()
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def jvps(name: str, args: list[Tensor], peers: list[str]) -> dict[str, Callable]:
@@ -119,7 +133,7 @@ def at_shape(name: str, peers: list[str], keep: Callable[[dict], None]) -> list[
     """Draw the inputs of one shape and measure every way; what was wrong."""
     B, H, N, D = SHAPES[name]
     args = [torch.randn(B, N, H, D, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for _ in range(6)]
-    ways = {f"forward {way}": run for way, run in forwards(*args[:3]).items()}
+    ways = plain(*args[:3])
     ways |= {f"jvp {way}": run for way, run in jvps(name, args, peers).items()}
     return measured(name, ways, args, keep)
 
@@ -134,7 +148,11 @@ def measured(name: str, ways: dict[str, Callable], args: list[Tensor],
     for way, run in ways.items():
         try:
             out = run()
-            figures = measure(run, (12 if way.startswith("jvp") else 4) * B * H * N * N * D)
+            products = 12 if way.startswith("jvp") else 4 if way.startswith("forward") else 10
+            figures = measure(run, products * B * H * N * N * D)
+            if "backward" in way:
+                first, *more = (run() for _ in range(3))
+                figures["repeats"] = all(map(torch.equal, first * 2, more[0] + more[1]))
             if way.startswith("jvp"):
                 figures["error o"], figures["error to"] = sampled_error(args, *out)
         except Exception as error:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+from swiftvideo_kernels import attention
 
 from swiftvideo_fast.ops import cpu
 
@@ -36,6 +37,10 @@ def findings() -> Iterator[tuple[bool, str]]:
     for i in range(gpus):
         of = torch.cuda.get_device_properties(i)
         yield True, f"GPU {i}: {of.name}, {of.total_memory / 1e9:.0f} GB, sm_{of.major}{of.minor}"
+        device = torch.device("cuda", i)
+        ways = (f"{direction} by {attention.chosen(direction, device, torch.bfloat16, 128, False)}"
+                for direction in ("forward", "backward", "deterministic backward"))
+        yield True, f"GPU {i}: attention, {', '.join(ways)}"
     if not gpus:
         why = "torch is the CPU build" if torch.version.cuda is None else "torch finds no device"
         yield False, f"GPU backend: {why}; everything runs on the CPU"

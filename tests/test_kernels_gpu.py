@@ -7,8 +7,10 @@ from functools import partial
 
 import pytest
 import torch
+from swiftvideo_kernels import attention as plain
 from swiftvideo_kernels.attention_jvp import attention_jvp as one_pass
 from swiftvideo_kernels.attention_tangent import attention_tangent
+from swiftvideo_kernels.attention_ways import installed
 from swiftvideo_kernels.tiles import TILES, family
 
 from bench.arguments import arguments
@@ -171,6 +173,28 @@ def test_primal_attention_and_its_gradient_match_torch(causal, M):
         theirs = exact, *torch.autograd.grad(exact, want, cotangent.double(), retain_graph=True)
         for a, b in zip(ours, theirs, strict=True):
             assert (a - b).norm() <= 1e-2 * b.norm()
+
+
+@pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
+@pytest.mark.parametrize("D", [64, 128])
+def test_the_fastest_way_of_the_table_is_right_here(D, causal):
+    """Else the next one runs, and this says so."""
+    for direction in ("forward", "backward"):
+        order = plain.ORDER.get((direction, torch.cuda.get_device_capability()[0]), plain.FLASH)
+        first = next(name for name in order if installed(name))
+        assert plain.chosen(direction, torch.device("cuda", 0), BF16, D, causal) == first
+
+
+def test_the_deterministic_backward_repeats_to_the_bit():
+    q, k, v, do = heads(1, 4, 4096, 128, 4)
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    o = ops.attention(q, k, v)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        first, *more = (torch.autograd.grad(o, (q, k, v), do, retain_graph=True) for _ in range(4))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for again in more for a, b in zip(first, again, strict=True))
 
 
 @pytest.mark.parametrize("dtype, bar", [(BF16, 3e-2), (torch.float32, 1e-4)], ids=str)

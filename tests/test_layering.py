@@ -32,8 +32,8 @@ ONLY_IN = {                                     # package: the one place that im
     "nvidia": "swiftvideo_fast.data.clips",     # DALI
     "peft": "swiftvideo_fast.models.lora",
     "triton": "swiftvideo_kernels",
-    "flash_attn": "swiftvideo_kernels.attention",
-    "flash_attn_interface": "swiftvideo_kernels.attention",
+    "flash_attn": "swiftvideo_kernels.attention_ways",
+    "flash_attn_interface": "swiftvideo_kernels.attention_ways",
 }
 KERNELS_MAY_IMPORT = {"torch", "triton", "flash_attn", "flash_attn_interface", "swiftvideo_kernels",
                       *sys.stdlib_module_names}

@@ -1,0 +1,135 @@
+"""Plain attention, forward and backward, by each library that has it: one signature, one layout, one lse.
+
+forward(q, k, v, scale, causal) -> (o, lse);  backward(do, q, k, v, o, lse, scale, causal, deterministic) ->
+(dq, dk, dv).  q o dq (B, H, N, D), k v dk dv (B, G, M, D); lse (B, H, N) fp32 is the natural log of the
+softmax's denominator, so a backward accepts the (o, lse) of any forward and of attention_jvp.py.
+
+flash-attn 2, 3 and 4 take (B, N, H, D).  A library is imported where it is called.
+"""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+
+
+def installed(name: str) -> bool:
+    """Whether the library of this way is here."""
+    module = {"flash-attn 4": "flash_attn.cute", "flash-attn 3": "flash_attn_interface",
+              "flash-attn 2": "flash_attn"}.get(name)
+    try:
+        return module is None or find_spec(module) is not None
+    except ModuleNotFoundError:                                     # of the package that holds it
+        return False
+
+
+def cudnn(q, k, v, scale, causal):
+    o, lse, *_ = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, causal, scale=scale)
+    return o, lse.reshape(q.shape[:3])
+
+
+def cudnn_backward(do, q, k, v, o, lse, scale, causal, deterministic):
+    no_dropout = torch.empty((), dtype=torch.int64, device=q.device)
+    return aten._scaled_dot_product_cudnn_attention_backward(
+        do, q, k, v, o, lse.unsqueeze(3), no_dropout, no_dropout, None, None, None, q.shape[2], k.shape[2],
+        0.0, causal, scale=scale)
+
+
+def flash_4(q, k, v, scale, causal):
+    from flash_attn.cute.interface import _flash_attn_fwd
+
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    o, lse, *_ = _flash_attn_fwd(q, k, v, softmax_scale=scale, causal=causal, return_lse=True)
+    return o.transpose(1, 2), lse
+
+
+def flash_4_backward(do, q, k, v, o, lse, scale, causal, deterministic):
+    from flash_attn.cute.interface import _flash_attn_bwd
+
+    do, q, k, v, o = (x.transpose(1, 2) for x in (do, q, k, v, o))
+    grads = _flash_attn_bwd(q, k, v, o, do, lse, softmax_scale=scale, causal=causal,
+                            deterministic=deterministic)
+    return tuple(x.transpose(1, 2) for x in grads[:3])
+
+
+def flash_3(q, k, v, scale, causal):
+    from flash_attn_interface import _flash_attn_forward
+
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    o, lse, *_ = _flash_attn_forward(q, k, v, softmax_scale=scale, causal=causal)
+    return o.transpose(1, 2), lse
+
+
+def flash_3_backward(do, q, k, v, o, lse, scale, causal, deterministic):
+    from flash_attn_interface import _flash_attn_backward
+
+    do, q, k, v, o = (x.transpose(1, 2) for x in (do, q, k, v, o))
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    _flash_attn_backward(do, q, k, v, o, lse, dq=dq, dk=dk, dv=dv, softmax_scale=scale, is_causal=causal,
+                         deterministic=deterministic)
+    return tuple(x.transpose(1, 2) for x in (dq, dk, dv))
+
+
+def flash_2(q, k, v, scale, causal):
+    from flash_attn.flash_attn_interface import _flash_attn_forward
+
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    o, lse, *_ = _flash_attn_forward(q, k, v, dropout_p=0.0, softmax_scale=scale, causal=causal,
+                                     window_size_left=-1, window_size_right=-1, softcap=0.0,
+                                     alibi_slopes=None, return_softmax=False)
+    return o.transpose(1, 2), lse
+
+
+def flash_2_backward(do, q, k, v, o, lse, scale, causal, deterministic):
+    from flash_attn.flash_attn_interface import _flash_attn_backward
+
+    do, q, k, v, o = (x.transpose(1, 2) for x in (do, q, k, v, o))
+    dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    _flash_attn_backward(do, q, k, v, o, lse, dq, dk, dv, dropout_p=0.0, softmax_scale=scale, causal=causal,
+                         window_size_left=-1, window_size_right=-1, softcap=0.0, alibi_slopes=None,
+                         deterministic=deterministic, rng_state=None)
+    return tuple(x.transpose(1, 2) for x in (dq, dk, dv))
+
+
+def torchs_flash(q, k, v, scale, causal):
+    o, lse, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)
+    return o, lse
+
+
+def torchs_flash_backward(do, q, k, v, o, lse, scale, causal, deterministic):
+    """torch reads its own switch; `deterministic` is that switch."""
+    no_dropout = torch.empty(2, dtype=torch.uint64, device=q.device)
+    return aten._scaled_dot_product_flash_attention_backward(
+        do, q, k, v, o, lse, None, None, q.shape[2], k.shape[2], 0.0, causal, no_dropout, no_dropout,
+        scale=scale)
+
+
+def efficient(q, k, v, scale, causal):
+    share = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(share, 1) for x in (k, v))
+    o, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, causal, scale=scale)
+    return o, lse[..., :q.shape[2]].contiguous()
+
+
+def efficient_backward(do, q, k, v, o, lse, scale, causal, deterministic):
+    (B, G, M, D), share = k.shape, q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(share, 1) for x in (k, v))
+    lse = torch.nn.functional.pad(lse, (0, -lse.shape[2] % 32), value=torch.inf)       # its rows come by 32
+    no_dropout = torch.zeros((), dtype=torch.int64)
+    wanted = [True, True, True, False]
+    dq, dk, dv, _ = aten._scaled_dot_product_efficient_attention_backward(
+        do, q, k, v, None, o, lse, no_dropout, no_dropout, 0.0, wanted, causal, scale=scale)
+    return dq, *(dx.view(B, G, share, M, D).sum(2) for dx in (dk, dv))
+
+
+WAYS: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., tuple[Tensor, Tensor, Tensor]]]] = {
+    "cuDNN": (cudnn, cudnn_backward),
+    "flash-attn 4": (flash_4, flash_4_backward),
+    "flash-attn 3": (flash_3, flash_3_backward),
+    "flash-attn 2": (flash_2, flash_2_backward),
+    "torch's flash-attn 2": (torchs_flash, torchs_flash_backward),
+    "torch's efficient": (efficient, efficient_backward),
+}
