@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bench.account import GRADIENT, Account, grouped
 from bench.harness import allocated, device_name
 from bench.passes import PASSES, Setting, jvp_pass, plain_torch
-from swiftvideo_fast.models.wan.network import PRESETS
+from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE
 
 DEVICES_GB = (80, 141)                  # H100, H200
 USABLE = 0.94                           # of a device: context, workspaces and fragments take the rest
@@ -120,11 +120,13 @@ def table(settings: list[Setting]) -> Iterator[str]:
 def setting_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="wan-1.3b", choices=[f"wan-{name}" for name in PRESETS])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--recompute", default=Setting.recompute, choices=RECOMPUTE, help="the student's")
 
 
 def setting_of(args: argparse.Namespace, frames: int, size: str) -> Setting:
     width, height = map(int, size.split("x"))
-    return Setting(args.preset.removeprefix("wan-"), frames, (width, height), getattr(torch, args.dtype))
+    return Setting(args.preset.removeprefix("wan-"), frames, (width, height), getattr(torch, args.dtype),
+                   args.recompute)
 
 
 def main(argv: list[str]) -> int:

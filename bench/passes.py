@@ -1,7 +1,7 @@
 """The passes whose memory is accounted for: each builds its networks and gives (its account, one run of it).
 
     jvp     the EMA network and its tangent, under no_grad
-    train   the student's loss, forward and backward, each block recomputed in the backward
+    train   the student's loss, forward and backward
     step    Algorithm 1 whole: guided teacher, jvp of the EMA, student, clipped gradients, AdamW, average
     ta      trajectory alignment whole: winner and loser through the base and the student, AdamW, average;
             LoRA of rank 64, its base stored once
@@ -26,6 +26,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from bench.account import Account
 from swiftvideo_fast import jvp, ops, path
 from swiftvideo_fast.config import Ccd, Da, Optim, Ta
+from swiftvideo_fast.config.strict import known_name
 from swiftvideo_fast.data.latents import Latents
 from swiftvideo_fast.data.pairs import Pairs
 from swiftvideo_fast.models import lora
@@ -33,7 +34,7 @@ from swiftvideo_fast.adversary.backbones import Dino
 from swiftvideo_fast.models.condition import Condition, velocity
 from swiftvideo_fast.models.vae import WanVae
 from swiftvideo_fast.models.wan import network as wan
-from swiftvideo_fast.models.wan.network import PRESETS, Wan, cast
+from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE, Wan, cast
 from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
 from swiftvideo_fast.objectives.da import DistributionAlignment, Judge
 from swiftvideo_fast.objectives.ta import TrajectoryAlignment
@@ -46,14 +47,19 @@ TEXT, IMAGE = 512, 257                  # tokens of the two encoders
 
 @dataclass(frozen=True)
 class Setting:
-    """What is accounted for.  frames: 4n + 1, in pixel space; size: (width, height), multiples of 16."""
+    """What is accounted for.  frames: 4n + 1, in pixel space; size: (width, height), multiples of 16.
+
+    recompute: the student's, of models.wan.network.RECOMPUTE.
+    """
 
     preset: str = "1.3b"
     frames: int = 61
     size: tuple[int, int] = (832, 480)
     dtype: torch.dtype = torch.bfloat16
+    recompute: str = "blocks"
 
     def __post_init__(self):
+        known_name("memory: --recompute", self.recompute, RECOMPUTE)
         if self.frames % STRIDE_T != 1 or any(s % (2 * STRIDE) for s in self.size):
             raise ValueError(f"memory: {self.frames} frames of {self.size[0]}x{self.size[1]}; "
                              "want 4n + 1 frames, sides multiples of 16")
@@ -86,7 +92,7 @@ class Setting:
             return net
 
         net = hollow(build)
-        net.recompute = trained
+        net.recompute = self.recompute
         return net
 
 

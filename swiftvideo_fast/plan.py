@@ -5,7 +5,8 @@
 What a rank holds of a parameter of n elements is a stretch of ceil(n / gpus) (train/engine.py): these sizes
 are exact.  Activations are planes of (tokens / sequence) x dim, as stored:
     teacher, jvp    few at once under no_grad, the tangent's among them, and the MLP's in chunks of rows
-    student         one a block, kept for the backward, and those of one block that is run again
+    student         one a block, kept for the backward, and those of one block that is run again; or two a
+                    block (with attention's outputs), or all of them: by --recompute
 (counted by `python -m bench memory`, which follows every tensor).
 Work is two operations a multiplication in matrix products; its time is that over a rate you have measured.
 """
@@ -17,7 +18,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from swiftvideo_fast.config.strict import want
-from swiftvideo_fast.models.wan.network import MLP_ROWS, PATCH, PRESETS, Wan
+from swiftvideo_fast.models.wan.network import MLP_ROWS, PATCH, PRESETS, RECOMPUTE, Wan
 
 USABLE = 0.94           # of a device: context, workspaces and fragments take the rest
 STRIDE_T, STRIDE = 4, 8
@@ -25,11 +26,12 @@ SCALES = 256            # 8-bit moments share a scale of 4 bytes by so many
 BUCKET = 100_000_000    # as train/engine.py's
 HELD, CHUNKED = 11, 6   # planes under no_grad: in attention; beside the MLP's chunk of rows
 BLOCK = 21              # planes of a block run again, beside three of the MLP's width (39 at 1.3B, 29 at 14B)
+KEPT, LAST = 19, 11     # planes of a block kept whole, beside two of the MLP's width; beside all blocks
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A CCD run with recomputed blocks under ZeRO-3.  memory: of a GPU, in GB.  frames, size: of a clip, in
+    """A CCD run under ZeRO-3.  memory: of a GPU, in GB.  frames, size: of a clip, in
     pixels.  micro: clips a backward pass.  moments: bits.  sequence: GPUs that share a clip's tokens."""
 
     preset: str
@@ -42,6 +44,7 @@ class Plan:
     moments: int = 32
     sequence: int = 1
     offload: bool = False
+    recompute: str = "blocks"
 
     def __post_init__(self):
         c = PRESETS[self.preset]
@@ -85,7 +88,12 @@ class Plan:
         plane = self.micro * tokens * c.dim * stored
         wide = c.ffn_dim / c.dim
         jvp = plane * max(HELD, CHUNKED + 4 * wide * min(1, MLP_ROWS / tokens))
-        student = plane * (c.layers + BLOCK + 3 * wide)
+        attention = plane + 4 * self.micro * tokens * c.heads                       # o and lse
+        student = {
+            "nothing": plane * (c.layers * (KEPT + 2 * wide) + LAST),
+            "blocks": plane * (c.layers + BLOCK + 3 * wide),
+            "blocks but attention": plane * (c.layers + BLOCK + 3 * wide) + (c.layers - 1) * attention,
+        }[self.recompute]
         return int(max(jvp, student))
 
     @property
@@ -97,12 +105,14 @@ class Plan:
         return self.total <= USABLE * self.memory * 1e9
 
     def work(self) -> float:
-        """Operations of a pass on a GPU: the guided teacher (2), the jvp, the student twice, its backward."""
+        """Operations of a pass on a GPU: guided teacher (2), jvp, student, what runs again, backward."""
         c = PRESETS[self.preset]
         sizes, blocks = parameters(self.preset)
         linear = 2 * blocks * c.layers * self.tokens
         attention = 4 * self.tokens**2 * c.dim * c.layers
-        return self.micro * (linear * (2 + 2 + 2 + 2) + attention * (2 + 3 + 2 + 2.5)) / self.sequence
+        again = {"nothing": (0, 0), "blocks": (1, 1), "blocks but attention": (1, 0)}[self.recompute]
+        return self.micro / self.sequence * (
+            linear * (2 + 2 + 1 + 2 + again[0]) + attention * (2 + 3 + 1 + 2.5 + again[1]))
 
     def traffic(self) -> dict[str, float]:
         """Bytes that a GPU receives in a pass."""
@@ -156,6 +166,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--moments", type=int, choices=(8, 32), default=Plan.moments, help="bits")
     parser.add_argument("--sequence", type=int, default=Plan.sequence, help="GPUs that share a clip's tokens")
     parser.add_argument("--offload", action="store_true", help="masters and moments on the CPU")
+    parser.add_argument("--recompute", choices=RECOMPUTE, default=Plan.recompute, help="the student's policy")
     parser.add_argument("--tflops", type=float, help="a measured rate, for the time of a pass")
 
 

@@ -68,6 +68,16 @@ def test_says_which_argument_is_wrong():
         ema_([torch.zeros(3, 2)], [torch.zeros(3, 2)], 0.9, [torch.zeros(2, 3).T])
 
 
+def test_copies_may_be_of_several_dtypes():
+    """As the parameters of a bf16 network whose norms stay fp32."""
+    average, master = ([torch.randn(n) for n in (3, 70, 5)] for _ in range(2))
+    copy = [torch.zeros(3, dtype=torch.bfloat16), torch.zeros(70), torch.zeros(5, dtype=torch.bfloat16)]
+    want = [a + (1 - 0.9) * (m - a) for a, m in zip(average, master, strict=True)]
+    ema_(average, master, 0.9, copy)
+    torch.testing.assert_close(average, want)
+    assert all(torch.equal(c, a.to(c.dtype)) for c, a in zip(copy, average, strict=True))
+
+
 # Of the Triton kernel, for tests/mutants.py: (what is there, what takes its place).
 MUTANTS = [
     ("average = decay * average + rest * tl", "average = rest * average + decay * tl"),

@@ -1,10 +1,15 @@
 """A plan before a run: its sizes against tensors that are there, its advice against itself."""
 
+from dataclasses import replace
+from unittest.mock import patch
+
 import pytest
 import torch
 
+from bench.memory import faked
+from bench.passes import Setting, train_pass
 from swiftvideo_fast import cli, plan
-from swiftvideo_fast.models.wan.network import PRESETS, Wan
+from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE, Wan
 from swiftvideo_fast.plan import Plan
 
 
@@ -45,6 +50,16 @@ def test_every_change_takes_less():
 def test_a_plan_that_cannot_be_is_one_line(flags, why, capsys):
     assert cli.main(["plan", "--preset", "wan-1.3b", *flags]) == 2
     assert capsys.readouterr().err == f"swiftvideo plan: {why}\n"
+
+
+@pytest.mark.parametrize("policy", RECOMPUTE)
+def test_a_students_activations_are_the_accounts(policy):
+    """At the published sizes, with six of the 30 blocks, which are all alike."""
+    whole = PRESETS["1.3b"]
+    with patch.dict(PRESETS, {"1.3b": replace(whole, layers=6)}):
+        counted = faked(train_pass, Setting("1.3b", recompute=policy)).peak_activations
+        planned = Plan("1.3b", 1, 80, recompute=policy).activations(2)
+    assert planned == pytest.approx(counted, rel=0.02)
 
 
 def test_a_rate_makes_a_time_of_the_work(capsys):

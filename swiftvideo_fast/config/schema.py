@@ -26,15 +26,15 @@ class Model:
     """family: kind of network and codec.  preset: sizes of a network trained from scratch; weights: the file
     to start from (and the teacher, where the objective has one).  Exactly one of the two.  student: a file to
     start from in place of the teacher's.  codec: the codec's file, where the family wants one.  recompute:
-    keep only the inputs of the student's blocks and run them again in the backward: the same bits, less
-    memory, a third more time."""
+    what the student's backward runs again: nothing, blocks (least memory, a third more time), or blocks but
+    attention (self-attention's outputs are kept).  The bits are the same."""
 
     family: str = "wan"
     codec: str | None = None
     preset: str | None = None
     weights: str | None = None
     student: str | None = None
-    recompute: bool = False
+    recompute: str = option(one_of("nothing", "blocks", "blocks but attention"), "nothing")
 
     @property
     def start(self) -> str | None:

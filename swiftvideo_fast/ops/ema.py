@@ -13,8 +13,14 @@ from swiftvideo_fast.ops import check, cpu
 def ema_(average: list[Tensor], master: list[Tensor], decay: float,
          copy: list[Tensor] | None = None) -> None:
     """Move each average toward its master, in place; each copy (of any float dtype) receives the result."""
-    if average or master:                                # a rank may hold no shard
-        ema_op(average, master, decay, copy or [])
+    if not copy:
+        if average or master:                            # a rank may hold no shard
+            ema_op(average, master, decay, [])
+        return
+    _check_counts(average, master, copy)
+    for dtype in dict.fromkeys(c.dtype for c in copy):   # norms and time stay fp32 in a bf16 network
+        mine = [i for i, c in enumerate(copy) if c.dtype == dtype]
+        ema_op(*([xs[i] for i in mine] for xs in (average, master)), decay, [copy[i] for i in mine])
 
 
 @torch.library.custom_op("swiftvideo_fast::ema_", mutates_args=("average", "copy"), device_types="cpu")
@@ -37,10 +43,14 @@ def _(average, master, decay, copy):
     return None
 
 
-def _check(average: list[Tensor], master: list[Tensor], copy: list[Tensor]) -> None:
+def _check_counts(average: list[Tensor], master: list[Tensor], copy: list[Tensor]) -> None:
     if len(master) != len(average) or len(copy) not in (0, len(average)):
         raise ValueError(f"ema_: master and copy hold {len(master)} and {len(copy)} tensors; "
                          f"want one for each of the {len(average)} in average")
+
+
+def _check(average: list[Tensor], master: list[Tensor], copy: list[Tensor]) -> None:
+    _check_counts(average, master, copy)
     for i, (a, m) in enumerate(zip(average, master, strict=True)):
         if m.shape != a.shape or m.dtype != average[0].dtype or a.dtype != check.wide(m.dtype):
             raise ValueError(f"ema_: average[{i}] is {tuple(a.shape)} {a.dtype}, master[{i}] "
