@@ -196,13 +196,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--arch", type=int, nargs="+", choices=sorted(MATRIX), help="compute capabilities")
     parser.add_argument("--sample", action="store_true", help="a sample, on sm_90")
     parser.add_argument("--record", action="store_true", help=f"write the figures to {RECORD.name}")
+    parser.add_argument("--slice", metavar="I/N", help="only every N-th case, from the I-th")
     args = parser.parse_args(argv)
+    first, step = map(int, (args.slice or "0/1").split("/"))
 
     names, bad, found = sample() if args.sample else tuple(args.names), [], {}
     for arch in args.arch or ([90] if args.sample else [90, 80, 100]):
-        for name, launch in (*attention_cases(arch), *elementwise_cases()):
-            if names and not name.startswith(names):
-                continue
+        cases = [(name, launch) for name, launch in (*attention_cases(arch), *elementwise_cases())
+                 if not names or name.startswith(names)]
+        for name, launch in cases[first::step]:
             kernels = apart(launch, arch)
             wrong = ["does not compile"] if not kernels else [
                 fault for f in kernels for fault in faults(name, arch, f)]

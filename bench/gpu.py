@@ -1,46 +1,82 @@
-"""Everything a GPU is needed for, in one command and under nine minutes: `make gpu`.
+"""Everything a GPU is needed for, in one command and at most eight minutes: `make gpu`.
 
-    python -m bench gpu [--no-record] [--peer package.module:function ...] [--only PART ...]
+    python -m bench gpu [PART ...] [--no-record] [--peer package.module:function ...]
+    make gpu PART="step attention"
 
-Needs torch, triton and a CUDA device; no network.  Each part is a process with a time of its own: what fails
-or runs over leaves the others running, and is said again at the end.  Output: the screen, and runs/gpu/.
+Needs torch, triton, pytest and a CUDA device; no network, and no build of the C++ extension.  The parts run in
+the order of PARTS, the most valuable first.  Each is a process with a time limit, and writes its figures when
+it has them: what fails or runs over leaves the others running, and is said again at the end.  Output: the
+screen, runs/gpu/NAME.log, and with a record bench/gpu.json and bench/record.json.
 """
 
 import argparse
 import importlib.util
+import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from swiftvideo_fast import ops
+
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "runs" / "gpu"
+PYTHON = sys.executable, "-m"
+COMPILERS = 12                          # processes that compile beside each other, before anything is timed
+TOTAL = 480
 
 
-def parts(record: bool, peers: list[str]) -> dict[str, tuple[int, list[str]]]:
-    """{name: (seconds it may take, command)}; 530 seconds in all.
+@dataclass(frozen=True)
+class Part:
+    """seconds: that it may take.  records, peers: whether its command takes --record and --peer."""
 
-    Test files are named: others may import what this machine lacks.
-    """
-    python, kept = [sys.executable, "-m"], ["--record"] if record else []
-    tests = [*python, "pytest", "-q"]
+    seconds: int
+    command: tuple[str, ...]
+    records: bool = True
+    peers: bool = False
+
+
+def tests(*files: str, seconds: int, workers: int) -> Part:
+    """Test files are named: others may import what this machine lacks."""
+    command = [*PYTHON, "pytest", "-q", *files]
     if importlib.util.find_spec("xdist"):                     # most of their time goes into compiling
-        tests += ["-n", "8"]
+        command += ["-n", str(workers)]
     if importlib.util.find_spec("pytest_timeout"):            # a kernel that never ends
-        tests += ["--timeout", "60", "--timeout-method", "thread"]
-    named = [word for peer in peers for word in ("--peer", peer)]
-    return {
-        "build": (30, [sys.executable, "setup.py", "build_ext", "--inplace"]),
-        "tests": (100, [*tests, "-m", "gpu", "tests/test_kernels_gpu.py"]),
-        "kernels": (85, [*tests, "tests/test_kernels.py", "tests/test_kernels_attention.py"]),
-        **{f"attention-{shape}": (seconds, [*python, "bench", "versus", shape, *kept, *named])
-           for shape, seconds in (("wan_1_3b", 60), ("wan_14b", 45), ("width_64", 40), ("small", 20))},
-        "elementwise": (80, [*python, "bench", "modulate", "norm_rope", "gate", "gelu",
-                             "ccd_gradient", "ccd_loss", "ema", *kept, "--seconds", "0.5"]),
-        "network": (70, [*python, "bench", "block_jvp", "network_jvp", *kept, "--seconds", "0.5"]),
-    }
+        command += ["--timeout", "60", "--timeout-method", "thread"]
+    return Part(seconds, tuple(command), records=False)
+
+
+def bench(*argv: str, seconds: int, peers: bool = False) -> Part:
+    return Part(seconds, (*PYTHON, "bench", *argv), peers=peers)
+
+
+ELEMENTWISE = tuple(name for name in ops.OPS if name != "attention")
+PARTS = {                               # another part is a line here
+    "step": bench("step", "step", "phases", "kernels", "ta", "sampling", "da", seconds=110),
+    "attention": bench("versus", "wan_1_3b", seconds=60, peers=True),
+    "elementwise": bench(*ELEMENTWISE, "--seconds", "0.3", seconds=45),
+    "tests": tests("-m", "gpu", "tests/test_kernels_gpu.py", seconds=90, workers=8),
+    "kernels": tests("tests/test_kernels.py", "tests/test_kernels_attention.py", seconds=60, workers=8),
+    "attention-14b": bench("versus", "wan_14b", seconds=40, peers=True),
+    "attention-small": bench("versus", "width_64", "small", seconds=35, peers=True),
+}
+
+
+def compile_all() -> None:
+    """Fill triton's cache: the report's cases for this card, in COMPILERS processes."""
+    start, arch = time.monotonic(), "".join(map(str, torch.cuda.get_device_capability()))
+    command = [*PYTHON, "bench", "compile_report", "--arch", arch, "--slice"]
+    running = [subprocess.Popen([*command, f"{i}/{COMPILERS}"], cwd=ROOT, stdout=subprocess.DEVNULL,
+                                stderr=subprocess.DEVNULL) for i in range(COMPILERS)]
+    for one in running:
+        try:
+            one.wait(max(1, start + 40 - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            one.kill()
+    print(f"--- compiled: {time.monotonic() - start:.0f} s", flush=True)
 
 
 def run(name: str, seconds: int, command: list[str]) -> str | None:
@@ -53,6 +89,7 @@ def run(name: str, seconds: int, command: list[str]) -> str | None:
         for line in part.stdout:
             print(line, end="", flush=True)
             log.write(line)
+            log.flush()
     code, took = part.wait(), time.monotonic() - start
     print(f"--- {name}: {took:.0f} s", flush=True)
     if code == 124:
@@ -60,23 +97,33 @@ def run(name: str, seconds: int, command: list[str]) -> str | None:
     return f"{name}: exit status {code}, see {OUT.relative_to(ROOT)}/{name}.log" if code else None
 
 
+def command(part: Part, record: bool, peers: list[str]) -> list[str]:
+    named = [word for peer in peers for word in ("--peer", peer)]
+    return [*part.command, *["--record"] * (record and part.records), *named * part.peers]
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench gpu")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all if none")
     parser.add_argument("--no-record", action="store_true", help="leave bench/*.json as they are")
     parser.add_argument("--peer", action="append", default=[], metavar="MODULE:FUNCTION")
-    parser.add_argument("--only", nargs="+", choices=list(parts(False, [])))
     args = parser.parse_args(argv)
+    if unknown := set(args.parts) - PARTS.keys():
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     if not torch.cuda.is_available():
         print("python -m bench gpu: no CUDA device here; this machine's checks are `make test` and "
               "`python -m bench compile_report`")
         return 1
 
     OUT.mkdir(parents=True, exist_ok=True)
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])])
     modules = "flash_attn_interface", "flash_attn", "jvp_flash_attention"
     found = [name for name in modules if importlib.util.find_spec(name)]
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, peers: {', '.join(found) or 'none'}")
-    failed = [run(name, *part) for name, part in parts(not args.no_record, args.peer).items()
-              if not args.only or name in args.only]
+    compile_all()
+    failed = [run(name, PARTS[name].seconds, command(PARTS[name], not args.no_record, args.peer))
+              for name in args.parts or PARTS]
     failed = [line for line in failed if line]
     print("\n".join(["", *failed]) if failed else "all parts passed")
     return int(bool(failed))

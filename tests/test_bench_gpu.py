@@ -9,7 +9,7 @@ import torch
 from swiftvideo_kernels import tiles
 from swiftvideo_kernels.tiles import TILES, Tile
 
-from bench import gpu, tune, versus
+from bench import gpu, step, tune, versus
 
 FINE = {"ms": 3.0, "tflops": 500.0, "gb": 1.0, "error o": 1e-3, "error to": 1e-3}
 
@@ -37,24 +37,43 @@ def card(monkeypatch, tmp_path):
 def test_a_failed_part_leaves_the_others_running_and_is_said_last(card, tmp_path, capfd):
     card.setattr(gpu, "ROOT", tmp_path)
     card.setattr(gpu, "OUT", tmp_path / "out")
-    card.setattr(gpu, "parts", lambda *_: {
-        "one": (60, [sys.executable, "-c", "print('in one'); raise SystemExit(3)"]),
-        "two": (2, ["sh", "-c", "echo in two; exec sleep 60"]),
-        "three": (60, [sys.executable, "-c", "print('in three')"])})
+    card.setattr(gpu, "compile_all", lambda: None)
+    card.setattr(gpu, "PARTS", {
+        "one": gpu.Part(60, (sys.executable, "-c", "print('in one'); raise SystemExit(3)")),
+        "two": gpu.Part(2, ("sh", "-c", "echo in two; exec sleep 60")),
+        "three": gpu.Part(60, (sys.executable, "-c", "print('in three')"))})
     assert gpu.main([]) == 1
     lines = capfd.readouterr().out.splitlines()
     assert lines[-2:] == ["one: exit status 3, see out/one.log", "two: not done after 2 s"]
     assert {"in one", "in two", "in three"} <= set(lines)
     assert (tmp_path / "out" / "two.log").read_text() == "in two\n"
-    assert gpu.main(["--only", "three"]) == 0
+    assert gpu.main(["three"]) == 0
+    with pytest.raises(SystemExit):
+        gpu.main(["four"])
 
 
-def test_the_parts_keep_to_nine_minutes_and_cover_every_shape():
-    parts = gpu.parts(record=True, peers=["a:b"])
-    assert sum(seconds for seconds, _ in parts.values()) <= 530
-    versed = [command for _, command in parts.values() if "versus" in command]
-    assert [command[command.index("versus") + 1] for command in versed] == list(versus.SHAPES)
-    assert all(command[-3:] == ["--record", "--peer", "a:b"] for command in versed)
+def test_the_parts_keep_to_eight_minutes_and_cover_every_shape_and_op():
+    assert sum(part.seconds for part in gpu.PARTS.values()) + 40 <= gpu.TOTAL
+    words = [word for part in gpu.PARTS.values() for word in part.command]
+    assert set(versus.SHAPES) | set(gpu.ELEMENTWISE) | {*step.STEPS, "phases", "kernels"} <= set(words)
+    assert "build_ext" not in words, "the GPU's machine needs no C++"
+    part = gpu.PARTS["attention"]
+    assert gpu.command(part, True, ["a:b"])[-3:] == ["--record", "--peer", "a:b"]
+    assert "--record" not in gpu.command(gpu.PARTS["tests"], True, []) + gpu.command(part, False, [])
+
+
+def test_a_steps_figures_are_on_disk_when_each_is_there(tmp_path, monkeypatch, capsys):
+    """Tiny, on this device.  What fails leaves the others measured."""
+    monkeypatch.setattr(step, "RECORD", tmp_path / "record.json")
+    monkeypatch.setattr(step, "milliseconds", lambda run, repeats=3: (run(), 2.0)[1])
+    monkeypatch.setattr(step, "sampling", broken)
+    argv = ["sampling", "step", "phases", "--preset", "tiny", "--frames", "5", "--size", "64x64", "--record"]
+    assert step.main([*argv, "--out", str(tmp_path)]) == 1
+    card, = json.loads((tmp_path / "record.json").read_text()).values()
+    parts = card["step"]["wan_tiny"]["parts"]
+    assert parts["step"]["ms"] == 2.0
+    assert {"teacher, guided", "jvp", "student, recompute nothing"} <= set(parts)
+    assert "sampling: RuntimeError" in capsys.readouterr().out
 
 
 def measured(ways):

@@ -1,0 +1,230 @@
+"""The training step on this device: whole, by phase and by kernel.
+
+    python -m bench step [PART ...] [--record]  of step (CCD), da, ta and those below; all if none
+    python -m bench step phases                 teacher, one forward, jvp, student under each recompute policy
+    python -m bench step kernels                the CCD step's kernels, most expensive first
+    python -m bench step sampling               a student of four steps, latents only
+
+Random weights: of zeros a card draws less power and runs faster.  Each figure is written when it is there:
+runs/gpu/step.json, and with --record bench/gpu.json under "step".  TFLOP counts: bench_network.STEP, JVP.
+"""
+
+import argparse
+import gc
+import json
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from bench import bench_network
+from bench.harness import MATMUL, device_name
+from bench.passes import PASSES, Setting
+from swiftvideo_fast import jvp, ops
+from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.models.conditioning import velocity
+from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE
+from swiftvideo_fast.sampler import Sampling, generate
+
+OUT = Path(__file__).parents[1] / "runs" / "gpu"
+RECORD = Path(__file__).with_name("gpu.json")
+POLICY = "blocks but attention"
+STEPS = "step", "da", "ta"
+CARD = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def randomise(*networks: nn.Module) -> None:
+    """Weights as a trained network's: norms' gains 1, maps of standard deviation 0.02."""
+    for network in networks:
+        for name, p in network.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                p.data.fill_(1)
+            elif p.dim() > 1:
+                p.data.normal_(std=0.02)
+
+
+def wait() -> None:
+    if CARD.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def milliseconds(run: Callable, repeats: int = 3) -> float:
+    """Median of so many runs, after one that is not counted."""
+    found = []
+    for _ in range(repeats + 1):
+        wait()
+        before = time.perf_counter()
+        run()
+        wait()
+        found.append(1e3 * (time.perf_counter() - before))
+    return median(found[1:])
+
+
+def peak_gb(run: Callable) -> float | None:
+    if CARD.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    wait()
+    return round(torch.cuda.max_memory_allocated() / 1e9, 2)
+
+
+def matmul_rate() -> float:
+    """TFLOP/s of a large square product: what shares are of."""
+    side = MATMUL[CARD.type]
+    a, b = (torch.randn(side, side, device=CARD, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * side**3 / milliseconds(lambda: a @ b, 10) / 1e9
+
+
+def flops(setting: Setting, counts: tuple[float, float]) -> float:
+    with torch.device("meta"):
+        block = setting.network(trained=False).blocks[0]
+    return PRESETS[setting.preset].layers * bench_network.block_flops(block, setting.tokens, *counts)
+
+
+def work(setting: Setting) -> tuple[float, float]:
+    """(linear maps, attentions) of a CCD step, by what runs again."""
+    linear, attention = bench_network.STEP
+    return {"nothing": (linear - 1, attention - 1), "blocks": (linear, attention),
+            "blocks but attention": (linear, attention - 1)}[setting.recompute]
+
+
+@contextmanager
+def built(name: str, setting: Setting) -> Generator[Callable]:
+    """One run of a pass of bench/passes.py, with random weights."""
+    with CARD:
+        account, run = PASSES[name](setting)
+    randomise(*(net for role, net in account.networks.items() if role in ("student", "average", "teacher")))
+    yield run
+    del account, run
+    gc.collect()
+    if CARD.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def whole_step(name: str, setting: Setting, rate: float) -> dict[str, float]:
+    with built(name, setting) as run:
+        before = time.perf_counter()
+        run()
+        wait()
+        found = {"first s": round(time.perf_counter() - before, 1), "ms": round(milliseconds(run), 1),
+                 "peak gb": peak_gb(run)}
+    if name == "step":
+        found["of matmul"] = round(flops(setting, work(setting)) / found["ms"] / 1e9 / rate, 3)
+    return found
+
+
+def phases(setting: Setting, rate: float, keep: Callable) -> None:
+    """What a CCD step is made of; each student policy by itself."""
+    def share(counts: tuple[float, float], ms: float) -> dict[str, float]:
+        return {"ms": round(ms, 1), "of matmul": round(flops(setting, counts) / ms / 1e9 / rate, 3)}
+
+    with CARD:
+        net, point, condition = setting.network(trained=False), setting.point(), setting.condition()
+    randomise(net)
+    seeds = (point.x_t, point.t), (point.velocity, torch.ones_like(point.t))
+    with torch.no_grad():
+        keep("teacher, guided", share((2, 2), milliseconds(
+            lambda: velocity(net, point.x_t, point.t, condition, 3.0))))
+        keep("one forward", share((1, 1), milliseconds(
+            lambda: velocity(net, point.x_t, point.t, condition))))
+        keep("jvp", share(bench_network.JVP, milliseconds(
+            lambda: jvp(lambda x, t: velocity(net, x, t, condition), *seeds))))
+    net.requires_grad_(True)
+
+    def student() -> None:
+        v = velocity(net, point.x_t, point.t, condition)
+        F = torch.zeros_like(v)
+        ops.ccd_loss(v, F, F).mean().backward()
+        for p in net.parameters():
+            p.grad = None
+
+    for net.recompute in (POLICY, "blocks", "nothing"):
+        counts = {POLICY: (4, 3.5), "blocks": (4, 4.5), "nothing": (3, 3.5)}[net.recompute]
+        try:
+            keep(f"student, recompute {net.recompute}",
+                 share(counts, milliseconds(student, 2)) | {"peak gb": peak_gb(student)})
+        except torch.OutOfMemoryError:
+            keep(f"student, recompute {net.recompute}", {"out of memory": True})
+
+
+def kernels(setting: Setting, out: Path) -> dict[str, float]:
+    """{kernel: ms} of one CCD step, and all of them in kernels-step.txt."""
+    with built("step", setting) as run:
+        run()
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+            run()
+            wait()
+    rows: dict[str, list[float]] = {}
+    for event in profiled.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
+            rows.setdefault(event.name, []).append(event.self_device_time_total / 1e3)
+    total = sum(map(sum, rows.values())) or 1.0
+    ranked = sorted(rows.items(), key=lambda row: -sum(row[1]))
+    (out / "kernels-step.txt").write_text("".join(
+        f"{sum(ms):9.2f} ms {sum(ms) / total:6.1%} {len(ms):6d}  {name[:150]}\n" for name, ms in ranked))
+    return {"all": round(total, 1)} | {name[:60]: round(sum(ms), 1) for name, ms in ranked[:12]}
+
+
+def sampling(setting: Setting) -> dict[str, float]:
+    with CARD:
+        net, point, condition = setting.network(trained=False), setting.point(), setting.condition()
+    randomise(net)
+    return {"ms": round(milliseconds(lambda: generate(net, point.x1, condition, Sampling(4),
+                                                      torch.Generator())), 1)}
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench step", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART")
+    parser.add_argument("--recompute", choices=RECOMPUTE, default=POLICY)
+    parser.add_argument("--preset", choices=PRESETS, default="1.3b")
+    parser.add_argument("--frames", type=int, default=61)
+    parser.add_argument("--size", default="832x480")
+    parser.add_argument("--record", action="store_true")
+    parser.add_argument("--out", type=Path, default=OUT)
+    args = parser.parse_args(argv)
+    known = *STEPS, "phases", "kernels", "sampling"
+    if unknown := set(args.parts) - set(known):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    width, height = map(int, args.size.split("x"))
+    setting = Setting(args.preset, args.frames, (width, height), recompute=args.recompute)
+    args.out.mkdir(parents=True, exist_ok=True)
+    by = f"{date.today()}, torch {torch.__version__}"
+    card, found, failed = device_name(CARD.type), {}, []
+    rate = matmul_rate()
+    print(f"{card}, {by}: wan-{args.preset}, {setting.tokens:,} tokens; matmul {rate:.0f} TFLOP/s",
+          flush=True)
+
+    def keep(name: str, figures: dict) -> None:
+        found[name] = figures
+        print(f"{name:34} " + "  ".join(f"{key} {value}" for key, value in figures.items()), flush=True)
+        told = {"measured": by, "matmul": round(rate, 1), "recompute": args.recompute, "parts": found}
+        for path in [args.out / f"step-{'-'.join(args.parts) or 'all'}.json"] + [RECORD] * args.record:
+            record = json.loads(path.read_text()) if path.exists() else {}
+            steps = record.setdefault(card, {}).setdefault("step", {})
+            before = steps.get(f"wan_{args.preset}", {"parts": {}})
+            steps[f"wan_{args.preset}"] = told | {"parts": before["parts"] | found}
+            with whole(path) as aside:
+                aside.write_text(json.dumps(record, indent=1) + "\n")
+
+    for part in args.parts or known:
+        try:
+            if part == "phases":
+                phases(replace(setting), rate, keep)
+            elif part == "kernels":
+                keep("kernels", kernels(setting, args.out))
+            else:
+                keep(part, sampling(setting) if part == "sampling" else whole_step(part, setting, rate))
+        except Exception as error:
+            failed.append(f"{part}: {type(error).__name__}: {str(error).splitlines()[:1]}")
+            print(failed[-1], flush=True)
+    return int(bool(failed))
