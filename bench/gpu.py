@@ -3,7 +3,7 @@
     python -m bench gpu [PART ...] [--no-record] [--peer package.module:function ...]
     make gpu PART="step attention"
 
-Needs torch, triton, pytest and a CUDA device; no network, and no build of the C++ extension.  The parts run in
+Needs torch, triton, pytest and a CUDA device; no network, no build of the C++ extension.  The parts run in
 the order of PARTS, the most valuable first.  Each is a process with a time limit, and writes its figures when
 it has them: what fails or runs over leaves the others running, and is said again at the end.  Output: the
 screen, runs/gpu/NAME.log, and with a record bench/gpu.json and bench/record.json.
