@@ -31,7 +31,7 @@ MUTANTS = OF_OPS | {
         ("x if x is None else x.contiguous()", "x"),
         ("if x is not None and x.dtype == torch.float64", "if False"),
         ("block_b = triton.next_power_of_2(C - block_a) if block_a < C else 0", "block_b = 0"),
-        ("block_b = triton.next_power_of_2(C - block_a)", "block_b = triton.next_power_of_2(C - block_a) // 2"),
+        ("triton.next_power_of_2(C - block_a)", "triton.next_power_of_2(C - block_a) // 2"),
         ("mask & (row < N)[:, None]", "mask"),
         ("mask = col < C", "mask = col >= 0"),
         ("(first + tl.arange(0, BLOCK))[None, :]", "tl.arange(0, BLOCK)[None, :]"),
