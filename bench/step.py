@@ -29,7 +29,7 @@ from bench.harness import MATMUL, device_name
 from bench.passes import PASSES, Setting
 from swiftvideo_fast import jvp, ops
 from swiftvideo_fast.atomic import whole
-from swiftvideo_fast.models.conditioning import velocity
+from swiftvideo_fast.models.condition import velocity
 from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE
 from swiftvideo_fast.sampler import Sampling, generate
 
