@@ -20,7 +20,7 @@ swiftvideo_fast.rules   swiftvideo_fast.transform
 swiftvideo_fast
 swiftvideo_fast.models  swiftvideo_fast.path
 swiftvideo_fast.data
-swiftvideo_fast.objectives  swiftvideo_fast.sampler
+swiftvideo_fast.objectives  swiftvideo_fast.sampler swiftvideo_fast.plan_recipe
 swiftvideo_fast.train   swiftvideo_fast.evaluate    swiftvideo_fast.plan        swiftvideo_fast.doctor
 swiftvideo_fast.demo
 swiftvideo_fast.cli
