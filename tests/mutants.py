@@ -30,9 +30,13 @@ MUTANTS = OF_OPS | {
     "storage": [
         ("x if x is None else x.contiguous()", "x"),
         ("if x is not None and x.dtype == torch.float64", "if False"),
-        ("triton.next_power_of_2(C)\n    warps", "triton.next_power_of_2(C) // 2\n    warps"),
+        ("block_b = triton.next_power_of_2(C - block_a) if block_a < C else 0", "block_b = 0"),
+        ("triton.next_power_of_2(C - block_a)", "triton.next_power_of_2(C - block_a) // 2"),
         ("mask & (row < N)[:, None]", "mask"),
-        ("max(1, min(8, 1024 // block_c))", "max(1, 1024 // block_c)"),
+        ("mask = col < C", "mask = col >= 0"),
+        ("(first + tl.arange(0, BLOCK))[None, :]", "tl.arange(0, BLOCK)[None, :]"),
+        ("    if b is not None:\n        total += tl.sum(b, 1)\n", ""),
+        ("    if b is not None:\n        total += tl.sum(b * other_b, 1)\n", ""),
     ],
     "blocks": [
         ("ts = tl.dot(tq, k.T, input", "ts = tl.dot(q, k.T, input"),

@@ -21,7 +21,7 @@ from swiftvideo_fast.ops.norm_rope import norm_rope_backward, norm_rope_jvp, nor
 F32, BF16 = torch.float32, torch.bfloat16
 SHAPES = [                      # (B, N, C)
     (1, 1, 8),                  # smallest
-    (2, 5, 96),                 # C no power of two, N no multiple of a tile's rows
+    (2, 5, 88),                 # C no sum of two powers of two, N no multiple of a tile's rows
     (2, 67, 8),                 # more rows than one program of a backward adds up, though they are short
     (1, 3, 1536),               # Wan 1.3B's width
 ]

@@ -19,25 +19,42 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swiftvideo_kernels.storage import contiguous, whole_row_mask, whole_rows
+from swiftvideo_kernels.storage import columns, contiguous, part, row_dot, row_sum, whole_rows
 
 CHUNK = 64          # rows whose ds and db one program adds up: 3 % of the traffic at bf16
 
 
 @triton.jit
-def _normalise(x, C, eps, real):
-    """n and r of each row; n is zero where not `real`."""
-    centred = tl.where(real, x - (tl.sum(x, 1) / C)[:, None], 0.0)
-    rstd = tl.rsqrt(tl.sum(centred * centred, 1) / C + eps)[:, None]
-    return centred * rstd, rstd
+def _normalise(a, b, mask_b, C, eps):
+    """n of both parts and r, of each row; n is zero past the row's end."""
+    mean = row_sum(a, b) / C
+    a = a - mean
+    if b is not None:
+        b = tl.where(mask_b, b - mean, 0.0)
+    rstd = tl.rsqrt(row_dot(a, b, a, b) / C + eps)
+    a = a * rstd
+    if b is not None:
+        b = b * rstd
+    return a, b, rstd
 
 
 @triton.jit
-def ln_jacobian(u, n, rstd, C, real):
-    """J u for each row, (1).  u and n are zero where not `real`: past the row's end."""
-    mean_u = (tl.sum(u, 1) / C)[:, None]
-    mean_nu = (tl.sum(n * u, 1) / C)[:, None]
-    return tl.where(real, rstd * (u - mean_u - n * mean_nu), 0.0)
+def ln_jacobian(u, n, mean_u, mean_nu, rstd):
+    """J u of one part, (1)."""
+    return rstd * (u - mean_u - n * mean_nu)
+
+
+@triton.jit
+def _tangent(tx, n, mean_tx, mean_ntx, rstd, s_ptr, ts_ptr, tb_ptr, col, mask):
+    """ty of one part; a tangent of None is zero."""
+    ty = tl.zeros(n.shape, tl.float32)
+    if tx is not None:
+        ty += ln_jacobian(tx, n, mean_tx, mean_ntx, rstd) * (1 + part(s_ptr, col, mask))
+    if ts_ptr is not None:
+        ty += n * part(ts_ptr, col, mask)
+    if tb_ptr is not None:
+        ty += part(tb_ptr, col, mask)
+    return ty
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -47,32 +64,43 @@ def _modulate_kernel(
     b_ptr, tb_ptr,              # [B, C]
     y_ptr, ty_ptr,              # [B * N, C]; ty None: the primal alone
     N, eps,
-    C: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
+    C: tl.constexpr, ROWS: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     clip = tl.program_id(1).to(tl.int64)
-    col = tl.arange(0, BLOCK_C)
-    at = (clip * N + row)[:, None] * C + col[None, :]
-    real = (col < C)[None, :]
-    mask = whole_row_mask(row, N, col, C, ROWS, BLOCK_C)
-    channel = clip * C + tl.broadcast_to(col[None, :], (ROWS, BLOCK_C))
+    at = (clip * N + row)[:, None] * C
+    channel = clip * C
+    col_a, mask_a = columns(0, row, N, C, ROWS, BLOCK_A)
+    col_b, mask_b = columns(BLOCK_A, row, N, C, ROWS, BLOCK_B)
 
-    x = tl.load(x_ptr + at, mask, 0.0).to(tl.float32)
+    a, b = part(x_ptr + at, col_a, mask_a), part(x_ptr + at, col_b, mask_b)
+    ta = None
+    tb = None
     if tx_ptr is not None:                                      # in flight before x's sums, and any store
-        tx = tl.load(tx_ptr + at, mask, 0.0).to(tl.float32)
-    n, rstd = _normalise(x, C, eps, real)
-    gain = 1 + tl.load(s_ptr + channel, mask, 0.0).to(tl.float32)
-    b = tl.load(b_ptr + channel, mask, 0.0).to(tl.float32)
-    tl.store(y_ptr + at, n * gain + b, mask)
+        ta, tb = part(tx_ptr + at, col_a, mask_a), part(tx_ptr + at, col_b, mask_b)
+    a, b, rstd = _normalise(a, b, mask_b, C, eps)
+    y = a * (1 + part(s_ptr + channel, col_a, mask_a)) + part(b_ptr + channel, col_a, mask_a)
+    tl.store(y_ptr + at + col_a, y, mask_a)
+    if BLOCK_B > 0:
+        y = b * (1 + part(s_ptr + channel, col_b, mask_b)) + part(b_ptr + channel, col_b, mask_b)
+        tl.store(y_ptr + at + col_b, y, mask_b)
     if ty_ptr is not None:
-        ty = tl.zeros([ROWS, BLOCK_C], tl.float32)
+        mean_t = 0.0
+        mean_nt = 0.0
         if tx_ptr is not None:
-            ty += ln_jacobian(tx, n, rstd, C, real) * gain
+            mean_t, mean_nt = row_sum(ta, tb) / C, row_dot(ta, tb, a, b) / C
+        gains = s_ptr + channel
+        shifts = None
+        moves = None
         if ts_ptr is not None:
-            ty += n * tl.load(ts_ptr + channel, mask, 0.0).to(tl.float32)
+            moves = ts_ptr + channel
         if tb_ptr is not None:
-            ty += tl.load(tb_ptr + channel, mask, 0.0).to(tl.float32)
-        tl.store(ty_ptr + at, ty, mask)
+            shifts = tb_ptr + channel
+        ty = _tangent(ta, a, mean_t, mean_nt, rstd, gains, moves, shifts, col_a, mask_a)
+        tl.store(ty_ptr + at + col_a, ty, mask_a)
+        if BLOCK_B > 0:
+            ty = _tangent(tb, b, mean_t, mean_nt, rstd, gains, moves, shifts, col_b, mask_b)
+            tl.store(ty_ptr + at + col_b, ty, mask_b)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -82,26 +110,42 @@ def _modulate_backward_kernel(
     dx_ptr,                     # [B * N, C]
     ds_ptr, db_ptr,             # [B, N / CHUNK, C] fp32
     N, eps,
-    C: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
+    C: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr,
 ):
     chunk, clip = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    col = tl.arange(0, BLOCK_C)
-    real = (col < C)[None, :]
-    gain = 1 + tl.load(s_ptr + clip * C + col, col < C, 0.0).to(tl.float32)[None, :]
-    ds = tl.zeros([ROWS, BLOCK_C], tl.float32)
-    db = tl.zeros([ROWS, BLOCK_C], tl.float32)
+    ds_a = tl.zeros([ROWS, BLOCK_A], tl.float32)
+    db_a = tl.zeros([ROWS, BLOCK_A], tl.float32)
+    if BLOCK_B > 0:
+        ds_b = tl.zeros([ROWS, BLOCK_B], tl.float32)
+        db_b = tl.zeros([ROWS, BLOCK_B], tl.float32)
     for first in tl.range(chunk * CHUNK, tl.minimum(N, (chunk + 1) * CHUNK), ROWS, num_stages=2):
         row = first + tl.arange(0, ROWS)
-        at = (clip * N + row)[:, None] * C + col[None, :]
-        mask = (row < N)[:, None] & real
-        dy = tl.load(dy_ptr + at, mask, 0.0).to(tl.float32)
-        n, rstd = _normalise(tl.load(x_ptr + at, mask, 0.0).to(tl.float32), C, eps, real)
-        tl.store(dx_ptr + at, ln_jacobian(dy * gain, n, rstd, C, real), mask)
-        ds += dy * n
-        db += dy
-    channel = (clip * tl.num_programs(0) + chunk) * C + col
-    tl.store(ds_ptr + channel, tl.sum(ds, 0), col < C)
-    tl.store(db_ptr + channel, tl.sum(db, 0), col < C)
+        at = (clip * N + row)[:, None] * C
+        col_a, mask_a = columns(0, row, N, C, ROWS, BLOCK_A)
+        col_b, mask_b = columns(BLOCK_A, row, N, C, ROWS, BLOCK_B)
+        dy_a, dy_b = part(dy_ptr + at, col_a, mask_a), part(dy_ptr + at, col_b, mask_b)
+        a, b = part(x_ptr + at, col_a, mask_a), part(x_ptr + at, col_b, mask_b)
+        a, b, rstd = _normalise(a, b, mask_b, C, eps)
+        dn_a = dy_a * (1 + part(s_ptr + clip * C, col_a, mask_a))
+        ds_a += dy_a * a
+        db_a += dy_a
+        dn_b = None
+        if BLOCK_B > 0:
+            dn_b = dy_b * (1 + part(s_ptr + clip * C, col_b, mask_b))
+            ds_b += dy_b * b
+            db_b += dy_b
+        mean, mean_n = row_sum(dn_a, dn_b) / C, row_dot(dn_a, dn_b, a, b) / C
+        tl.store(dx_ptr + at + col_a, ln_jacobian(dn_a, a, mean, mean_n, rstd), mask_a)
+        if BLOCK_B > 0:
+            tl.store(dx_ptr + at + col_b, ln_jacobian(dn_b, b, mean, mean_n, rstd), mask_b)
+    channel = (clip * tl.num_programs(0) + chunk) * C + tl.arange(0, BLOCK_A)
+    tl.store(ds_ptr + channel, tl.sum(ds_a, 0))
+    tl.store(db_ptr + channel, tl.sum(db_a, 0))
+    if BLOCK_B > 0:
+        rest = BLOCK_A + tl.arange(0, BLOCK_B)
+        channel = (clip * tl.num_programs(0) + chunk) * C + rest
+        tl.store(ds_ptr + channel, tl.sum(ds_b, 0), rest < C)
+        tl.store(db_ptr + channel, tl.sum(db_b, 0), rest < C)
 
 
 def modulate(x: Tensor, s: Tensor, b: Tensor, eps: float) -> Tensor:
@@ -123,7 +167,7 @@ def modulate_jvp(x: Tensor, tx: Tensor | None, s: Tensor, ts: Tensor | None, b: 
 
 def _launch(x, tx, s, ts, b, tb, y, ty, eps) -> None:
     B, N, C = x.shape
-    tile = whole_rows(C)
+    tile = whole_rows(C, 1024)
     _modulate_kernel[triton.cdiv(N, tile["ROWS"]), B](x, tx, s, ts, b, tb, y, ty, N, eps, **tile)
 
 

@@ -17,31 +17,30 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swiftvideo_kernels.storage import contiguous, whole_row_mask, whole_rows
+from swiftvideo_kernels.storage import columns, contiguous, part, row_dot, whole_rows
 
 CHUNK = 64          # rows whose dw one program adds up
 
 
 @triton.jit
-def rms_jacobian(u, n, rstd, C):
-    """J u for each row, (1)."""
-    return rstd * (u - n * (tl.sum(n * u, 1) / C)[:, None])
+def rms_jacobian(u, n, mean_nu, rstd):
+    """J u of one part, (1)."""
+    return rstd * (u - n * mean_nu)
 
 
 @triton.jit
-def _angles(cos_ptr, sin_ptr, row, N, C: tl.constexpr, R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """cos and sin of every pair of the rows: [ROWS, BLOCK_C / 2]."""
-    pair = tl.arange(0, BLOCK_C // 2)
-    at = row[:, None] * R + (pair % R)[None, :]
-    mask = (row < N)[:, None] & (pair < C // 2)[None, :]
-    return tl.load(cos_ptr + at, mask, 0.0).to(tl.float32), tl.load(sin_ptr + at, mask, 0.0).to(tl.float32)
-
-
-@triton.jit
-def _turn(y, cos, sin, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Each pair (a, b) of y to (a cos - b sin, a sin + b cos)."""
-    a, b = tl.split(tl.reshape(y, (ROWS, BLOCK_C // 2, 2)))
-    return tl.reshape(tl.join(a * cos - b * sin, a * sin + b * cos), (ROWS, BLOCK_C))
+def _turned(y, cos_ptr, sin_ptr, FIRST: tl.constexpr, row, N, sign, C: tl.constexpr, R: tl.constexpr,
+            ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Each pair (a, b) of a part of the rows, from channel FIRST, to (a cos - b sin, a sin + b cos)."""
+    if cos_ptr is not None:
+        pair = FIRST // 2 + tl.arange(0, BLOCK // 2)
+        at = row[:, None] * R + (pair % R)[None, :]
+        mask = (row < N)[:, None] & (pair < C // 2)[None, :]
+        cos = tl.load(cos_ptr + at, mask, 0.0).to(tl.float32)
+        sin = sign * tl.load(sin_ptr + at, mask, 0.0).to(tl.float32)
+        a, b = tl.split(tl.reshape(y, (ROWS, BLOCK // 2, 2)))
+        y = tl.reshape(tl.join(a * cos - b * sin, a * sin + b * cos), (ROWS, BLOCK))
+    return y
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -51,30 +50,34 @@ def _norm_rope_kernel(
     cos_ptr, sin_ptr,           # [N, R], or None
     y_ptr, ty_ptr,              # [B * N, C]
     N, eps,
-    C: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
+    C: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    clip = tl.program_id(1).to(tl.int64)
-    col = tl.arange(0, BLOCK_C)
-    at = (clip * N + row)[:, None] * C + col[None, :]
-    mask = whole_row_mask(row, N, col, C, ROWS, BLOCK_C)
+    at = (tl.program_id(1).to(tl.int64) * N + row)[:, None] * C
+    col_a, mask_a = columns(0, row, N, C, ROWS, BLOCK_A)
+    col_b, mask_b = columns(BLOCK_A, row, N, C, ROWS, BLOCK_B)
 
-    x = tl.load(x_ptr + at, mask, 0.0).to(tl.float32)
+    a, b = part(x_ptr + at, col_a, mask_a), part(x_ptr + at, col_b, mask_b)
     if tx_ptr is not None:                                      # in flight before x's sum, and any store
-        tx = tl.load(tx_ptr + at, mask, 0.0).to(tl.float32)
-    w = tl.load(w_ptr + tl.broadcast_to(col[None, :], (ROWS, BLOCK_C)), mask, 0.0).to(tl.float32)
-    rstd = tl.rsqrt(tl.sum(x * x, 1) / C + eps)[:, None]
-    n = x * rstd
-    y = n * w
-    if cos_ptr is not None:
-        cos, sin = _angles(cos_ptr, sin_ptr, row, N, C, R, BLOCK_C)
-        y = _turn(y, cos, sin, ROWS, BLOCK_C)
-    tl.store(y_ptr + at, y, mask)
+        ta, tb = part(tx_ptr + at, col_a, mask_a), part(tx_ptr + at, col_b, mask_b)
+    rstd = tl.rsqrt(row_dot(a, b, a, b) / C + eps)
+    a = a * rstd
+    y = _turned(a * part(w_ptr, col_a, mask_a), cos_ptr, sin_ptr, 0, row, N, 1.0, C, R, ROWS, BLOCK_A)
+    tl.store(y_ptr + at + col_a, y, mask_a)
+    if BLOCK_B > 0:
+        b = b * rstd
+        y = b * part(w_ptr, col_b, mask_b)
+        y = _turned(y, cos_ptr, sin_ptr, BLOCK_A, row, N, 1.0, C, R, ROWS, BLOCK_B)
+        tl.store(y_ptr + at + col_b, y, mask_b)
     if tx_ptr is not None:
-        ty = rms_jacobian(tx, n, rstd, C) * w
-        if cos_ptr is not None:
-            ty = _turn(ty, cos, sin, ROWS, BLOCK_C)
-        tl.store(ty_ptr + at, ty, mask)
+        mean_nt = row_dot(ta, tb, a, b) / C
+        ty = rms_jacobian(ta, a, mean_nt, rstd) * part(w_ptr, col_a, mask_a)
+        ty = _turned(ty, cos_ptr, sin_ptr, 0, row, N, 1.0, C, R, ROWS, BLOCK_A)
+        tl.store(ty_ptr + at + col_a, ty, mask_a)
+        if BLOCK_B > 0:
+            ty = rms_jacobian(tb, b, mean_nt, rstd) * part(w_ptr, col_b, mask_b)
+            ty = _turned(ty, cos_ptr, sin_ptr, BLOCK_A, row, N, 1.0, C, R, ROWS, BLOCK_B)
+            tl.store(ty_ptr + at + col_b, ty, mask_b)
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -85,26 +88,40 @@ def _norm_rope_backward_kernel(
     dx_ptr,                     # [B * N, C]
     dw_ptr,                     # [B, N / CHUNK, C] fp32
     N, eps,
-    C: tl.constexpr, R: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
+    C: tl.constexpr, R: tl.constexpr, CHUNK: tl.constexpr, ROWS: tl.constexpr, BLOCK_A: tl.constexpr,
+    BLOCK_B: tl.constexpr,
 ):
     chunk, clip = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    col = tl.arange(0, BLOCK_C)
-    w = tl.load(w_ptr + col, col < C, 0.0).to(tl.float32)[None, :]
-    dw = tl.zeros([ROWS, BLOCK_C], tl.float32)
+    dw_a = tl.zeros([ROWS, BLOCK_A], tl.float32)
+    if BLOCK_B > 0:
+        dw_b = tl.zeros([ROWS, BLOCK_B], tl.float32)
     for first in tl.range(chunk * CHUNK, tl.minimum(N, (chunk + 1) * CHUNK), ROWS, num_stages=2):
         row = first + tl.arange(0, ROWS)
-        at = (clip * N + row)[:, None] * C + col[None, :]
-        mask = (row < N)[:, None] & (col < C)[None, :]
-        x = tl.load(x_ptr + at, mask, 0.0).to(tl.float32)
-        dy = tl.load(dy_ptr + at, mask, 0.0).to(tl.float32)
-        if cos_ptr is not None:
-            cos, sin = _angles(cos_ptr, sin_ptr, row, N, C, R, BLOCK_C)
-            dy = _turn(dy, cos, -sin, ROWS, BLOCK_C)
-        rstd = tl.rsqrt(tl.sum(x * x, 1) / C + eps)[:, None]
-        n = x * rstd
-        tl.store(dx_ptr + at, rms_jacobian(dy * w, n, rstd, C), mask)
-        dw += dy * n
-    tl.store(dw_ptr + (clip * tl.num_programs(0) + chunk) * C + col, tl.sum(dw, 0), col < C)
+        at = (clip * N + row)[:, None] * C
+        col_a, mask_a = columns(0, row, N, C, ROWS, BLOCK_A)
+        col_b, mask_b = columns(BLOCK_A, row, N, C, ROWS, BLOCK_B)
+        a, b = part(x_ptr + at, col_a, mask_a), part(x_ptr + at, col_b, mask_b)
+        dy_a, dy_b = part(dy_ptr + at, col_a, mask_a), part(dy_ptr + at, col_b, mask_b)
+        rstd = tl.rsqrt(row_dot(a, b, a, b) / C + eps)
+        a = a * rstd
+        dy_a = _turned(dy_a, cos_ptr, sin_ptr, 0, row, N, -1.0, C, R, ROWS, BLOCK_A)
+        dn_a = dy_a * part(w_ptr, col_a, mask_a)
+        dw_a += dy_a * a
+        dn_b = None
+        if BLOCK_B > 0:
+            b = b * rstd
+            dy_b = _turned(dy_b, cos_ptr, sin_ptr, BLOCK_A, row, N, -1.0, C, R, ROWS, BLOCK_B)
+            dn_b = dy_b * part(w_ptr, col_b, mask_b)
+            dw_b += dy_b * b
+        mean_n = row_dot(dn_a, dn_b, a, b) / C
+        tl.store(dx_ptr + at + col_a, rms_jacobian(dn_a, a, mean_n, rstd), mask_a)
+        if BLOCK_B > 0:
+            tl.store(dx_ptr + at + col_b, rms_jacobian(dn_b, b, mean_n, rstd), mask_b)
+    out = (clip * tl.num_programs(0) + chunk) * C
+    tl.store(dw_ptr + out + tl.arange(0, BLOCK_A), tl.sum(dw_a, 0))
+    if BLOCK_B > 0:
+        rest = BLOCK_A + tl.arange(0, BLOCK_B)
+        tl.store(dw_ptr + out + rest, tl.sum(dw_b, 0), rest < C)
 
 
 def norm_rope(x: Tensor, w: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float) -> Tensor:
@@ -132,7 +149,7 @@ def _inputs(op, x, w, cos, sin, *more) -> list[Tensor | None]:
 
 def _launch(x, tx, w, cos, sin, y, ty, eps) -> None:
     B, N, C = x.shape
-    tile = whole_rows(C)
+    tile = whole_rows(C, 1280)
     R = 1 if cos is None else cos.shape[1]
     _norm_rope_kernel[triton.cdiv(N, tile["ROWS"]), B](x, tx, w, cos, sin, y, ty, N, eps, R=R, **tile)
 

@@ -14,25 +14,60 @@ def contiguous(op: str, *tensors: Tensor | None) -> list[Tensor | None]:
     return [x if x is None else x.contiguous() for x in tensors]
 
 
-def whole_rows(C: int, channels: int = 2048) -> dict[str, int]:
-    """The tile of a kernel that sums over whole rows of C channels: a warp for so many, so that most rows are
-    summed with little or no shared memory.  The compiler knows C and drops what lies past it.
+def whole_rows(C: int, channels: int) -> dict[str, int]:
+    """The tile of a kernel that sums over whole rows of C channels, a warp for about so many of them.
 
-    What belongs to channels is loaded as [ROWS, BLOCK_C] too: in a layout of its own it would have to be
-    moved between threads.
+    A row is two parts, as a block has a power of two of lanes: BLOCK_A, the largest in C, and BLOCK_B for the
+    rest (0: none): 1024 + 512, 4096 + 1024.  One block of 8192 would idle 38 % of its lanes at 5120.
     """
-    block_c = triton.next_power_of_2(C)
+    block_a = triton.next_power_of_2(C + 1) // 2
+    block_b = triton.next_power_of_2(C - block_a) if block_a < C else 0
     warps = min(32, triton.next_power_of_2(triton.cdiv(C, channels)))
-    return {"C": C, "ROWS": max(1, min(8, 1024 // block_c)), "BLOCK_C": block_c, "num_warps": warps}
+    rows = max(1, min(8, 1024 // triton.next_power_of_2(C)))
+    return {"C": C, "ROWS": rows, "BLOCK_A": block_a, "BLOCK_B": block_b, "num_warps": warps}
 
 
 @triton.jit
-def whole_row_mask(row, N, col, C: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """What there is of [ROWS, BLOCK_C].  A program with one row has a real one: its mask is a constant."""
-    mask = tl.broadcast_to((col < C)[None, :], (ROWS, BLOCK_C))
-    if ROWS > 1:
-        mask = mask & (row < N)[:, None]
-    return mask
+def columns(first: tl.constexpr, row, N, C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Columns first .. first + BLOCK of some rows: (column, mask), [ROWS, BLOCK]; None for an empty part.
+
+    A mask is of what there is; with one row a program, rows need none.
+    """
+    col = None
+    mask = None
+    if BLOCK > 0:
+        col = tl.broadcast_to((first + tl.arange(0, BLOCK))[None, :], (ROWS, BLOCK))
+        mask = col < C
+        if ROWS > 1:
+            mask = mask & (row < N)[:, None]
+    return col, mask
+
+
+@triton.jit
+def part(ptr, col, mask):
+    """One part of rows, fp32, zero past their end; None for an empty part.  ptr: of the rows, [ROWS, 1]."""
+    x = None
+    if col is not None:
+        x = tl.load(ptr + col, mask, 0.0).to(tl.float32)
+    return x
+
+
+@triton.jit
+def row_sum(a, b):
+    """[ROWS, 1]: the sum of each row's two parts."""
+    total = tl.sum(a, 1)
+    if b is not None:
+        total += tl.sum(b, 1)
+    return total[:, None]
+
+
+@triton.jit
+def row_dot(a, b, other_a, other_b):
+    """[ROWS, 1]: the product of each row with another's, summed."""
+    total = tl.sum(a * other_a, 1)
+    if b is not None:
+        total += tl.sum(b * other_b, 1)
+    return total[:, None]
 
 
 def part_rows(C: int) -> dict[str, int]:
