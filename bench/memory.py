@@ -24,9 +24,9 @@ from bench.account import GRADIENT, Account, grouped
 from bench.harness import allocated, device_name
 from bench.passes import PASSES, Setting, jvp_pass, plain_torch
 from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE
+from swiftvideo_fast.plan import USABLE
 
 DEVICES_GB = (80, 141)                  # H100, H200
-USABLE = 0.94                           # of a device: context, workspaces and fragments take the rest
 
 
 def faked(build: Callable, setting: Setting) -> Account:

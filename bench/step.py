@@ -30,9 +30,10 @@ from bench.harness import MATMUL, device_name
 from bench.passes import PASSES, Setting, velocity
 from swiftvideo_fast import jvp, ops
 from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.config import Sample
 from swiftvideo_fast.models.condition import guided
 from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE
-from swiftvideo_fast.sampler import Sampling, generate
+from swiftvideo_fast.sampler import generate
 
 OUT = Path(__file__).parents[1] / "runs" / "gpu"
 RECORD = Path(__file__).with_name("gpu.json")
@@ -179,7 +180,7 @@ def sampling(setting: Setting) -> dict[str, float]:
         net, point, condition = setting.network(trained=False), setting.point(), setting.condition()
     randomise(net)
     call, rng = partial(velocity, net), torch.Generator()
-    return {"ms": round(milliseconds(lambda: generate(call, point.x1, condition, Sampling(4), rng)), 1)}
+    return {"ms": round(milliseconds(lambda: generate(call, point.x1, condition, 4, Sample(), rng)), 1)}
 
 
 def main(argv: list[str]) -> int:

@@ -13,7 +13,7 @@ import yaml
 
 from swiftvideo_fast import config, doctor, plan
 from swiftvideo_fast.atomic import whole
-from swiftvideo_fast.config import Config
+from swiftvideo_fast.config import Config, Sample
 from swiftvideo_fast.data.clips import write_video
 from swiftvideo_fast.data.crops import EncodedCrops, fit_codec
 from swiftvideo_fast.data.pairs import folder_of
@@ -23,7 +23,6 @@ from swiftvideo_fast.evaluate.tables import Row, as_json, comparison
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.objectives.base import AVERAGE
 from swiftvideo_fast.objectives.ta import Ta
-from swiftvideo_fast.sampler import Sampling
 from swiftvideo_fast.train import checkpoint, recipe, run_folder
 from swiftvideo_fast.train.recipe import TABLES, Parts, Tables
 from swiftvideo_fast.train.rounds import make_pairs, rounds, run_ta_rounds
@@ -203,13 +202,13 @@ def run_codec(args: argparse.Namespace) -> None:
 
 def run_sample(args: argparse.Namespace) -> None:
     cfg = args.tables.load(args.config, args.overrides)
-    parts, how = Parts(cfg, args.tables), _how(args, cfg, args.steps)
+    parts, how = Parts(cfg, args.tables), _how(args, cfg)
     call, codec = partial(parts.family.call, parts.family.load(args.weights)), parts.codec
     if args.dry_run:
-        print(f"would write {args.count} clips of {how} to {args.out}")
+        print(f"would write {args.count} clips of {args.steps} steps, {how}, to {args.out}")
         return
     clips = parts.clips.clips("test", args.count, args.seed)
-    pixels = codec.decode(sample(call, clips, how, args.seed))
+    pixels = codec.decode(sample(call, clips, args.steps, how, args.seed))
     for i, (clip, caption) in enumerate(zip(pixels, clips.captions, strict=True)):
         write_video(args.out / f"clip-{i:03d}.mp4", clip)
         print(f"{args.out}/clip-{i:03d}.mp4  {caption}")
@@ -228,9 +227,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
     bench, rows = Benchmark(clips, parts.codec, args.seed), []
     reference = bench.reference(teacher, guidance)
     for steps in args.steps:
-        for name, n, how in (("teacher", teacher, Sampling(steps, guidance=guidance)),
-                             ("student", net, _how(args, cfg, steps))):
-            figures = bench.figures(bench.sample(n, how), reference)
+        for name, n, how in (("teacher", teacher, Sample(guidance=guidance)),
+                             ("student", net, _how(args, cfg))):
+            figures = bench.figures(bench.sample(n, steps, how), reference)
             rows.append(Row(name, steps, {metric: [value] for metric, value in figures.items()}))
     print(comparison(rows, title=f"{args.count} {args.part} clips").text())
     if args.json:
@@ -259,7 +258,5 @@ def run_demo(args: argparse.Namespace) -> None:
     print(f"report: {demo(args.dir, args.configs, args.seeds, args.clips, args.overrides)}")
 
 
-def _how(args: argparse.Namespace, cfg: Config, steps: int) -> Sampling:
-    s = cfg.sample
-    how = Sampling(steps, s.sampler, s.shift, s.guidance)
-    return how if args.guidance is None else replace(how, guidance=args.guidance)
+def _how(args: argparse.Namespace, cfg: Config) -> Sample:
+    return cfg.sample if args.guidance is None else replace(cfg.sample, guidance=args.guidance)

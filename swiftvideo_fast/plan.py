@@ -2,10 +2,11 @@
 
     swiftvideo plan --preset wan-14b --gpus 64 --memory 80
 
-What a rank holds of a parameter of n elements is a stretch of ceil(n / gpus) (train/engine.py): these sizes
-are exact.  Activations are planes of (tokens / sequence) x dim, as stored:
-    teacher, jvp    few at once under no_grad, the tangent's among them, and the MLP's in chunks of rows
-    student         one a block, kept for the backward, and those of one block that is run again; or two a
+Networks come from the objective's `networks()`, passes from a dry call of its losses in their `turns()`.
+What a rank holds of a parameter of n elements is a slice of ceil(n / gpus) (train/zero3.py): these sizes are
+exact.  Activations are planes of (tokens / sequence) x dim, as stored:
+    without grad    few at once, the tangent's among them, and the MLP's in chunks of rows
+    with grad       one a block, kept for the backward, and those of one block that is run again; or two a
                     block (with attention's outputs), or all of them: by --recompute
 (counted by `python -m bench memory`, which follows every tensor).
 Work is two operations a multiplication in matrix products; its time is that over a rate you have measured.
@@ -14,29 +15,102 @@ Work is two operations a multiplication in matrix products; its time is that ove
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from functools import cached_property, lru_cache
 
 import torch
+from torch import Tensor, nn
 
+from swiftvideo_fast.config import Config, Model, Optim, Run
 from swiftvideo_fast.config.strict import want
-from swiftvideo_fast.models.wan.network import MLP_ROWS, PATCH, PRESETS, RECOMPUTE, Wan
+from swiftvideo_fast.data.crops import CropOptions
+from swiftvideo_fast.data.pairs import Pairs
+from swiftvideo_fast.dual import Dual
+from swiftvideo_fast.models import lora
+from swiftvideo_fast.models.condition import Condition
+from swiftvideo_fast.models.wan.family import WanFamily
+from swiftvideo_fast.models.wan.network import MLP_ROWS, PRESETS, RECOMPUTE, WanConfig
+from swiftvideo_fast.objectives.base import STUDENT, Average, Frozen, Objective, Setup, Trains
+from swiftvideo_fast.train.recipe import TABLES
+from swiftvideo_fast.train.zero3 import BUCKET
 
 USABLE = 0.94           # of a device: context, workspaces and fragments take the rest
-STRIDE_T, STRIDE = 4, 8
 SCALES = 256            # 8-bit moments share a scale of 4 bytes by so many
-BUCKET = 100_000_000    # as train/engine.py's
 HELD, CHUNKED = 11, 6   # planes under no_grad: in attention; beside the MLP's chunk of rows
 BLOCK = 21              # planes of a block run again, beside three of the MLP's width (39 at 1.3B, 29 at 14B)
 KEPT, LAST = 19, 11     # planes of a block kept whole, beside two of the MLP's width; beside all blocks
+LATENT = WanFamily.latent
+LATE = 10**9            # a step at which every turn of an objective is taken
+
+
+@dataclass(frozen=True)
+class Call:
+    """One evaluation of a network in a step.  rows: clips at once, for each clip of the micro-batch."""
+
+    rows: int
+    tangent: bool
+    grad: bool
+
+
+class CountedFamily(WanFamily):
+    """Notes calls in place of evaluating a network.  trained: roles with a backward."""
+
+    def __init__(self, trained: set[str]):
+        self.trained, self.calls = trained, []
+
+    def call(self, net: str, x_t, t, condition: Condition, s: Tensor | None = None):
+        moves = torch.is_grad_enabled() and net in self.trained
+        self.calls.append(Call(x_t.shape[0], isinstance(x_t, Dual), moves))
+        return 1.0 * x_t
+
+
+def built(sizes: WanConfig, objective: str, family: WanFamily) -> Objective:
+    """The objective, its networks of these sizes and on the meta device."""
+    cls = TABLES.objectives[objective]
+    options = cls.Options()
+
+    def network(rank: int = 0) -> nn.Module:
+        with torch.device("meta"):
+            net = family.network(sizes)
+            if rank:
+                lora.attach(net, rank, torch.Generator())
+        return net
+
+    cfg = Config(Run("plan", 1), Model(weights="released"), options, Optim(1e-6), CropOptions())
+    return cls(cfg, Setup(family, torch.device("meta"), lambda: sizes,
+                          lambda: network(getattr(options, "rank", 0)), network, network, None, None))
+
+
+@lru_cache
+def parameters(sizes: WanConfig, objective: str) -> dict[str, list[tuple[int, bool]]]:
+    """Role -> (elements, trained) of every parameter of the networks that an engine is given."""
+    networks = built(sizes, objective, WanFamily()).networks()
+    return {role: [(p.numel(), p.requires_grad) for p in spec.build().parameters()]
+            for role, spec in networks.items() if isinstance(spec, Trains | Frozen)}
+
+
+@lru_cache
+def calls(objective: str) -> tuple[Call, ...]:
+    """What a step evaluates, by a dry call of its losses on one small clip."""
+    networks = built(PRESETS["tiny"], objective, WanFamily()).networks()
+    family = CountedFamily({role for role, spec in networks.items() if isinstance(spec, Trains)})
+    dry = built(PRESETS["tiny"], objective, family)
+    x0, condition = torch.zeros(1, 16, 1, 2, 2), Condition(torch.zeros(1, 20, 1, 2, 2), torch.zeros(1, 1, 32),
+                                                           torch.zeros(1, 32))
+    batch, nets, handed = Pairs(x0, condition, [""], x0, x0), {role: role for role in networks}, None
+    for turn in dry.turns(LATE):
+        handed = dry.loss(turn, nets, batch, torch.Generator(), LATE, handed).handed or handed
+    return tuple(family.calls)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A CCD run under ZeRO-3.  memory: of a GPU, in GB.  frames, size: of a clip, in
-    pixels.  micro: clips a backward pass.  moments: bits.  sequence: GPUs that share a clip's tokens."""
+    """A run under ZeRO-3.  memory: of a GPU, in GB.  frames, size: of a clip, in pixels.  micro: clips a
+    backward pass.  moments: bits.  sequence: GPUs that share a clip's tokens."""
 
     preset: str
     gpus: int
     memory: float
+    objective: str = "ccd"
     frames: int = 61
     size: tuple[int, int] = (832, 480)
     micro: int = 1
@@ -47,17 +121,21 @@ class Plan:
     recompute: str = "blocks"
 
     def __post_init__(self):
-        c = PRESETS[self.preset]
-        want(self.frames % STRIDE_T == 1, "--frames", self.frames, "4n + 1")
-        want(all(side % (STRIDE * PATCH) == 0 for side in self.size), "--size", self.size, "multiples of 16")
+        c, side = self.sizes, LATENT.stride * LATENT.patch
+        want(self.frames % LATENT.stride_t == 1, "--frames", self.frames, f"{LATENT.stride_t}n + 1")
+        want(all(x % side == 0 for x in self.size), "--size", self.size, f"multiples of {side}")
         want(self.gpus % self.sequence == 0, "--gpus", self.gpus, f"a multiple of --sequence {self.sequence}")
         want(c.heads % self.sequence == 0 and self.tokens % self.sequence == 0, "--sequence", self.sequence,
              f"a divisor of {c.heads} heads and {self.tokens} tokens")
 
     @property
     def tokens(self) -> int:
-        w, h = self.size
-        return ((self.frames - 1) // STRIDE_T + 1) * (w // STRIDE // PATCH) * (h // STRIDE // PATCH)
+        return LATENT.tokens(self.frames, self.size[1], self.size[0])
+
+    @property
+    def stored(self) -> int:
+        """Bytes of a stored weight."""
+        return 2 if self.dtype == "bfloat16" else 4
 
     def parts(self) -> dict[str, int]:
         """Bytes a rank by part; those on the GPU."""
@@ -66,37 +144,53 @@ class Plan:
 
     def held(self) -> dict[str, int]:
         """Bytes a rank by part, on the GPU or, offloaded, beside it."""
-        sizes, blocks = parameters(self.preset)
-        own = sum(-(-n // self.gpus) for n in sizes)
-        stored = 2 if self.dtype == "bfloat16" else 4
-        moments = 8 * own if self.moments == 32 else 2 * own + 2 * 4 * own // SCALES
-        return {
-            "parameters": stored * own,
-            "masters": 4 * own,
-            "optimizer": moments,
-            "average": 4 * own + (stored * own if stored < 4 else 0),
-            "teacher": stored * own,
-            "gradients": 4 * own,
-            "reduced at once": stored * min(BUCKET, sum(sizes)),
-            "gathered blocks": 2 * stored * blocks,
-            "activations": self.activations(stored),
+        networks = built(self.sizes, self.objective, WanFamily()).networks()
+        movers = [role for role, spec in networks.items() if isinstance(spec, Trains)]
+        trained = sum(self._slices(role, trained=True) for role in movers)
+        held = {
+            "parameters": self.stored * sum(map(self._slices, movers)),
+            "masters": 4 * trained,
+            "optimizer": 8 * trained if self.moments == 32 else 2 * trained + 2 * 4 * trained // SCALES,
+        }
+        for role, spec in networks.items():
+            if isinstance(spec, Average):
+                copy = self.stored if self.stored < 4 else 0
+                held[role] = (4 + copy) * self._slices(spec.of, trained=True)
+            elif isinstance(spec, Frozen):
+                held[role] = self.stored * self._slices(role)
+        reduced = min(BUCKET, sum(n for n, moves in parameters(self.sizes, self.objective)[STUDENT] if moves))
+        return held | {
+            "gradients": 4 * trained,
+            "reduced at once": self.stored * reduced,
+            "gathered blocks": 2 * self.stored * block_parameters(self.sizes),
+            "activations": self.activations(),
         }
 
-    def activations(self, stored: int) -> int:
-        c = PRESETS[self.preset]
+    @property
+    def sizes(self) -> WanConfig:
+        return PRESETS[self.preset]
+
+    def _slices(self, role: str, trained: bool = False) -> int:
+        """Elements that a rank holds of a network, or of what trains in it."""
+        found = parameters(self.sizes, self.objective)[role]
+        return sum(-(-n // self.gpus) for n, moves in found if moves or not trained)
+
+    def activations(self) -> int:
+        c = self.sizes
         tokens = self.tokens // self.sequence
-        plane = self.micro * tokens * c.dim * stored
+        plane = self.micro * tokens * c.dim * self.stored
         wide = c.ffn_dim / c.dim
-        jvp = plane * max(HELD, CHUNKED + 4 * wide * min(1, MLP_ROWS / tokens))
+        under_no_grad = plane * max(HELD, CHUNKED + 4 * wide * min(1, MLP_ROWS / tokens))
         attention = plane + 4 * self.micro * tokens * c.heads                       # o and lse
-        student = {
+        with_grad = {
             "nothing": plane * (c.layers * (KEPT + 2 * wide) + LAST),
             "blocks": plane * (c.layers + BLOCK + 3 * wide),
             "blocks but attention": plane * (c.layers + BLOCK + 3 * wide) + (c.layers - 1) * attention,
         }[self.recompute]
-        return int(max(jvp, student))
+        rows = max(call.rows for call in calls(self.objective) if call.grad)
+        return int(max(under_no_grad, rows * with_grad))
 
-    @property
+    @cached_property
     def total(self) -> int:
         return sum(self.parts().values())
 
@@ -105,31 +199,36 @@ class Plan:
         return self.total <= USABLE * self.memory * 1e9
 
     def work(self) -> float:
-        """Operations of a pass on a GPU: guided teacher (2), jvp, student, what runs again, backward."""
-        c = PRESETS[self.preset]
-        sizes, blocks = parameters(self.preset)
+        """Operations of a micro-batch on a GPU; of linear maps, and of attention."""
+        c, blocks = self.sizes, block_parameters(self.sizes)
         linear = 2 * blocks * c.layers * self.tokens
         attention = 4 * self.tokens**2 * c.dim * c.layers
         again = {"nothing": (0, 0), "blocks": (1, 1), "blocks but attention": (1, 0)}[self.recompute]
-        return self.micro / self.sequence * (
-            linear * (2 + 2 + 1 + 2 + again[0]) + attention * (2 + 3 + 1 + 2.5 + again[1]))
+        total = 0.0
+        for call in calls(self.objective):
+            maps, attentions = (2, 3) if call.tangent else (1, 1)
+            if call.grad:
+                maps, attentions = maps + 2 + again[0], attentions + 2.5 + again[1]
+            total += call.rows * (maps * linear + attentions * attention)
+        return self.micro / self.sequence * total
 
     def traffic(self) -> dict[str, float]:
-        """Bytes that a GPU receives in a pass."""
-        c = PRESETS[self.preset]
-        stored = 2 if self.dtype == "bfloat16" else 4
-        others = stored * sum(parameters(self.preset)[0]) * (1 - 1 / self.gpus)
-        plane = self.micro * self.tokens // self.sequence * c.dim * stored
-        planes = c.layers * 4 * (2 + 2 + 2 + 1)     # q, k, v, o of: teacher, jvp, student twice, backward
-        return {"gathering weights": 4 * others, "reducing gradients": others,
-                "exchanging tokens": planes * plane * (1 - 1 / self.sequence)}
+        """Bytes that a GPU receives in a micro-batch."""
+        c, made, others = self.sizes, calls(self.objective), self.stored * (1 - 1 / self.gpus)
+        student = parameters(c, self.objective)[STUDENT]
+        whole, trained = sum(n for n, _ in student), sum(n for n, moves in student if moves)
+        runs_again = self.recompute != "nothing"
+        gathers = sum(2 if call.grad else 1 for call in made)    # the backward gathers again
+        planes = sum(call.rows * (1 + call.tangent + call.grad * (1 + runs_again)) for call in made)
+        plane = self.micro * self.tokens // self.sequence * c.dim * self.stored
+        return {"gathering weights": gathers * whole * others, "reducing gradients": trained * others,
+                "exchanging tokens": c.layers * 4 * planes * plane * (1 - 1 / self.sequence)}   # q, k, v, o
 
 
-def parameters(preset: str) -> tuple[list[int], int]:
-    """(elements of every parameter, elements of one block)."""
+@lru_cache
+def block_parameters(sizes: WanConfig) -> int:
     with torch.device("meta"):
-        net = Wan(PRESETS[preset])
-    return [p.numel() for p in net.parameters()], sum(p.numel() for p in net.blocks[0].parameters())
+        return sum(p.numel() for p in WanFamily().network(sizes).blocks[0].parameters())
 
 
 def mend(plan: Plan) -> tuple[str, Plan] | None:
@@ -159,6 +258,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", required=True, choices=[f"wan-{name}" for name in PRESETS])
     parser.add_argument("--gpus", type=int, required=True)
     parser.add_argument("--memory", type=float, default=80, help="of a GPU, in GB")
+    parser.add_argument("--objective", choices=TABLES.objectives, default=Plan.objective)
     parser.add_argument("--frames", type=int, default=Plan.frames)
     parser.add_argument("--size", default="832x480", help="width x height in pixels")
     parser.add_argument("--micro", type=int, default=Plan.micro, help="clips a backward pass")
@@ -181,8 +281,9 @@ def from_arguments(args: argparse.Namespace) -> Plan:
 def report(plan: Plan, tflops: float | None = None) -> str:
     """The plan in words."""
     w, h = plan.size
-    lines = [f"CCD of wan-{plan.preset} on {plan.gpus} GPUs of {plan.memory:g} GB: {plan.micro} clips of "
-             f"{plan.frames} frames of {w}x{h} ({plan.tokens:,} tokens) a pass on {plan.sequence} GPUs"]
+    lines = [f"{plan.objective} of wan-{plan.preset} on {plan.gpus} GPUs of {plan.memory:g} GB: {plan.micro} "
+             f"clips of {plan.frames} frames of {w}x{h} ({plan.tokens:,} tokens) a pass on {plan.sequence} "
+             "GPUs"]
     on_gpu = plan.parts()
     lines += [f"{size / 1e9:10.2f} GB  {name}" + ("" if name in on_gpu else ", on the CPU")
               for name, size in plan.held().items()]

@@ -6,34 +6,24 @@ out 1.41 times too large at 2 steps and 1.66 at 4.  A converged consistency netw
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from swiftvideo_fast import path
+from swiftvideo_fast.config import Sample
 from swiftvideo_fast.models.condition import Condition, guided
 
 Velocity = Callable[[Tensor, Tensor], Tensor]       # (x_t, t (B,)) -> v
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How a network is sampled.  sampler: euler or consistency."""
-
-    steps: int
-    sampler: str = "euler"
-    shift: float = 1.0
-    guidance: float = 1.0
-
-
 def generate(call: Callable[[Tensor, Tensor, Condition], Tensor], x1: Tensor, condition: Condition,
-             how: Sampling, rng: torch.Generator) -> Tensor:
+             steps: int, how: Sample, rng: torch.Generator) -> Tensor:
     """Latents from the noise x1.  call(x_t, t, condition): the velocity; rng draws fresh noise."""
     def v(x_t: Tensor, t: Tensor) -> Tensor:
         return guided(call, x_t, t, condition, how.guidance)
 
-    times = path.ladder(how.steps, how.shift)
+    times = path.ladder(steps, how.shift)
     return euler(v, x1, times) if how.sampler == "euler" else consistency(v, x1, times, rng)
 
 

@@ -9,6 +9,7 @@ import tiny
 import torch
 
 from swiftvideo_fast import config
+from swiftvideo_fast.config import Sample
 from swiftvideo_fast.demo import crew, measure, page
 from swiftvideo_fast.demo.measure import SHOWN
 from swiftvideo_fast.demo.seed import PROGRESS, ROWS, STEPS, TEACHER, TRAINED, WATCHED, Seed, tasks
@@ -30,7 +31,6 @@ from swiftvideo_fast.evaluate.report import render
 from swiftvideo_fast.evaluate.tables import METRICS, Row
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.objectives.base import AVERAGE
-from swiftvideo_fast.sampler import Sampling
 from swiftvideo_fast.train import recipe
 
 CONFIGS = Path(__file__).parents[1] / "configs/demo"
@@ -178,7 +178,7 @@ def test_rows_of_teacher_and_student_are_those_of_the_benchmark(inputs, tmp_path
     bench = measure.benchmark(cfg, "test", 4, tiny.TABLES)
     net, teacher = (measure.network(cfg, file) for file in (run / recipe.FILES[AVERAGE], cfg.model.weights))
     reference = bench.reference(teacher, cfg.objective.guidance)
-    z = bench.sample(net, Sampling(2))
+    z = bench.sample(net, 2, Sample())
     assert student[2][0] == bench.figures(z, reference)
     assert torch.equal(torch.from_numpy(student[2][1]), bench.codec.decode(z[:SHOWN]))
     assert student[2][0]["trajectory"] > 0

@@ -94,7 +94,7 @@ def test_the_manifest_says_what_decides_the_bytes(written, inputs):
 
 
 def test_the_device_samples_and_the_cpu_draws_and_keeps(inputs, tmp_path, monkeypatch):
-    def sampled(call, x1, condition, how, rng):
+    def sampled(call, x1, condition, steps, how, rng):
         tensors = [*call.args[0].parameters(), x1, condition.frames, condition.text, condition.null_text]
         assert {x.device.type for x in tensors} == {"meta"} and rng.device.type == "cpu"
         return torch.zeros(x1.shape)

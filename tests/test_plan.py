@@ -58,8 +58,35 @@ def test_a_students_activations_are_the_accounts(policy):
     whole = PRESETS["1.3b"]
     with patch.dict(PRESETS, {"1.3b": replace(whole, layers=6)}):
         counted = faked(train_pass, Setting("1.3b", recompute=policy)).peak_activations
-        planned = Plan("1.3b", 1, 80, recompute=policy).activations(2)
+        planned = Plan("1.3b", 1, 80, recompute=policy).activations()
     assert planned == pytest.approx(counted, rel=0.02)
+
+
+def test_a_plan_of_ccd_is_that_of_its_networks_and_turns():
+    """Closed forms of Algorithm 1: bytes a rank at 1.3B on 8 GPUs, traffic, operations."""
+    planned = Plan("1.3b", 8, 80)
+    n = 1_564_428_608
+    assert {name: round(size / n * 8, 2) for name, size in planned.held().items()} | {
+        "reduced at once": 0, "gathered blocks": 0, "activations": 0} == {
+        "parameters": 2, "masters": 4, "optimizer": 8, "average": 6, "teacher": 2, "gradients": 4,
+        "reduced at once": 0, "gathered blocks": 0, "activations": 0}
+    assert planned.traffic()["gathering weights"] == pytest.approx(4 * 2 * n * 7 / 8)
+    assert planned.traffic()["reducing gradients"] == pytest.approx(2 * n * 7 / 8)
+    c, blocks = PRESETS["1.3b"], plan.block_parameters(PRESETS["1.3b"])
+    linear, attention = 2 * blocks * 30 * 24960, 4 * 24960**2 * c.dim * 30
+    assert planned.work() == linear * 8 + attention * 9.5
+
+
+def test_plans_of_other_objectives_count_their_own_networks_and_passes():
+    assert [(c.rows, c.tangent, c.grad) for c in plan.calls("ccd")] == [
+        (2, False, False), (1, True, False), (1, False, True)]
+    assert [(c.rows, c.tangent, c.grad) for c in plan.calls("ta")] == [(2, False, False), (2, False, True)]
+    assert [(c.rows, c.tangent, c.grad) for c in plan.calls("dcd")] == [
+        (2, False, False), (1, False, False), (1, False, True)]
+    ta, flow = (Plan("1.3b", 1, 80, objective).held() for objective in ("ta", "flow"))
+    assert "teacher" not in flow and "reference" not in ta, "its reference is the student without adapters"
+    held = sum(ta[name] for name in ("parameters", "masters", "optimizer", "average"))
+    assert held == pytest.approx(5.186e9, rel=0.02), "bench memory's account of the ta pass"
 
 
 def test_a_rate_makes_a_time_of_the_work(capsys):

@@ -1,5 +1,6 @@
 """What is measured of a network, each by itself, so that a crew can share the work."""
 
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -8,10 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from swiftvideo_fast.atomic import whole
-from swiftvideo_fast.config import Config
+from swiftvideo_fast.config import Config, Sample
 from swiftvideo_fast.evaluate.benchmark import REFERENCE_STEPS, Benchmark, Call
 from swiftvideo_fast.objectives.base import AVERAGE
-from swiftvideo_fast.sampler import Sampling
 from swiftvideo_fast.seeds import seed_of
 from swiftvideo_fast.train.recipe import FILES, TABLES, Parts, Tables
 from swiftvideo_fast.train.rounds import averages
@@ -42,7 +42,7 @@ def teacher_rows(cfg: Config, clips: int, steps: tuple[int, ...], file: Path,
     reference = bench.reference(net, guidance)
     with whole(file) as aside:
         save_file({"reference": reference}, aside)
-    sampled = {n: bench.sample(net, Sampling(n, guidance=guidance)) for n in steps}
+    sampled = {n: bench.sample(net, n, Sample(guidance=guidance)) for n in steps}
     return {n: row(bench, z, reference) for n, z in ({REFERENCE_STEPS: reference} | sampled).items()}
 
 
@@ -52,7 +52,7 @@ def student_rows(cfg: Config, clips: int, steps: tuple[int, ...], file: Path, ru
     bench, how = benchmark(cfg, "test", clips, tables), run.sample
     net = network(run, Path(run.run.dir) / FILES[AVERAGE], tables)
     reference = load_file(file)["reference"]
-    return {n: row(bench, bench.sample(net, Sampling(n, how.sampler, how.shift)), reference) for n in steps}
+    return {n: row(bench, bench.sample(net, n, replace(how, guidance=1.0)), reference) for n in steps}
 
 
 def row(bench: Benchmark, z: Tensor, reference: Tensor) -> tuple[dict[str, float], np.ndarray]:
@@ -77,5 +77,5 @@ def shown(cfg: Config, clips: int) -> tuple[list[str], np.ndarray]:
 def progress(cfg: Config, run: Config, steps: int) -> dict[int, float]:
     """Step of a run -> Frechet distance to validation clips then."""
     bench, call = benchmark(cfg, "valid", WATCHED), Parts(run).family.call
-    return {step: bench.distance(bench.codec.decode(bench.sample(partial(call, net), Sampling(steps))))
+    return {step: bench.distance(bench.codec.decode(bench.sample(partial(call, net), steps, Sample())))
             for step, net in averages(run)}

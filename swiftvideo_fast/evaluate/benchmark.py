@@ -6,25 +6,26 @@ import torch
 from torch import Tensor
 
 from swiftvideo_fast import sampler
+from swiftvideo_fast.config import Sample
 from swiftvideo_fast.data.batch import Batch
 from swiftvideo_fast.evaluate import fidelity, frechet
 from swiftvideo_fast.evaluate.features import random_net, trained_net
 from swiftvideo_fast.models.condition import Condition
 from swiftvideo_fast.models.family import Codec
-from swiftvideo_fast.sampler import Sampling
 from swiftvideo_fast.seeds import generator
 
 REFERENCE_STEPS = 25
 Call = Callable[[Tensor, Tensor, Condition], Tensor]        # a network by its family's call
 
 
-def sample(call: Call, clips: Batch, how: Sampling, seed: int, batch: int = 32) -> Tensor:
+def sample(call: Call, clips: Batch, steps: int, how: Sample, seed: int, batch: int = 32) -> Tensor:
     """Latents (B, C, T, H, W) generated for the conditions of `clips`; x1 depends on the seed alone."""
     out = []
     for start in range(0, len(clips), batch):
         part = clips[start:start + batch]
         x1 = torch.randn(part.x0.shape, generator=generator(seed, "noise", start))
-        out.append(sampler.generate(call, x1, part.condition, how, generator(seed, "fresh noise", start)))
+        rng = generator(seed, "fresh noise", start)
+        out.append(sampler.generate(call, x1, part.condition, steps, how, rng))
     return torch.cat(out)
 
 
@@ -37,12 +38,12 @@ class Benchmark:
         self.real = codec.decode(clips.x0)
         self.fits = {name: frechet.fit(net.extract(self.real)) for name, net in self.nets.items()}
 
-    def sample(self, call: Call, how: Sampling) -> Tensor:
-        return sample(call, self.clips, how, self.seed)
+    def sample(self, call: Call, steps: int, how: Sample) -> Tensor:
+        return sample(call, self.clips, steps, how, self.seed)
 
     def reference(self, teacher: Call, guidance: float) -> Tensor:
         """The teacher's samples of many steps, for the trajectory error."""
-        return self.sample(teacher, Sampling(REFERENCE_STEPS, guidance=guidance))
+        return self.sample(teacher, REFERENCE_STEPS, Sample(guidance=guidance))
 
     def figures(self, z: Tensor, reference: Tensor) -> dict[str, float]:
         """metric -> value (evaluate.tables.METRICS), of generated latents for these clips."""

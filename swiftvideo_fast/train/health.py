@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from swiftvideo_fast import sampler
-from swiftvideo_fast.config import Config
+from swiftvideo_fast.config import Config, Sample
 from swiftvideo_fast.data.batch import Batch
+from swiftvideo_fast.evaluate.fidelity import motion_ratio
 from swiftvideo_fast.models.family import Codec
-from swiftvideo_fast.sampler import Sampling
 from swiftvideo_fast.seeds import generator
 from swiftvideo_fast.train import checkpoint
 from swiftvideo_fast.train.ranks import Ranks
@@ -75,22 +75,18 @@ class Watch:
 
     @torch.no_grad()
     def _sampled(self, role: str, net: Callable) -> Tensor:
-        s, rng = self.cfg.sample, generator(self.cfg.run.seed, "watch")
-        how = Sampling(STEPS[role], s.sampler, s.shift, s.guidance)
-        if role == "teacher":
-            how = Sampling(STEPS[role], guidance=self.cfg.objective.guidance)
+        rng = generator(self.cfg.run.seed, "watch")
+        how = Sample(guidance=self.cfg.objective.guidance) if role == "teacher" else self.cfg.sample
         x1 = torch.randn(self.clips.x0.shape, generator=rng).to(self.clips.x0.device)
         call = partial(self.call, net)
-        return self.codec.decode(sampler.generate(call, x1, self.clips.condition, how, rng).cpu())
+        z = sampler.generate(call, x1, self.clips.condition, STEPS[role], how, rng)
+        return self.codec.decode(z.cpu())
 
 
 def compare(clips: Tensor, real: Tensor) -> dict[str, float]:
     """Shares of the real clips' motion and contrast, correlation of first frames.  Clips: (B, 3, T, H, W)."""
-    def motion(x: Tensor) -> Tensor:
-        return x.diff(dim=2).abs().mean()
-
     a, b = (x[:, :, 0].flatten(1) - x[:, :, 0].flatten(1).mean(1, keepdim=True) for x in (clips, real))
-    return {"motion": float(motion(clips) / motion(real)), "contrast": float(clips.std() / real.std()),
+    return {"motion": motion_ratio(clips, real), "contrast": float(clips.std() / real.std()),
             "first_frame": float(torch.cosine_similarity(a, b).mean())}
 
 

@@ -15,7 +15,6 @@ from swiftvideo_fast.data import pairs
 from swiftvideo_fast.data.pairs import Pairs
 from swiftvideo_fast.models import lora
 from swiftvideo_fast.objectives.base import AVERAGE
-from swiftvideo_fast.sampler import Sampling
 from swiftvideo_fast.seeds import generator, seed_of
 from swiftvideo_fast.train import checkpoint, recipe
 from swiftvideo_fast.train.ranks import own_device
@@ -68,8 +67,8 @@ def make_pairs(cfg: Config, rank: int = 0, world: int = 1, tables: Tables = TABL
         x1, condition = torch.randn(clips.x0.shape, generator=rng), clips.condition.to(device)
 
         def sampled(steps: int) -> Tensor:
-            how = Sampling(steps, s.sampler, s.shift, s.guidance)
-            return sampler.generate(partial(parts.family.call, net), x1.to(device), condition, how, rng).cpu()
+            call = partial(parts.family.call, net)
+            return sampler.generate(call, x1.to(device), condition, steps, s, rng).cpu()
 
         winner = clips.x0 if o.winner == "real" else sampled(o.steps[0])
         return Pairs(winner, clips.condition, clips.captions, sampled(o.steps[1]), x1)
