@@ -13,9 +13,10 @@ objective's own networks and turns: one device, one clip, nothing sharded, weigh
 
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -53,7 +54,7 @@ velocity = FAMILY.call
 class Setting:
     """What is accounted for.  frames: 4n + 1, in pixel space; size: (width, height), multiples of 16.
 
-    recompute: the student's, of models.wan.network.RECOMPUTE.
+    recompute: the student's, of models.wan.network.RECOMPUTE.  moments: AdamW's, 32 or 8 bits; da: always 8.
     """
 
     preset: str = "1.3b"
@@ -61,6 +62,7 @@ class Setting:
     size: tuple[int, int] = (832, 480)
     dtype: torch.dtype = torch.bfloat16
     recompute: str = "blocks"
+    moments: int = 32
 
     def __post_init__(self):
         known_name("memory: --recompute", self.recompute, RECOMPUTE)
@@ -134,8 +136,8 @@ def train_pass(setting: Setting) -> tuple[Account, Callable]:
     return _account(net.parameters(), given, student=net), run
 
 
-def step_pass(setting: Setting, moments: int = 32) -> tuple[Account, Callable]:
-    return loop_step(setting, ConsistencyDistillation, moments=moments)
+def step_pass(setting: Setting) -> tuple[Account, Callable]:
+    return loop_step(setting, ConsistencyDistillation)
 
 
 def ta_pass(setting: Setting) -> tuple[Account, Callable]:
@@ -155,14 +157,14 @@ def da_pass(setting: Setting) -> tuple[Account, Callable]:
         objective.backbone, objective.codec = Dino(dino), WanVae(vae)
         return objective
 
-    return loop_step(setting, aligned, da=Da(start=0), moments=8, vae=vae)
+    return loop_step(replace(setting, moments=8), aligned, da=Da(start=0), vae=vae)
 
 
 def loop_step(setting: Setting, objective: Callable[[Config, Setup], Objective], *, da: Da | None = None,
-              moments: int = 32, rank: int = 0, **networks: nn.Module) -> tuple[Account, Callable]:
+              rank: int = 0, **networks: nn.Module) -> tuple[Account, Callable]:
     """A step of the training loop on random clips.  objective: its class, or what makes it."""
     options = ConsistencyDistillation.Options() if da else objective.Options()
-    cfg = Config(Run("bench", 1), Model(weights="released"), options, Optim(1e-6, moments=moments),
+    cfg = Config(Run("bench", 1), Model(weights="released"), options, Optim(1e-6, moments=setting.moments),
                  CropOptions(batch=1), da=da)
     made = objective(cfg, Setup(
         FAMILY, torch.get_default_device(), sizes=lambda: PRESETS[setting.preset],
@@ -170,8 +172,10 @@ def loop_step(setting: Setting, objective: Callable[[Config, Setup], Objective],
         teacher=partial(setting.network, trained=False), reference=partial(setting.network, trained=False),
         codec=None, clips=None))
     with patch.object(single, "own_device", torch.get_default_device), \
-            patch.object(single, "adamw", AdamW8 if moments == 8 else single.adamw), \
-            patch.object(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode, create=True):
+            patch.object(single, "adamw", AdamW8 if setting.moments == 8 else single.adamw), \
+            patch.object(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode, create=True), \
+            warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")        # in a deepcopy
         engine = Resident(cfg)
         nets, movers, averages = recipe.place(made.networks(), engine)
     x0, condition = setting.point().x0, setting.condition()
