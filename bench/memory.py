@@ -121,7 +121,7 @@ def setting_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="wan-1.3b", choices=[f"wan-{name}" for name in PRESETS])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--recompute", default=Setting.recompute, choices=RECOMPUTE, help="the student's")
-    parser.add_argument("--moments", type=int, default=Setting.moments, choices=(32, 8), help="AdamW's, in bits")
+    parser.add_argument("--moments", type=int, default=Setting.moments, choices=(32, 8), help="bits")
 
 
 def setting_of(args: argparse.Namespace, frames: int, size: str) -> Setting:
