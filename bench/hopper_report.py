@@ -34,7 +34,6 @@ RECORD = Path(__file__).with_name("hopper.json")              # {triton: {case: 
 TILE = Tile(128, 64, 12, 2, True, hopper=240)
 CASES = {                                                     # name: its difference from six products
     "six": {},
-    "six, 232 registers": {"tile": TILE._replace(hopper=232)},
     "six, h first": {"tile": TILE._replace(h_first=True)},
     "six, causal, packed": {"causal": True, "packed": True},
     "six, causal": {"causal": True},

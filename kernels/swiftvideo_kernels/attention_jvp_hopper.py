@@ -1,6 +1,6 @@
 """Attention and its tangent on Hopper (sm_90a), scheduled by hand in Triton's Gluon.
 
-Mathematics: attention_jvp.py.  Per query row, m the running max, p = exp2(c S - m), h = p (scale tS):
+Per query row (attention_jvp.py), m the running max, p = exp2(c S - m), h = p (scale tS):
 
     O = Σ p v    A = Σ h v + p tv    l = Σ p    lr = Σ rounded(p)    r = Σ rounded(h)
     o = O / lr   to = (A - (r / lr) O) / lr     lse = (m + log2 l) / log2 e
@@ -17,7 +17,7 @@ is in flight over the loop's back edge: ptxas would then wait behind every HGMMA
 blocks of BLOCK_N through rings of STAGES slots.  The barriers: kernels/README.md; tests/test_hopper.py.
 
 Shapes as in attention_jvp.py, bf16 or fp16; head widths up to BLOCK_D, 64 or 128: TMA reads zeros beyond
-WIDTH.  hopper.py launches it.
+WIDTH.  Launch: hopper.py.
 """
 
 from triton.experimental import gluon
@@ -184,7 +184,7 @@ def _attend(WHO: gl.constexpr, n, at, out, memory, bars, first_row, head, clip, 
     o, to, lse_ptr = out
     BLOCK_N: gl.constexpr = memory[2].shape[3]
     BLOCK_D: gl.constexpr = memory[2].shape[4]
-    TILES: gl.constexpr = memory[0].shape[0] // 2               # tiles of queries in shared memory
+    TILES: gl.constexpr = memory[0].shape[0] // 2
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     O: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_D, 16])
     row = first_row + WHO * ROWS
@@ -205,7 +205,6 @@ def _attend(WHO: gl.constexpr, n, at, out, memory, bars, first_row, head, clip, 
     else:
         state = _over_keys(state, args, CAUSAL, STAGES, H_FIRST)
     acc_o, acc_to, m, l, l_rounded, r = state
-
     some = l > 0                                                # no keys at all: o = to = 0, lse = -inf
     inverse = 1 / gl.where(some, l_rounded, 1.0)
     mean = gl.convert_layout(r * inverse, gl.SliceLayout(1, O))[:, None]
@@ -250,9 +249,9 @@ def _consume(WHO: gl.constexpr, out, memory, bars, place, H, tiles, N, M, scale,
         for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
             first_row, head, clip = _tile(t, N, H)
             blocks = _blocks(0, M, memory[2].shape[3], False)
-            _attend(WHO, n, n * blocks, out, memory, bars, first_row, head, clip, clip.to(gl.int64) * N,
-                    (clip * H + head).to(gl.int64) * N, H, N, M, scale, False, BY_TMA, WIDTH, CAUSAL, STAGES,
-                    H_FIRST)
+            token, lse_at = clip.to(gl.int64) * N, (clip * H + head).to(gl.int64) * N
+            _attend(WHO, n, n * blocks, out, memory, bars, first_row, head, clip, token, lse_at, H, N, M, scale,
+                    False, BY_TMA, WIDTH, CAUSAL, STAGES, H_FIRST)
             fence_async_shared()                                # the writes over q come before TMA's next
             mbarrier.arrive(bars[1].index(n % (memory[0].shape[0] // 2)))
             n += 1  # noqa: SIM113                                      Gluon has no enumerate
@@ -261,14 +260,13 @@ def _consume(WHO: gl.constexpr, out, memory, bars, place, H, tiles, N, M, scale,
 @gluon.jit
 def _fill(full, free, ring, t_ring, desc, t_desc, i, j, group, clip, STAGES: gl.constexpr):
     """Load key block j of one operand and its tangent into its slot, once that is free."""
-    BLOCK_N: gl.constexpr = ring.shape[3]
-    BYTES: gl.constexpr = BLOCK_N * ring.shape[4] * 2
-    slot = i % STAGES
+    BYTES: gl.constexpr = ring.shape[3] * ring.shape[4] * 2
+    slot, row = i % STAGES, j * ring.shape[3]
     mbarrier.wait(free.index(slot), (i // STAGES & 1) ^ 1)      # the first round finds it free
     mbarrier.expect(full.index(slot), BYTES if t_desc is None else 2 * BYTES)
-    load_async(desc, [clip, group, j * BLOCK_N, 0], full.index(slot), ring.index(slot))
+    load_async(desc, [clip, group, row, 0], full.index(slot), ring.index(slot))
     if t_desc is not None:
-        load_async(t_desc, [clip, group, j * BLOCK_N, 0], full.index(slot), t_ring.index(slot))
+        load_async(t_desc, [clip, group, row, 0], full.index(slot), t_ring.index(slot))
 
 
 @gluon.jit
@@ -329,8 +327,8 @@ def _produce(sources, strides, memory, bars, place, starts, H, GROUP, tiles, N, 
         for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
             first_row, head, clip = _tile(t, N, H)
             blocks = _blocks(0, M, memory[2].shape[3], False)
-            _load_tile(n, n * blocks, sources, memory, bars, first_row, head, head // GROUP, clip, M, CAUSAL,
-                       STAGES)
+            group = head // GROUP
+            _load_tile(n, n * blocks, sources, memory, bars, first_row, head, group, clip, M, CAUSAL, STAGES)
             n += 1  # noqa: SIM113
 
 
@@ -364,8 +362,7 @@ def attention_jvp_hopper_kernel(
     block, head, clip = gl.program_id(0), gl.program_id(1), gl.program_id(2)
     if CAUSAL:
         block = gl.num_programs(0) - 1 - block                  # the longest rows first
-    first_row = block * 2 * ROWS
-    start_q, start_k, total = 0, 0, N
+    first_row, start_q, start_k, total = block * 2 * ROWS, 0, 0, N
     if cu_q_ptr is not None:
         start_q, start_k = gl.load(cu_q_ptr + clip), gl.load(cu_k_ptr + clip)
         N, M = gl.load(cu_q_ptr + clip + 1) - start_q, gl.load(cu_k_ptr + clip + 1) - start_k
@@ -373,7 +370,7 @@ def attention_jvp_hopper_kernel(
         clip = 0
 
     dtype: gl.constexpr = o_ptr.dtype.element_ty
-    TILES: gl.constexpr = 1 if tiles is None else 2
+    TILES: gl.constexpr = 1 if tiles is None else 2             # of queries, in shared memory
     q_s = _slots(2 * TILES, dtype, ROWS, BLOCK_D, Q_LAYOUT)
     k_ring = _slots(STAGES, dtype, BLOCK_N, BLOCK_D, K_LAYOUT)
     v_ring = _slots(STAGES, dtype, BLOCK_N, BLOCK_D, K_LAYOUT)
