@@ -1,4 +1,4 @@
-"""What this machine's triton makes of attention_jvp_hopper for sm_90, without a GPU; the record for others."""
+"""What the triton here makes of attention_jvp_hopper for sm_90, without a GPU; the record of others."""
 
 import json
 import os
@@ -20,9 +20,9 @@ def run(*command: str) -> subprocess.CompletedProcess:
 
 
 def test_no_loop_is_serialised_or_spills_or_joins_the_consumers():
-    report = run("-m", "bench", "hopper_report", "six", "six, causal, packed", "persistent", "six, width 64")
+    report = run("-m", "bench", "hopper_report", "six, causal, packed", "persistent")
     assert report.returncode == 0, report.stdout[-2000:]
-    assert report.stdout.count("loop:") == 8
+    assert report.stdout.count("loop:") == 4
 
 
 PLANTED = """
@@ -39,7 +39,7 @@ wait = "WARPGROUP.DEPBAR.LE gsb0, 0x0"
 for body in ([product, wait, "FMUL R88, R1, R1"], [product, "FMUL R88, R1, R1", wait],
              [product, "FADD R1, R30, R2", wait], [product, "FADD R1, R90, R2", wait]):
     print(r.hazards(body))
-code = [(0, "MOV R1, R2"), (16, product), (32, wait), (48, "@P0 BRA 0x10"), (64, "BAR.SYNC.DEFER_BLOCKING 0x0")]
+code = list(enumerate(["MOV R1, R2", product, wait, "@P0 BRA 0x1", "BAR.SYNC.DEFER_BLOCKING 0x0"]))
 print(r.loops(code) == [[text for _, text in code[1:4]]])
 print(r.counts(["BAR.SYNC.DEFER_BLOCKING 0x0", "BAR.SYNC.DEFER_BLOCKING 0x2, 0x80"])["BAR of all"])
 """

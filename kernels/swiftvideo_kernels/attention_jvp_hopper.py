@@ -250,8 +250,8 @@ def _consume(WHO: gl.constexpr, out, memory, bars, place, H, tiles, N, M, scale,
             first_row, head, clip = _tile(t, N, H)
             blocks = _blocks(0, M, memory[2].shape[3], False)
             token, lse_at = clip.to(gl.int64) * N, (clip * H + head).to(gl.int64) * N
-            _attend(WHO, n, n * blocks, out, memory, bars, first_row, head, clip, token, lse_at, H, N, M, scale,
-                    False, BY_TMA, WIDTH, CAUSAL, STAGES, H_FIRST)
+            _attend(WHO, n, n * blocks, out, memory, bars, first_row, head, clip, token, lse_at, H, N, M,
+                    scale, False, BY_TMA, WIDTH, CAUSAL, STAGES, H_FIRST)
             fence_async_shared()                                # the writes over q come before TMA's next
             mbarrier.arrive(bars[1].index(n % (memory[0].shape[0] // 2)))
             n += 1  # noqa: SIM113                                      Gluon has no enumerate
