@@ -27,8 +27,8 @@ from torch import Tensor
 
 from swiftvideo_kernels.attention import attention
 from swiftvideo_kernels.attention_tangent import attention_tangent
-from swiftvideo_kernels.blocks import LOG2E, block_of, layout, masked, rounded, scores, source
-from swiftvideo_kernels.tiles import Tile
+from swiftvideo_kernels.blocks import LOG2E, block_of, layout, masked, on_grid, rounded, scores, source
+from swiftvideo_kernels.tiles import Tile, tile_for
 
 
 @triton.jit(do_not_specialize=["N", "M"])
@@ -130,10 +130,20 @@ def attention_jvp(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v:
                   max_q: int | None = None, tile: Tile | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """(o, to, lse).  o and to lie in memory as (B, N, H, D) and are returned as (B, H, N, D) views.
 
-    A tangent with other strides than its primal is copied, and so is what TMA cannot read.  max_q: the
-    longest packed sequence, N if not known.  tile: one other than the table's.  Shapes and dtypes are checked
-    by the op.
+    On sm_90 the table names attention_jvp_hopper's kernel, which takes all but empty and expanded tensors and
+    calls without a tangent.  What TMA cannot read is copied; so is, for this file's kernel and packed
+    sequences, a tangent with other strides than its primal.  max_q: the longest packed sequence, N if not
+    known.  tile: one other than the table's.  Shapes and dtypes are checked by the op.
     """
+    tile = tile or tile_for("attention_jvp", q.dtype, q.device, q.shape[-1])
+    if tile is not None and tile.hopper:
+        from swiftvideo_kernels import hopper  # Gluon: imported only where it is launched
+
+        inputs = [on_grid(x) for x in (q, tq, k, tk, v, tv)]
+        given = tq is not None or tk is not None or tv is not None
+        if scale >= 0 and given and all(map(hopper.readable, inputs)):
+            return hopper.attention_jvp_hopper(*inputs, scale, causal, tile, cu_q, cu_k, max_q)
+        tile = tile_for("attention_jvp", q.dtype, q.device, q.shape[-1], by_hand=False)
     how = layout("attention_jvp", q, tq, k, tk, v, tv, scale, causal, tile)
     if how is None:
         if cu_q is not None:

@@ -26,9 +26,12 @@ class Tile(NamedTuple):
     warps: int
     stages: int                     # depth of the pipeline over keys
     descriptors: bool = False       # load by TMA, through tensor descriptors
+    hopper: int = 0                 # attention_jvp_hopper's schedule: registers of a consumer's thread
+    h_first: bool = False           # there: h v before p tv
 
     def __str__(self) -> str:
         form = ", TMA" * self.descriptors
+        form += f", by hand, {self.hopper} registers" * bool(self.hopper) + ", h first" * self.h_first
         return f"{self.block_m}x{self.block_n}, {self.warps} warps, {self.stages} stages{form}"
 
 
@@ -36,8 +39,10 @@ class Tile(NamedTuple):
 # registers, and attention_jvp goes in two passes there.
 TILES: dict[tuple[str, str, int], tuple[Tile, ...]] = {
     ("attention_jvp", "sm90", 64): (
+        Tile(128, 64, 12, 2, True, hopper=240),
         Tile(128, 128, 8, 2, True), Tile(64, 64, 4, 2, True), Tile(128, 64, 8, 2)),
     ("attention_jvp", "sm90", 128): (
+        Tile(128, 64, 12, 2, True, hopper=240), Tile(128, 64, 12, 2, True, hopper=240, h_first=True),
         Tile(128, 64, 8, 2, True), Tile(64, 64, 4, 2, True),
         Tile(64, 32, 4, 2, True), Tile(128, 32, 8, 2)),
     ("attention_tangent", "sm90", 64): (
@@ -74,12 +79,14 @@ def traps(kernel: str, row: tuple[str, int], t: Tile) -> bool:
     return old and kernel == "attention_jvp" and row[0] == "sm100" and row[1] > 64 and t.descriptors
 
 
-def tile_for(kernel: str, dtype: torch.dtype, device: torch.device, width: int) -> Tile | None:
-    """The first tile for head width `width`; None where there is no row."""
+def tile_for(kernel: str, dtype: torch.dtype, device: torch.device, width: int,
+             by_hand: bool = True) -> Tile | None:
+    """The first tile for head width `width`; None where there is no row.  by_hand: a hopper tile counts."""
     if width > 256:
         raise ValueError(f"{kernel}: head width {width}; want at most 256")
     row = ("cpu", 0) if device.type == "cpu" else (family(dtype), max(64, triton.next_power_of_2(width)))
-    return next((t for t in TILES.get((kernel, *row), ()) if not traps(kernel, row, t)), None)
+    return next((t for t in TILES.get((kernel, *row), ())
+                 if not traps(kernel, row, t) and (by_hand or not t.hopper)), None)
 
 
 def family(dtype: torch.dtype) -> str:

@@ -1,0 +1,373 @@
+"""Errors, repeatability and speed of attention_jvp_hopper on a Hopper card: `make gpu PART=hopper`, 90 s.
+
+    python -m bench hopper_card                 all parts, each a process with a limit; writes OUT/hopper.json
+    python -m bench hopper_card --part right    one part, in this process
+
+Parts that time nothing run at the same time, and with them the compilation of what `speed` times.  A part
+that runs over is reported with the last case it began: a hang is a fault of the barriers.  OUT: $OUT, or
+runs/gpu.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+import triton
+from swiftvideo_kernels.attention_jvp import attention_jvp
+from swiftvideo_kernels.hopper import attention_jvp_hopper
+from swiftvideo_kernels.tiles import TILES, Tile
+from torch import Tensor
+
+OUT = Path(os.environ.get("OUT", Path(__file__).parents[1] / "runs/gpu"))
+BY_HAND = Tile(128, 64, 12, 2, True, hopper=240)
+BF16, F16 = torch.bfloat16, torch.float16
+LIMITS = {"right": 45, "masks": 45, "widths": 45, "repeats": 45, "race": 50, "compile": 45, "speed": 60}
+SHARES = {"right": 2, "masks": 2, "widths": 4, "repeats": 1, "race": 1, "compile": 6}   # processes
+Args = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor | None]
+
+
+def draw(B, H, N, D, G=None, M=None, dtype=BF16, given=(1, 1, 1)) -> Args:
+    """q, tq, k, tk, v, tv, as (B, H, N, D) views of (B, N, H, D); `given`: which of tq, tk, tv."""
+    def one(tokens, heads):
+        return torch.randn(B, tokens, heads, D, device="cuda", dtype=dtype).transpose(1, 2)
+    q, tq = one(N, H), one(N, H)
+    k, tk, v, tv = (one(M or N, G or H) for _ in range(4))
+    return (q, tq if given[0] else None, k, tk if given[1] else None, v, tv if given[2] else None)
+
+
+def exact(args: Args, scale: float, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(o, to, lse) in float64."""
+    q, tq, k, tk, v, tv = (None if x is None else x.double() for x in args)
+    tq, tk, tv = (torch.zeros_like(x) if t is None else t for x, t in ((q, tq), (k, tk), (v, tv)))
+    k, tk, v, tv = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, tk, v, tv))
+    s, ts = scale * q @ k.mT, scale * (tq @ k.mT + q @ tk.mT)
+    if causal:
+        s = s.masked_fill(torch.ones_like(s, dtype=torch.bool).triu(1), -torch.inf)
+    p = s.softmax(-1)
+    h = p * ts
+    return p @ v, h @ v + p @ tv - h.sum(-1, keepdim=True) * (p @ v), s.logsumexp(-1)
+
+
+def errors(got, want) -> list[float]:
+    """Relative Frobenius errors; absolute ones where the exact value is zero."""
+    return [((a.double() - b).norm() / (b.norm() if b.norm() > 0 else 1)).item() for a, b in zip(got, want)]
+
+
+def poison() -> None:
+    """NaN into the memory that the allocator will hand out next."""
+    blocks = [torch.full((1 << size,), torch.nan, device="cuda") for size in range(8, 26)]
+    torch.cuda.synchronize()
+    del blocks
+
+
+class Results:
+    """Rows of one part's share: printed, and written after each."""
+
+    def __init__(self, part: str, share: int):
+        self.path, self.rows = OUT / f"hopper-{part}-{share}.json", {}
+        self.share, self.of, self.asked = share, SHARES.get(part, 1), 0
+
+    def wanted(self) -> bool:
+        """Whether the next case is of this share."""
+        self.asked += 1
+        return self.asked % self.of == self.share
+
+    def add(self, name: str, **row) -> None:
+        self.rows[name] = row
+        self.path.write_text(json.dumps(self.rows, indent=1) + "\n")
+        said = [f"{key} {x:.3g}" if isinstance(x, float) else f"{key} {x}" for key, x in row.items()]
+        print("  ", name, *said, flush=True)
+
+
+def checked(results: Results, name: str, args: Args, causal=False, some: int | None = None, **how) -> None:
+    """Compare one call with float64: all of it, or `some` queries of the first and last head."""
+    if not results.wanted():
+        return
+    print("  begins", name, flush=True)
+    tile, dtype, scale = how.pop("tile", BY_HAND), args[0].dtype, args[0].shape[-1] ** -0.5
+    poison()
+    got = attention_jvp_hopper(*args, scale, causal, tile, **how) if how else attention_jvp(
+        *args, scale, causal, tile=tile)
+    torch.cuda.synchronize()
+    if some is None:
+        worst = errors(got, exact(args, scale, causal))
+    else:
+        rows, worst = torch.linspace(0, args[0].shape[2] - 1, some, device="cuda").long(), [0.0] * 3
+        for head in (0, args[0].shape[1] - 1):
+            mine = [None if x is None else x[:, head:head + 1] for x in args]
+            mine[:2] = [None if x is None else x[:, :, rows] for x in mine[:2]]
+            found = errors([x[:, head:head + 1, rows] for x in got], exact(tuple(mine), scale, causal))
+            worst = [max(pair) for pair in zip(worst, found)]
+    finer = 8 if dtype == F16 else 1
+    right = worst[0] <= 2.5e-3 / finer and worst[1] <= 3.5e-3 / finer and worst[2] <= 1e-5
+    results.add(name, o=worst[0], to=worst[1], lse=worst[2], right=right)
+
+
+def right(results: Results) -> None:
+    for N, M in ((128, 128), (1, 1), (63, 65), (257, 515), (999, 999), (127, 512)):
+        for given in ((1, 1, 1), (1, 0, 0)):
+            args = draw(2, 4, N, 128, 2, M, given=given)
+            checked(results, f"(2, 4, {N}) x (2, {M}), tangents {given}", args)
+    checked(results, "(1, 12, 24960)", draw(1, 12, 24960, 128), some=64)
+    checked(results, "(1, 40, 32760)", draw(1, 40, 32760, 128), some=64)
+    for M in (512, 257):
+        checked(results, f"(1, 12, 24960) x {M}, constant keys",
+                draw(1, 12, 24960, 128, M=M, given=(1, 0, 0)), some=64)
+
+
+def masks(results: Results) -> None:
+    for D in (128, 64):
+        for N, M in ((515, 515), (300, 130), (70, 300), (1024, 1024)):
+            checked(results, f"causal, width {D}, (1, 4, {N}) x {M}", draw(1, 4, N, D, 2, M), causal=True)
+    for causal in (False, True):
+        for D in (128, 64):
+            packed(results, D, causal)
+
+
+def packed(results: Results, D: int, causal: bool) -> None:
+    lengths = [(190, 77), (0, 5), (325, 325), (5, 0), (700, 1), (129, 700), (0, 3)]
+    cu = [torch.tensor([0, *x], device="cuda").cumsum(0).int() for x in zip(*lengths)]
+    args = draw(1, 4, int(cu[0][-1]), D, 2, int(cu[1][-1]))
+    if not results.wanted():
+        return
+    poison()
+    name = f"packed, width {D}{', causal' * causal}"
+    print("  begins", name, flush=True)
+    got = attention_jvp(*args, D**-0.5, causal, cu_q=cu[0], cu_k=cu[1], max_q=700, tile=BY_HAND)
+    torch.cuda.synchronize()
+    worst = [0.0] * 3
+    for i, (n, m) in enumerate(lengths):
+        rows, keys = slice(cu[0][i], cu[0][i + 1]), slice(cu[1][i], cu[1][i + 1])
+        mine = [x[:, :, rows] for x in args[:2]] + [x[:, :, keys] for x in args[2:]]
+        part = [x[:, :, rows] for x in got]
+        if n and m:
+            worst = [max(pair) for pair in zip(worst, errors(part, exact(tuple(mine), D**-0.5, causal)))]
+        elif n and (part[0].any() or part[1].any() or not (part[2] == -torch.inf).all()):
+            worst = [math.inf] * 3
+    results.add(name, o=worst[0], to=worst[1], lse=worst[2],
+                right=worst[0] <= 2.5e-3 and worst[1] <= 3.5e-3 and worst[2] <= 1e-5)
+
+
+def widths(results: Results) -> None:
+    for D in (64, 96, 100, 32, 128):
+        for dtype in (BF16, F16):
+            checked(results, f"width {D}, {str(dtype)[6:]}, (2, 4, 515)", draw(2, 4, 515, D, 2, dtype=dtype))
+    for given in ((0, 1, 1), (0, 1, 0), (0, 0, 1), (1, 0, 1), (1, 1, 0)):
+        checked(results, f"tangents {given}, (1, 4, 300)", draw(1, 4, 300, 128, given=given))
+    for how in ({"persistent": False}, {"persistent": True}):
+        checked(results, f"constant keys, {how}, (1, 12, 5000) x 257",
+                draw(1, 12, 5000, 128, M=257, given=(1, 0, 0)), **how)
+    for D, tile in ((128, BY_HAND._replace(h_first=True)), (64, BY_HAND._replace(stages=4)),
+                    (128, BY_HAND._replace(block_n=32, stages=4))):
+        checked(results, f"width {D}, {tile}, (1, 4, 515)", draw(1, 4, 515, D), tile=tile)
+    checked(results, "width 64, six products, persistent, (1, 16, 2500)", draw(1, 16, 2500, 64),
+            persistent=True)
+
+
+def repeats(results: Results) -> None:
+    """20 runs over poisoned outputs give the same bits."""
+    for name, args, causal in (("(1, 12, 4096)", draw(1, 12, 4096, 128), False),
+                               ("(1, 8, 4096), causal", draw(1, 8, 4096, 128), True),
+                               ("(1, 12, 24960) x 257, constant keys", draw(
+                                   1, 12, 24960, 128, M=257, given=(1, 0, 0)), False),
+                               ("(1, 8, 4096), width 64", draw(1, 8, 4096, 64), False)):
+        print("  begins", name, flush=True)
+        first, differ = None, 0
+        for _ in range(21):
+            poison()
+            got = attention_jvp(*args, args[0].shape[-1] ** -0.5, causal, tile=BY_HAND)
+            first = first or got
+            differ += not all(torch.equal(a, b) for a, b in zip(first, got))
+        results.add(name, differ=differ, right=differ == 0)
+
+
+def race(results: Results) -> None:
+    """compute-sanitizer's racecheck and memcheck of a small call, where the tool is installed."""
+    tool = shutil.which("compute-sanitizer") or next(
+        (path for path in ("/usr/local/cuda/bin/compute-sanitizer",) if Path(path).exists()), None)
+    if tool is None:
+        return results.add("racecheck", ran=False, why="compute-sanitizer is not installed")
+    for kind in ("memcheck", "racecheck"):
+        command = [tool, "--tool", kind, sys.executable, "-m", "bench", "hopper_card", "--part", "small"]
+        done = subprocess.run(["timeout", "22", *command], text=True, capture_output=True)
+        lines = [line for line in done.stdout.splitlines() if "SUMMARY" in line or "Error" in line][-3:]
+        results.add(kind, ran=done.returncode != 124, status=done.returncode, clean=done.returncode == 0,
+                    said=" / ".join(lines)[:300])
+
+
+def small(results: Results) -> None:
+    checked(results, "(1, 1, 200) x 130", draw(1, 1, 200, 128, M=130))
+
+
+def ways(shape: tuple, given: tuple, repeat: bool = True) -> Iterator[tuple[str, Callable, int]]:
+    """(name, call, its flops) of what is timed at a shape (B, H, N, M, D)."""
+    B, H, N, M, D = shape
+    args, scale = draw(B, H, N, D, M=M, given=given), D**-0.5
+    flops = (12 if given == (1, 1, 1) else 8) * B * H * N * M * D
+    row = TILES["attention_jvp", "sm90", 64 if D <= 64 else 128]
+    today = next(tile for tile in row if not tile.hopper)
+    yield f"today, {today}", partial(attention_jvp, *args, scale, False, tile=today), flops
+    q, _, k, _, v, _ = args
+    cudnn = torch.ops.aten._scaled_dot_product_cudnn_attention
+    forward = partial(cudnn, q, k, v, None, True, 0.0, False, False, scale=scale)
+    yield "cuDNN's forward", forward, 4 * B * H * N * M * D
+
+    def by_hand(tile=BY_HAND, **how):
+        return partial(attention_jvp_hopper, *args, scale, False, tile, **how), flops
+
+    if given == (1, 0, 0):
+        yield "by hand, persistent", *by_hand(persistent=True)
+        yield "by hand, one tile a program", *by_hand(persistent=False)
+        yield "by hand, persistent, h first", *by_hand(BY_HAND._replace(h_first=True), persistent=True)
+        yield "by hand, one tile a program, 3 slots", *by_hand(BY_HAND._replace(stages=3), persistent=False)
+    elif D == 64:
+        for stages in (2, 3, 4):
+            yield f"by hand, {stages} slots", *by_hand(BY_HAND._replace(stages=stages))
+        yield "by hand, persistent, 2 slots", *by_hand(persistent=True)
+        yield "by hand, 2 slots, 128 keys", *by_hand(BY_HAND._replace(block_n=128))
+    else:
+        yield "by hand", *by_hand()
+        yield "by hand, h first", *by_hand(BY_HAND._replace(h_first=True))
+        if N < 8192:
+            yield "by hand, blocks of 32 keys, 4 slots", *by_hand(BY_HAND._replace(block_n=32, stages=4))
+        prototype = os.environ.get("HOPPER_PROTOTYPE")          # the folder of attention_jvp_gluon.py
+        if prototype:
+            sys.path.insert(0, prototype)
+            from attention_jvp_gluon import attention_jvp as first
+
+            yield "the prototype", partial(first, *args, scale), flops
+            yield "the prototype, 232 registers", partial(first, *args, scale, registers=232), flops
+
+
+SPEED = {                                       # (B, H, N, M, D): which tangents, seconds
+    (1, 12, 24960, 24960, 128): ((1, 1, 1), 9), (1, 40, 32760, 32760, 128): ((1, 1, 1), 9),
+    (1, 12, 4096, 4096, 128): ((1, 1, 1), 3), (1, 12, 24960, 512, 128): ((1, 0, 0), 3),
+    (1, 12, 24960, 257, 128): ((1, 0, 0), 3), (1, 24, 8192, 8192, 64): ((1, 1, 1), 3),
+}
+
+
+def compile_all(results: Results) -> None:
+    """Compile what `speed` will time."""
+    short = ((128, (1, 1, 1)), (128, (1, 0, 0)), (64, (1, 1, 1)))
+    calls = [way for D, given in short for way in ways((1, 12, 256, 256, D), given)]
+    for name, call, _ in calls:
+        if not results.wanted():
+            continue
+        start = time.monotonic()
+        try:
+            call()
+            torch.cuda.synchronize()
+        except Exception as error:
+            print(f"  {name}: {type(error).__name__}: {str(error).splitlines()[0][:150]}", flush=True)
+        print(f"  {name} {time.monotonic() - start:.1f} s", flush=True)
+
+
+def speed(results: Results) -> None:
+    """Interleaved rounds, so that the card's clock affects all alike; the median of each."""
+    for shape, (given, seconds) in SPEED.items():
+        ready, times = {}, {}
+        for name, call, flops in ways(shape, given):
+            print("  begins", shape, name, flush=True)
+            try:
+                call()
+                torch.cuda.synchronize()
+                ready[name], times[name] = (call, flops), []
+            except Exception as error:                          # a way that this card cannot run loses
+                why = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
+                results.add(f"{shape} {name}", error=why)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end or min(map(len, times.values())) < 3:
+            for name, (call, _) in ready.items():
+                count = 1 if times[name] and times[name][0] > 5 else 5
+                marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+                marks[0].record()
+                for _ in range(count):
+                    call()
+                marks[1].record()
+                torch.cuda.synchronize()
+                times[name].append(marks[0].elapsed_time(marks[1]) / count)
+        forward = statistics.median(times["cuDNN's forward"]) if "cuDNN's forward" in times else math.nan
+        for name, (_, flops) in ready.items():
+            ms = statistics.median(times[name])
+            results.add(f"{shape} {name}", ms=ms, tflops=flops / ms / 1e9, forwards=ms / forward,
+                        spread=(max(times[name]) - min(times[name])) / ms, rounds=len(times[name]))
+
+
+PARTS = {"right": right, "masks": masks, "widths": widths, "repeats": repeats, "race": race, "small": small,
+         "compile": compile_all, "speed": speed}
+
+
+def verdict(found: dict) -> list[str]:
+    """What is not as kernels/README.md wants it."""
+    bad = [f"{part} {name}: {row}" for part, rows in found.items() for name, row in rows.items()
+           if isinstance(row, dict) and row.get("right") is False]
+    bad += [f"{part}: nothing measured" for part in LIMITS if part != "compile" and not found.get(part)]
+    for shape, bar in (("(1, 12, 24960, 24960, 128)", 600), ("(1, 40, 32760, 32760, 128)", 560)):
+        rate = found.get("speed", {}).get(f"{shape} by hand", {}).get("tflops", 0)
+        if rate < bar:
+            bad.append(f"speed {shape}: {rate:.0f} TFLOP/s; want {bar}")
+    return bad
+
+
+def all_parts() -> int:
+    OUT.mkdir(parents=True, exist_ok=True)
+    for old in OUT.glob("hopper*.json"):
+        old.unlink()
+    started, logs, over = time.monotonic(), {}, []
+
+    def begin(part: str, share: int) -> subprocess.Popen:
+        log = logs[part, share] = (OUT / f"hopper-{part}-{share}.log").open("w+")
+        command = [sys.executable, "-m", "bench", "hopper_card", "--part", part, "--share", str(share)]
+        return subprocess.Popen(["timeout", "--kill-after=2", str(LIMITS[part]), *command], stdout=log,
+                                stderr=subprocess.STDOUT)
+
+    def ended(part: str, share: int, child: subprocess.Popen) -> None:
+        code, log = child.wait(), logs[part, share]
+        log.seek(0)
+        said = log.read().splitlines()
+        print(f"--- {part} {share}: status {code}, {time.monotonic() - started:.0f} s since the start")
+        print("\n".join(line for line in said if part != "compile" and "begins" not in line), flush=True)
+        if code:
+            why = f"not done in {LIMITS[part]} s" if code in {124, 137} else f"status {code}"
+            over.append(f"{part} {share}: {why}; its last line: {said[-1:]}")
+
+    children = [(part, share, begin(part, share)) for part, count in SHARES.items() for share in range(count)]
+    for child in children:
+        ended(*child)
+    ended("speed", 0, begin("speed", 0))
+    found = {}
+    for part in LIMITS:
+        for path in OUT.glob(f"hopper-{part}-*.json"):
+            found.setdefault(part, {}).update(json.loads(path.read_text()))
+    bad = verdict(found) + over
+    about = {"device": torch.cuda.get_device_name(), "triton": triton.__version__, "torch": torch.__version__,
+             "seconds": round(time.monotonic() - started)}
+    (OUT / "hopper.json").write_text(json.dumps({"about": about, **found, "bad": bad}, indent=1) + "\n")
+    print(about, *(bad or ["all as wanted"]), sep="\n", flush=True)
+    return int(bool(bad))
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench hopper_card")
+    parser.add_argument("--part", choices=PARTS)
+    parser.add_argument("--share", type=int, default=0, help="of a part that several processes divide")
+    args = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        print("python -m bench hopper_card: no CUDA device here; `python -m bench hopper_report` needs none")
+        return 1
+    if args.part is None:
+        return all_parts()
+    torch.manual_seed(0)
+    OUT.mkdir(parents=True, exist_ok=True)
+    PARTS[args.part](Results(args.part, args.share))
+    return 0

@@ -1,0 +1,183 @@
+"""Compile attention_jvp_hopper for sm_90 without a GPU and read its machine code, loop by loop.
+
+    python -m bench hopper_report                       every case, under the triton installed
+    python -m bench hopper_report six persistent        these
+    python -m bench hopper_report --record              also write bench/hopper.json
+
+Exit status 1 if a consumer's loop spills, ptxas has serialised its products, a loop holds a barrier of the
+whole block, registers are not moved between the roles, or a register of a product in flight is touched before
+its wait.
+Other tritons: `pip install --no-deps --target DIR triton==3.6.0`, then PYTHONPATH=DIR before the command.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import tempfile
+from functools import partial
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "0"
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+import torch  # noqa: E402
+import triton  # noqa: E402
+from swiftvideo_kernels.hopper import attention_jvp_hopper  # noqa: E402
+from swiftvideo_kernels.tiles import Tile  # noqa: E402
+
+from bench.compile_report import CUOBJDUMP, SHARED, compiled, meta  # noqa: E402
+from swiftvideo_fast.atomic import whole  # noqa: E402
+
+RECORD = Path(__file__).with_name("hopper.json")              # {triton: {case: figures}}
+TILE = Tile(128, 64, 12, 2, True, hopper=240)
+CASES = {                                                     # name: its difference from six products
+    "six": {},
+    "six, h first": {"tile": TILE._replace(h_first=True)},
+    "six, causal, packed": {"causal": True, "packed": True},
+    "six, causal": {"causal": True},
+    "six, width 96": {"width": 96},
+    "six, float16": {"dtype": torch.float16},
+    "six, width 64": {"width": 64},
+    "four": {"given": (1, 0, 0), "persistent": False},
+    "persistent": {"given": (1, 0, 0)},
+    "persistent, width 64": {"given": (1, 0, 0), "width": 64},
+    "four, no tangent of q, keys": {"given": (0, 1, 0)},
+    "three": {"given": (0, 0, 1)},
+}
+SPILLS = {(3, 9): (8, 14)}                                    # STL, LDL in a loop; none with other tritons
+
+
+def case(width=128, given=(1, 1, 1), dtype=torch.bfloat16, packed=False, causal=False, tile=TILE,
+         persistent=None) -> partial:
+    """A launch with 12 heads, 3 key heads where packed."""
+    G, N = (3 if packed else 12), 24960
+    q, tq = (meta(1, N, 12, width, dtype=dtype).transpose(1, 2) for _ in range(2))
+    k, tk, v, tv = (meta(1, N, G, width, dtype=dtype).transpose(1, 2) for _ in range(4))
+    tq, tk, tv = (x if here else None for x, here in zip((tq, tk, tv), given))
+    cu = meta(3, dtype=torch.int32) if packed else None
+    return partial(attention_jvp_hopper, q, tq, k, tk, v, tv, width**-0.5, causal, tile, cu, cu,
+                   persistent=persistent)
+
+
+def instructions(sass: str) -> list[tuple[int, str]]:
+    """(address, text) of each."""
+    found = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", sass, re.M)
+    return [(int(at, 16), " ".join(text.split())) for at, text in found]
+
+
+def loops(code: list[tuple[int, str]]) -> list[list[str]]:
+    """The innermost loops that hold an HGMMA: the consumers' main loops."""
+    where, ranges = {at: i for i, (at, _) in enumerate(code)}, []
+    for i, (_, text) in enumerate(code):
+        jump = re.search(r"\bBRA(?:\.\w+)* (?:!?U?P\d+, )?`?\(?(0x[0-9a-f]+)", text)
+        first = where.get(int(jump[1], 16)) if jump else None
+        if first is not None and first < i:
+            body = [text for _, text in code[first:i + 1]]
+            if any("HGMMA" in text for text in body) and not any("USETMAXREG" in text for text in body):
+                ranges.append((first, i))
+    kept = [(a, b) for a, b in ranges if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in ranges)]
+    return [[text for _, text in code[a:b + 1]] for a, b in sorted(kept)]
+
+
+def hazards(body: list[str]) -> int:
+    """Uses of registers that a product in flight owns: A operands written, accumulators read or written.
+
+    One scan in the order of the code: a loop begins and ends with nothing in flight.
+    """
+    flying, found, group = [], 0, 0                           # (group, A, accumulators); gsb0 ends a group
+    for text in body:
+        op = re.sub(r"^@!?U?P\w+ ", "", text)
+        if op.startswith("HGMMA"):
+            count = int(re.match(r"HGMMA\.64x(\d+)", op)[1]) // 2
+            d, a = re.match(r"HGMMA\.\S+ R(\d+), (?:R(\d+), )?gdesc", op).groups()
+            flying.append((group, set(range(int(a), int(a) + 4)) if a else set(),
+                           set(range(int(d), int(d) + count))))
+            group += "gsb0" in op
+        elif wait := re.search(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\w+)", op):
+            flying = [f for f in flying if f[0] >= group - int(wait[1], 16)]
+        else:
+            used = [int(r) for r in re.findall(r"\bR(\d+)\b", op)]
+            no_write = re.match(r"(ST|BAR|BRA|SYNCS|RED|WARP|EXIT|U[A-Z]|R2UR|NOP|FSETP|ISETP)", op)
+            pair = 2 if ".64" in op or "WIDE" in op else 1
+            written = {used[0] + i for i in range(pair)} if used and not no_write else set()
+            found += any(written & a or (written | set(used)) & d for _, a, d in flying)
+    return found
+
+
+def counts(body: list[str]) -> dict:
+    def n(pattern):
+        return sum(bool(re.search(pattern, text)) for text in body)
+    return {"instructions": len(body), "HGMMA": n(r"\bHGMMA"), "waits": n(r"WARPGROUP\.DEPBAR"),
+            "STL": n(r"\bSTL"), "LDL": n(r"\bLDL"), "BAR": n(r"\bBAR\.SYNC"),
+            "BAR of all": n(r"\bBAR\.SYNC(?!.*, 0x80\b)"),
+            "F2F": n(r"\bF2F\b"), "hazards": hazards(body)}
+
+
+def figures(kernel) -> dict:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(kernel.asm["cubin"])
+        cubin.flush()
+        usage, sass = (subprocess.check_output([CUOBJDUMP, flag, cubin.name], text=True)
+                       for flag in ("-res-usage", "-sass"))
+    code = instructions(sass)
+    text = [text for _, text in code]
+    return {"shared": kernel.metadata.shared, "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
+            "STL": sum(bool(re.search(r"\bSTL", line)) for line in text),
+            "SETMAXREG": sorted({int(x, 16) for x in re.findall(r"USETMAXREG.*?(0x\w+)", "\n".join(text))}),
+            "loops": [counts(body) for body in loops(code)]}
+
+
+def faults(f: dict, products: int, registers: int, version: tuple[int, int]) -> list[str]:
+    """What must not be so.  products: HGMMA of one turn of a loop."""
+    found, (most_stl, most_ldl) = [], SPILLS.get(version, (0, 0))
+    if len(f["loops"]) != 2:
+        found.append(f"has {len(f['loops'])} loops with HGMMA; want one a consumer")
+    for loop in f["loops"]:
+        if loop["STL"] > most_stl or loop["LDL"] > most_ldl:
+            found.append(f"spills in a loop ({loop['STL']} STL, {loop['LDL']} LDL)")
+        if loop["HGMMA"] != products or loop["waits"] > 3:
+            found.append(f"has {loop['HGMMA']} HGMMA and {loop['waits']} waits a turn; want {products} and 3")
+        if loop["BAR of all"]:
+            found.append(f"joins the whole block {loop['BAR of all']} times a turn")
+        if loop["F2F"]:
+            found.append(f"rounds one by one ({loop['F2F']} F2F)")
+        if loop["hazards"]:
+            found.append(f"touches registers of products in flight {loop['hazards']} times")
+    if not {24, registers} <= set(f["SETMAXREG"]):
+        found.append(f"moves registers to {f['SETMAXREG']}; want 24 and {registers}")
+    if f["shared"] > SHARED[90]:
+        found.append(f"wants {f['shared']} bytes of shared memory of {SHARED[90]}")
+    return found
+
+
+def products(width=128, given=(1, 1, 1), tile=TILE, **_) -> int:
+    """HGMMA of one turn: 16 deep each, 64 rows by BLOCK_N or by the padded width."""
+    tq, tk, tv = given
+    padded = max(64, triton.next_power_of_2(width))
+    return (1 + tq + tk) * padded // 16 + (1 + tv + (tq or tk)) * tile.block_n // 16
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench hopper_report")
+    parser.add_argument("names", nargs="*", metavar="CASE", choices=[*CASES, []])
+    parser.add_argument("--record", action="store_true", help="write the figures to bench/hopper.json")
+    args = parser.parse_args(argv)
+    version = tuple(map(int, triton.__version__.split(".")[:2]))
+    bad, found = [], {}
+    for name in args.names or CASES:
+        f = figures(compiled(case(**CASES[name]), 90)[0])
+        registers = CASES[name].get("tile", TILE).hopper
+        bad += [f"{name}: {fault}" for fault in faults(f, products(**CASES[name]), registers, version)]
+        found[name] = f
+        print(f"{name:30}", *(f"{what} {f[what]}" for what in ("shared", "stack", "STL", "SETMAXREG")))
+        for loop in f["loops"]:
+            print(f"{'':32}loop: " + ", ".join(f"{n} {what}" for what, n in loop.items()), flush=True)
+    if args.record:
+        record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+        record.setdefault(f"triton {triton.__version__}", {}).update(found)
+        with whole(RECORD) as path:
+            path.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    print("\n".join(bad), end="\n" if bad else "")
+    return int(bool(bad))
