@@ -10,7 +10,7 @@ import torch
 
 from swiftvideo_fast import config
 from swiftvideo_fast.config import Sample
-from swiftvideo_fast.demo import crew, measure, page
+from swiftvideo_fast.demo import measure, page, pool
 from swiftvideo_fast.demo.measure import SHOWN
 from swiftvideo_fast.demo.seed import PROGRESS, ROWS, STEPS, TEACHER, TRAINED, WATCHED, Seed, tasks
 from swiftvideo_fast.demo.stages import (
@@ -88,16 +88,16 @@ def test_variants_differ_from_the_first_round_in_what_they_try_alone(tmp_path):
 
 
 class Fake:
-    """A crew of threads, so that a test can watch it."""
+    """A pool of threads, so that a test can observe it."""
 
     def __init__(self, workers, context, begin):
-        self.pool = ThreadPoolExecutor(4)
+        self.threads = ThreadPoolExecutor(4)
 
     def __enter__(self):
-        return self.pool
+        return self.threads
 
     def __exit__(self, *why):
-        self.pool.shutdown()
+        self.threads.shutdown()
 
 
 def test_a_run_needs_those_it_starts_from_and_no_others(tmp_path):
@@ -132,30 +132,30 @@ DONE = []
 
 def test_a_task_waits_for_those_it_comes_after(monkeypatch):
     DONE.clear()
-    monkeypatch.setattr(crew, "ProcessPoolExecutor", Fake)
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", Fake)
     after = {(n,): frozenset((m,) for m in range(n + 1, 9, 3)) for n in range(9)}
-    found = crew.work({place: crew.Task(call, (place,), those) for place, those in after.items()})
+    found = pool.run_tasks({place: pool.Task(call, (place,), those) for place, those in after.items()})
     assert found == {place: place for place in after}
     assert all(DONE.index(other) < DONE.index(place) for place in after for other in after[place])
 
 
-def test_the_first_error_of_a_task_ends_the_crew(monkeypatch):
+def test_the_first_error_of_a_task_ends_the_pool(monkeypatch):
     def fail(place):
         raise ValueError("no such teacher")
 
     DONE.clear()
-    monkeypatch.setattr(crew, "ProcessPoolExecutor", Fake)
-    todo = {("a",): crew.Task(fail, (("a",),)), ("b",): crew.Task(call, (("b",),), frozenset({("a",)}))}
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", Fake)
+    todo = {("a",): pool.Task(fail, (("a",),)), ("b",): pool.Task(call, (("b",),), frozenset({("a",)}))}
     with pytest.raises(ValueError, match="no such teacher"):
-        crew.work(todo)
+        pool.run_tasks(todo)
     assert not DONE
 
 
-def test_a_crew_of_processes_trains_to_the_same_bits_as_the_loop(inputs, tmp_path):
+def test_a_pool_of_processes_trains_to_the_same_bits_as_the_loop(inputs, tmp_path):
     """On the real clips: what a test patches does not reach another process."""
     cfg = tiny.config(inputs, "ccd", run=str(tmp_path / "beside"))
     cfg = replace(cfg, data=replace(cfg.data, pool=4), run=replace(cfg.run, steps=2))
-    crew.work({("beside",): crew.Task(finish, (cfg,))})
+    pool.run_tasks({("beside",): pool.Task(finish, (cfg,))})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

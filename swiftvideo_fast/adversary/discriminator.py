@@ -4,7 +4,7 @@
     block_k(x)   LeakyReLU(norm(conv_k(x)))         conv: circular, of spectral norm 1; norm: see PairNorm
     D(x)         h = block_1(x)     D = conv_1((h + block_9(h)) / sqrt 2)                             (1)
     D(x, c)      <conv_1(...), A c> / sqrt 64       with a conditioning c, conv_1 onto 64 channels    (2)
-    D            less its mean over the real clip and the generated one beside it                     (3)
+    D            less its mean over the real clip and the generated one of its pair                   (3)
 
 Each level of features has a head of each kind: a spatial one reads the N patches of a frame as a sequence, a
 temporal one the T frames at a patch.  (3) is not StyleGAN-T's: a drift common to both clips of a pair hid
@@ -59,10 +59,10 @@ class SpectralConv(nn.Conv1d):
 
 
 class PairNorm(nn.Module):
-    """Batch norm with the statistics of a real clip and the generated one beside it, and no running ones.
+    """Batch norm with the statistics of a real clip and the generated one of its pair, and no running ones.
 
-    So a pair is judged alike in a batch of any size.  The statistics of each clip alone would hide a lack of
-    contrast or detail in the generated one: with them the heads stayed at chance on the demo's clips.
+    So a pair gets the same logits in a batch of any size.  The statistics of each clip alone would hide a
+    lack of contrast or detail in the generated one: with them the heads stayed at chance on the demo's clips.
     """
 
     def __init__(self, channels: int):

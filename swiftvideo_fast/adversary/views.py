@@ -11,7 +11,7 @@ SHIFT, HOLE = 8, 2          # translation up to an eighth of the side; a hole of
 
 @dataclass(frozen=True)
 class View:
-    """start: the first latent frame of the window.  corner: of the crop, as a share of the room there is.
+    """start: the first latent frame of the window.  corner: of the crop, as a share of the free range.
     u: (B, 7) in [0, 1), the augmentation of each clip, the same for all its frames."""
 
     start: int

@@ -1,4 +1,4 @@
-"""The sections that every run has.  What plugs bring (objective, data, da) is declared beside them."""
+"""The sections that every run has.  Options of plugs (objective, data, da) are in the plugs' own files."""
 
 from dataclasses import dataclass, field
 

@@ -1,6 +1,6 @@
 """Plain values into frozen dataclasses; what is unknown, missing, of a wrong type or out of limits raises.
 
-A limit stands beside the field it holds for:
+A limit is declared with its field:
 
     steps: int = option(POSITIVE)                       # required
     lr: float = option(POSITIVE, 1e-6)

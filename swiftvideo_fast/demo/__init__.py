@@ -5,7 +5,7 @@ from pathlib import Path
 
 from swiftvideo_fast.atomic import whole
 from swiftvideo_fast.demo import page
-from swiftvideo_fast.demo.crew import work
+from swiftvideo_fast.demo.pool import run_tasks
 from swiftvideo_fast.demo.seed import result, tasks
 from swiftvideo_fast.demo.stages import LAST, students
 from swiftvideo_fast.evaluate.report import write_report
@@ -20,7 +20,7 @@ def demo(folder: Path, configs: Path, seeds: int = 1, clips: int = 256, override
         runs.append(dict(students(place, configs, seed, overrides)))
         todo |= tasks(seed, runs[seed], clips, place)
     print(f"{LAST}: real and generated clips are told apart through {runs[0][LAST].da.backbone}", flush=True)
-    done = work(todo)
+    done = run_tasks(todo)
     results = [result(seed, runs[seed], done) for seed in range(seeds)]
     rows = [Row(name, steps, {m: [r.rows[name, steps][m] for r in results] for m in figures})
             for (name, steps), figures in results[0].rows.items()]

@@ -1,4 +1,4 @@
-"""What is measured of a network, each by itself, so that a crew can share the work."""
+"""Measurements of one network or one clip set each, so that a process pool can share them."""
 
 from dataclasses import replace
 from functools import lru_cache, partial

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from swiftvideo_fast.config import Config
 from swiftvideo_fast.demo import measure
-from swiftvideo_fast.demo.crew import Task
+from swiftvideo_fast.demo.pool import Task
 from swiftvideo_fast.demo.stages import (
     ALIGNED,
     FIRST,

@@ -1,4 +1,4 @@
-"""What the network is given besides x_t and t, and classifier-free guidance."""
+"""The inputs of a network other than x_t and t, and classifier-free guidance."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -54,7 +54,7 @@ Network = Trains | Frozen | Average | WithoutAdapters
 
 @dataclass(frozen=True)
 class Setup:
-    """What an objective is built from besides the config.
+    """What an objective is built from, with the config.
 
     device: of every batch and network.  sizes: of the network.  start: the network that training starts from,
     adapters attached.  teacher: that of model.weights.  reference: that of model.start, without adapters.

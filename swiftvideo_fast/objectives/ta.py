@@ -59,8 +59,9 @@ class TrajectoryAlignment(Objective):
         return PairShards(self.cfg, self.setup.codec().identity)
 
     def loss(self, turn, nets, batch: Pairs, rng: torch.Generator, step, handed=None):
-        """Logged: win_diff and lose_diff (Figure 8); accuracy, the share of pairs told apart; saturation, the
-        sigmoid's mean: 1/2 at the start, 1 where no gradient is left; reflow, the winners' error."""
+        """Logged: win_diff and lose_diff (Figure 8); accuracy, the share of pairs in which the winner fits
+        better; saturation, the sigmoid's mean: 1/2 at the start, 1 where no gradient is left; reflow, the
+        winners' error."""
         o, B = self.options, len(batch)
         fresh, t = path.draw_noise(batch.x0, rng), path.draw_times(batch.x0, rng, self.cfg.times)
         both = torch.arange(2 * B) % B                                  # winners, then losers

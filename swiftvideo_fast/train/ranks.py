@@ -17,7 +17,7 @@ GLOO_TIMEOUT = timedelta(days=2)        # a rank that has made its pairs waits f
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `world`.  sequence: so many neighbours share the tokens of one clip
+    """This process among `world`.  sequence: consecutive ranks that share the tokens of one clip
     (models/ulysses.py); each such group is one of the `replicas`."""
 
     rank: int = 0
@@ -37,7 +37,7 @@ class Ranks:
         if self.world == 1:
             return [text]
         texts = [""] * self.world
-        dist.all_gather_object(texts, text, group=_words())
+        dist.all_gather_object(texts, text, group=_text_group())
         return texts
 
     def mean(self, values: list[float]) -> list[float]:
@@ -50,16 +50,16 @@ class Ranks:
         return (summed / self.world).tolist()
 
     def together(self, work: Callable[[], str]) -> list[str]:
-        """What each rank's work returns.  When one's fails, it fails on all, and none is left waiting."""
-        said, error = "", None
+        """The results of every rank's work.  An error on one rank is raised on all, so none waits for it."""
+        result, error = "", None
         try:
-            said = work()
+            result = work()
         except Exception as why:
             error = why
         failures = [f"rank {rank}: {f}" for rank, f in enumerate(self.gather(repr(error))) if f != "None"]
         if failures:
             raise error or OSError(failures[0])
-        return self.gather(said)
+        return self.gather(result)
 
 
 ALONE = Ranks()
@@ -71,13 +71,13 @@ def launched() -> tuple[int, int]:
 
 
 @cache
-def _words() -> dist.ProcessGroup:
-    """The ranks as a group for text; the default one, for a step's tensors, gives up after minutes."""
+def _text_group() -> dist.ProcessGroup:
+    """A gloo group for text, with a timeout of days; that of the default group, for tensors, is minutes."""
     return dist.new_group(backend="gloo", timeout=GLOO_TIMEOUT)
 
 
 def own_device() -> torch.device:
-    """The GPU that the launcher means for this process, now its current one; the CPU where there is none."""
+    """The GPU of LOCAL_RANK, made the current device; the CPU where there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))

@@ -40,7 +40,7 @@ class Zero3:
         self.passes, _ = micro_batches(cfg, self.ranks)
         self.device = own_device()
         self.deepspeed = _start(self.device)
-        self.ulysses = _neighbours(self.ranks)
+        self.ulysses = _sequence_group(self.ranks)
 
     def averaged(self, net: nn.Module, optim: Optim, decay: float) -> tuple["ShardedTrained", "ShardedEma"]:
         same = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in net.parameters()}
@@ -214,7 +214,7 @@ def local_shard(padded: Tensor, p: nn.Parameter, rank: int) -> Shard:
 
 
 def _start(device: torch.device):
-    """DeepSpeed, its processes met."""
+    """DeepSpeed, with its process group initialised."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
@@ -236,8 +236,8 @@ def _start(device: torch.device):
     return deepspeed
 
 
-def _neighbours(ranks: Ranks) -> Ulysses | None:
-    """The group that shares a clip's tokens with this rank; every rank makes every group."""
+def _sequence_group(ranks: Ranks) -> Ulysses | None:
+    """The ranks that share a clip's tokens with this one; every rank creates every group."""
     if ranks.sequence == 1:
         return None
     groups = [dist.new_group(range(first, first + ranks.sequence))

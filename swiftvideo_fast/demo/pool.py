@@ -1,6 +1,6 @@
-"""Many small tasks on one machine: each in a process of one thread, as soon as what it waits for is done.
+"""A process pool with dependencies: each task runs in a process of one thread, once its inputs exist.
 
-A second thread makes one run of so small a network a quarter faster; a second run beside it doubles the work.
+A second thread speeds one run of so small a network up by a quarter; a second run doubles throughput.
 """
 
 import multiprocessing
@@ -23,29 +23,29 @@ class Task:
     after: frozenset[tuple] = frozenset()
 
 
-def work(tasks: dict[tuple, Task]) -> dict[tuple, Any]:
+def run_tasks(tasks: dict[tuple, Task]) -> dict[tuple, Any]:
     """What each returns; begun in their order where cores are short.  The first error ends it."""
     spawn = multiprocessing.get_context("spawn")
     waiting, running, results = dict(tasks), {}, {}
-    with ProcessPoolExecutor(os.cpu_count(), spawn, begin) as crew:
+    with ProcessPoolExecutor(os.cpu_count(), spawn, begin) as pool:
         try:
             while waiting or running:
                 ready = [name for name, task in waiting.items() if task.after <= results.keys()]
                 for name in ready[:os.cpu_count() - len(running)]:
                     task = waiting.pop(name)
-                    running[crew.submit(task.call, *task.args)] = name
+                    running[pool.submit(task.call, *task.args)] = name
                 for done in wait(running, return_when=FIRST_COMPLETED).done:
                     name = running.pop(done)
                     results[name] = done.result()
                     print(f"{len(results)} of {len(tasks)} done: {', '.join(map(str, name))}", flush=True)
         except BaseException:
-            crew.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
     return results
 
 
 def begin() -> None:
-    """A worker: one thread, and no longer alive than the process that started it."""
+    """Initialiser of a worker: one thread; the worker exits when its parent does."""
     torch.set_num_threads(1)
 
     def end_with_it() -> None:
