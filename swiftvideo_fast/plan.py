@@ -13,6 +13,7 @@ Work is two operations a multiplication in matrix products; its time is that ove
 """
 
 import argparse
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
@@ -122,8 +123,13 @@ class Plan:
 
     def __post_init__(self):
         c, side = self.sizes, LATENT.stride * LATENT.patch
-        want(self.frames % LATENT.stride_t == 1, "--frames", self.frames, f"{LATENT.stride_t}n + 1")
-        want(all(x % side == 0 for x in self.size), "--size", self.size, f"multiples of {side}")
+        for name in ("gpus", "memory", "micro", "sequence"):
+            value = getattr(self, name)
+            want(0 < value < math.inf, f"--{name}", value, "a positive number")
+        want(self.frames > 1 and self.frames % LATENT.stride_t == 1, "--frames", self.frames,
+             f"{LATENT.stride_t}n + 1, n > 0")
+        want(all(x > 0 and x % side == 0 for x in self.size), "--size", "{}x{}".format(*self.size),
+             f"positive multiples of {side}")
         want(self.gpus % self.sequence == 0, "--gpus", self.gpus, f"a multiple of --sequence {self.sequence}")
         want(c.heads % self.sequence == 0 and self.tokens % self.sequence == 0, "--sequence", self.sequence,
              f"a divisor of {c.heads} heads and {self.tokens} tokens")
@@ -275,6 +281,7 @@ def from_arguments(args: argparse.Namespace) -> Plan:
     given = {f.name: getattr(args, f.name) for f in fields(Plan)}
     width, _, height = args.size.partition("x")
     want(width.isdecimal() and height.isdecimal(), "--size", args.size, "as 832x480")
+    want(args.tflops is None or 0 < args.tflops < math.inf, "--tflops", args.tflops, "a positive rate")
     return Plan(**given | {"preset": args.preset.removeprefix("wan-"), "size": (int(width), int(height))})
 
 

@@ -74,6 +74,7 @@ def test_every_shipped_config_loads_and_survives_the_round_trip(path):
     ("modl.codec=x", "model"),
     ("lr=1", "optim.lr"),                   # the section forgotten
     ("batch=1", "data.batch"),
+    ("RUN.STEPS=5", "run"),
 ])
 def test_an_unknown_key_names_the_nearest_known_one(override, meant, file):
     found = error(file, override)
@@ -132,6 +133,10 @@ def test_a_wrong_type_says_what_was_found_and_wanted(override, wanted, file):
     ("model.family=won", "one of ['wan', 'toy'], perhaps 'wan'"),
     ("data.height=63", "at least data.size = 64"),
     ("run.dir=''", "a folder"),
+    ("run.dir=~/run", "a folder, its home written out"),
+    ("run.steps=2000000000", "a positive number, at most a billion"),
+    ("objective.guidance=-3", "0 or more"),
+    ("sample.guidance=-3", "0 or more"),
     ("model.preset=tiny", "exactly one of the two"),
     ("model.weights=", "exactly one of the two"),
 ])
@@ -217,6 +222,13 @@ def test_an_override_that_is_not_yaml_says_so(file):
 def test_a_file_that_is_no_config_says_so(raw, wanted, file):
     file.write_bytes(raw)
     assert wanted in error(file)
+
+
+def test_a_key_that_stands_twice_is_an_error(file):
+    file.write_text(LEAST + "run: {dir: elsewhere, steps: 3}\n")
+    assert "the key 'run' stands twice" in error(file)
+    file.write_text(LEAST.replace("steps: 10", "steps: 10, steps: 20"))
+    assert "the key 'steps' stands twice" in error(file)
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):

@@ -44,12 +44,19 @@ def test_every_change_takes_less():
 @pytest.mark.parametrize("flags, why", [
     (["--gpus", "6", "--sequence", "4"], "--gpus is 6; want a multiple of --sequence 4"),
     (["--gpus", "5", "--sequence", "5"], "--sequence is 5; want a divisor of 12 heads and 24960 tokens"),
-    (["--gpus", "1", "--frames", "60"], "--frames is 60; want 4n + 1"),
+    (["--gpus", "1", "--frames", "60"], "--frames is 60; want 4n + 1, n > 0"),
     (["--gpus", "1", "--size", "big"], "--size is big; want as 832x480"),
+    (["--gpus", "1", "--size", "0x0"], "--size is 0x0; want positive multiples of 16"),
+    (["--gpus", "1", "--frames", "-3"], "--frames is -3; want 4n + 1, n > 0"),
+    *(([*("--gpus 1".split() if flag != "--gpus" else []), flag, bad], f"{flag} is {shown}; want a positive")
+      for flag, bad, shown in [("--gpus", "0", "0"), ("--sequence", "0", "0"), ("--micro", "-1", "-1"),
+                               ("--memory", "nan", "nan"), ("--memory", "-80", "-80.0"),
+                               ("--tflops", "0", "0.0"), ("--tflops", "nan", "nan")]),
 ])
 def test_a_plan_that_cannot_be_is_one_line(flags, why, capsys):
     assert cli.main(["plan", "--preset", "wan-1.3b", *flags]) == 2
-    assert capsys.readouterr().err == f"swiftvideo plan: {why}\n"
+    said = capsys.readouterr().err
+    assert said.startswith(f"swiftvideo plan: {why}") and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("policy", RECOMPUTE)

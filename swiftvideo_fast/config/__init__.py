@@ -13,10 +13,23 @@ __all__ = ["Config", "Engine", "Model", "Optim", "Plugs", "Run", "Sample", "Time
            "from_dict", "read", "to_dict"]
 
 
+class UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error and does not silently win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read(path: Path | str, overrides: list[str] = ()) -> dict:
     """The tree of a YAML file, with `a.b=value` overrides (values are YAML); ValueError names the file."""
     try:
-        tree = yaml.safe_load(Path(path).read_text())
+        tree = yaml.load(Path(path).read_text(), UniqueKeys)
     except FileNotFoundError as why:
         raise ValueError(f"{path}: no such config") from why
     except OSError as why:

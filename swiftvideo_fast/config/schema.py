@@ -5,14 +5,17 @@ from dataclasses import dataclass, field
 from swiftvideo_fast.config import strict
 from swiftvideo_fast.config.strict import FRACTION, NATURAL, POSITIVE, Limit, one_of, option, want
 
+COUNT = Limit(lambda x: 0 < x <= 10**9, "a positive number, at most a billion")
+
 
 @dataclass(frozen=True)
 class Run:
     """Where and how long.  steps: optimizer steps.  keep: newest checkpoints kept.  watch_every: steps
     between samples of held-out clips, 0 for none.  wandb: project that receives what the log receives."""
 
-    dir: str = option(Limit(lambda x: x.strip() != "", "a folder"))
-    steps: int = option(POSITIVE)
+    dir: str = option(Limit(lambda x: x.strip() != "" and not x.startswith("~"),
+                            "a folder, its home written out (a shell expands ~ at the start of a word)"))
+    steps: int = option(COUNT)
     seed: int = option(NATURAL, 0)
     save_every: int = option(POSITIVE, 500)
     log_every: int = option(POSITIVE, 10)
@@ -91,7 +94,7 @@ class Sample:
 
     sampler: str = option(one_of("euler", "consistency"), "euler")
     shift: float = option(POSITIVE, 1.0)
-    guidance: float = 1.0
+    guidance: float = option(NATURAL, 1.0)
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ def _nearest(cls: type, key: object, where: str, plugs: Plugs) -> str:
 
 
 def _closest(word: object, known: Iterable[str]) -> str:
-    return difflib.get_close_matches(str(word), known, n=1, cutoff=0.0)[0]
+    return difflib.get_close_matches(str(word).lower(), known, n=1, cutoff=0.0)[0]
 
 
 def _join(where: str, key: object) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from swiftvideo_fast import path
-from swiftvideo_fast.config.strict import POSITIVE, option
+from swiftvideo_fast.config.strict import NATURAL, POSITIVE, option
 from swiftvideo_fast.models.condition import Condition
 from swiftvideo_fast.objectives.base import AVERAGE, STUDENT, TEACHER, Consistency, Jump, Nets
 
@@ -17,7 +17,7 @@ class Dcd:
     """Discrete-time consistency distillation (eq. 3): one Euler step of the teacher on `grid` times."""
 
     name: ClassVar[str] = "dcd"
-    guidance: float = 3.0
+    guidance: float = option(NATURAL, 3.0)
     grid: int = option(POSITIVE, 50)
 
 
