@@ -34,10 +34,10 @@ from swiftvideo_fast.data.crops import CropOptions
 from swiftvideo_fast.data.pairs import Pairs
 from swiftvideo_fast.models import lora
 from swiftvideo_fast.models.condition import Condition
-from swiftvideo_fast.models.vae import WanVae
 from swiftvideo_fast.models.wan import network as wan
 from swiftvideo_fast.models.wan.family import WanFamily
 from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE, Wan
+from swiftvideo_fast.models.wan.vae import WanVae
 from swiftvideo_fast.objectives.base import AVERAGE, STUDENT, TEACHER, Objective, Setup
 from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
 from swiftvideo_fast.objectives.da import Da, DistributionAlignment

@@ -8,10 +8,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
 import yaml
 
-from swiftvideo_fast import config, doctor, plan
+from swiftvideo_fast import config, doctor, plan, release
 from swiftvideo_fast.atomic import whole
 from swiftvideo_fast.config import Config, Sample
 from swiftvideo_fast.data.clips import write_video
@@ -20,8 +19,6 @@ from swiftvideo_fast.data.pairs import folder_of
 from swiftvideo_fast.demo import demo
 from swiftvideo_fast.evaluate.benchmark import Benchmark, sample
 from swiftvideo_fast.evaluate.tables import Row, as_json, comparison
-from swiftvideo_fast.models import weights
-from swiftvideo_fast.objectives.base import AVERAGE
 from swiftvideo_fast.objectives.ta import Ta
 from swiftvideo_fast.train import checkpoint, recipe, run_folder
 from swiftvideo_fast.train.recipe import TABLES, Parts, Tables
@@ -78,11 +75,17 @@ def parser() -> argparse.ArgumentParser:
 
     configured(run_codec, "codec", "fit the demo's codec to the training clips and write it to model.codec")
 
-    p = configured(run_sample, "sample", "generate clips for held-out first frames, as MP4")
-    _sampling(p)
-    p.add_argument("--steps", type=positive, default=4, help="sampling steps")
+    p = command(run_sample, "sample", "generate clips for an image and a prompt, or for a config's data")
+    p.add_argument("model", help="a run, its weight file, an exported folder, a base model; or a YAML config")
+    p.add_argument("--steps", type=positive, help="sampling steps (default: 4, of --teacher 25)")
+    p.add_argument("--guidance", type=float, help="1 for a student (default: as saved with the weights)")
+    p.add_argument("--seed", type=natural, default=0)
+    release.sample.add_arguments(p.add_argument_group("of a model"))
+    p = p.add_argument_group("of a config: its held-out first frames, to the folder --out")
+    p.add_argument("overrides", nargs="*", metavar="key.subkey=value", help="replace the file's values")
+    p.add_argument("--weights", help="a file by train: student or average.safetensors")
     p.add_argument("--count", type=positive, default=8, help="clips")
-    p.add_argument("--out", type=Path, default=Path("samples"), help="folder for clip-000.mp4, ...")
+    p.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
 
     p = configured(run_evaluate, "evaluate", "the table of figures on held-out clips, against the teacher")
     _sampling(p)
@@ -91,12 +94,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--part", choices=("valid", "test"), default="test", help="valid to choose by, test else")
     p.add_argument("--json", type=Path, help="also write the figures there")
 
-    p = command(run_export, "export", "rewrite a weight file in another storage or under diffusers' names")
-    p.add_argument("weights", type=Path, help="a file by train, or a checkpoint, for its average")
-    p.add_argument("out", type=Path, help="the file to write")
-    p.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    p.add_argument("--diffusers", action="store_true", help="the names of diffusers' WanTransformer3DModel")
-
+    p = command(release.export.run, "export", "write a student for others to load, and check it")
+    release.export.add_arguments(p)
     plan.add_arguments(command(run_plan, "plan", "memory, work and traffic of a run, and what makes it fit"))
     command(run_doctor, "doctor", "what this machine has, what is missing, and the command that installs it")
 
@@ -201,17 +200,21 @@ def run_codec(args: argparse.Namespace) -> None:
 
 
 def run_sample(args: argparse.Namespace) -> None:
-    cfg = args.tables.load(args.config, args.overrides)
-    parts, how = Parts(cfg, args.tables), _how(args, cfg)
+    if not args.model.endswith((".yaml", ".yml")):
+        return release.sample.run(args)
+    if not args.weights:
+        raise ValueError(f"{args.model}: a config; want the weights to sample: --weights FILE")
+    cfg, out = args.tables.load(args.model, args.overrides), args.out or Path("samples")
+    parts, how, steps = Parts(cfg, args.tables), _how(args, cfg), args.steps or 4
     call, codec = partial(parts.family.call, parts.family.load(args.weights)), parts.codec
     if args.dry_run:
-        print(f"would write {args.count} clips of {args.steps} steps, {how}, to {args.out}")
+        print(f"would write {args.count} clips of {steps} steps, {how}, to {out}")
         return
     clips = parts.clips.clips("test", args.count, args.seed)
-    pixels = codec.decode(sample(call, clips, args.steps, how, args.seed))
+    pixels = codec.decode(sample(call, clips, steps, how, args.seed))
     for i, (clip, caption) in enumerate(zip(pixels, clips.captions, strict=True)):
-        write_video(args.out / f"clip-{i:03d}.mp4", clip)
-        print(f"{args.out}/clip-{i:03d}.mp4  {caption}")
+        write_video(out / f"clip-{i:03d}.mp4", clip)
+        print(f"{out}/clip-{i:03d}.mp4  {caption}")
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
@@ -235,15 +238,6 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if args.json:
         with whole(args.json) as aside:
             aside.write_text(json.dumps(as_json(rows), indent=1) + "\n")
-
-
-def run_export(args: argparse.Namespace) -> None:
-    source = args.weights
-    if source.is_dir():
-        source = args.out
-        recipe.export(args.weights, AVERAGE, source, args.tables)
-    weights.export(source, args.out, dtype=getattr(torch, args.dtype), diffusers=args.diffusers)
-    print(f"wrote {args.out}")
 
 
 def run_plan(args: argparse.Namespace) -> None:

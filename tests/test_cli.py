@@ -16,7 +16,7 @@ from swiftvideo_fast.data import index
 from swiftvideo_fast.data.clips import demo_clips
 from swiftvideo_fast.train import recipe
 
-COMMANDS = ["train", "pairs", "align", "codec", "sample", "evaluate", "demo"]
+COMMANDS = ["train", "pairs", "align", "codec", "sample", "evaluate", "export", "demo"]
 
 
 def main(arguments: list, tables=tiny.TABLES) -> int:
@@ -53,7 +53,7 @@ def test_every_command_explains_itself(command, capsys):
     ([], "required: COMMAND"),
     (["trian"], "invalid choice: 'trian'"),
     (["train"], "required: config"),
-    (["sample", "x.yaml"], "required: --weights"),
+    (["sample"], "required: model"),
     (["sample", "x.yaml", "--weights", "w", "--count", "0"], "--count: '0'; want a positive number"),
     (["sample", "x.yaml", "--weights", "w", "--steps", "-4"], "--steps"),
     (["sample", "x.yaml", "--weights", "w", "--seed", "-1"], "--seed: '-1'; want 0 or more"),
@@ -168,6 +168,7 @@ def test_a_missing_config_is_one_line(capsys, tmp_path):
 def test_missing_and_damaged_weights_are_one_line(dry, file, inputs, capsys, tmp_path):
     assert "none: no such file" in refusal(capsys, "train", file, "model.weights=none", *dry)
     assert "none: no such file" in refusal(capsys, "sample", file, "--weights", "none", *dry)
+    assert "ccd.yaml: a config; want the weights" in refusal(capsys, "sample", file, *dry)
     assert "none: no such file" in refusal(capsys, "evaluate", file, "--weights", "none", *dry)
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes((inputs / "teacher.safetensors").read_bytes()[:1000])

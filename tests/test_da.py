@@ -19,7 +19,7 @@ from swiftvideo_fast.data.batch import Batch
 from swiftvideo_fast.models.condition import Condition
 from swiftvideo_fast.models.toy.codec import PcaCodec
 from swiftvideo_fast.models.toy.family import ToyFamily
-from swiftvideo_fast.models.vae import WanVae
+from swiftvideo_fast.models.wan.vae import WanVae
 from swiftvideo_fast.objectives.base import Consistency, Jump, Loss, Setup
 from swiftvideo_fast.objectives.ccd import Ccd
 from swiftvideo_fast.objectives.da import (

@@ -29,7 +29,7 @@ swiftvideo_fast.plan
 swiftvideo_fast.objectives  swiftvideo_fast.sampler swiftvideo_fast.plan_recipe
 swiftvideo_fast.train   swiftvideo_fast.evaluate    swiftvideo_fast.plan        swiftvideo_fast.doctor
 >>>>>>> kernels
-swiftvideo_fast.demo
+swiftvideo_fast.demo    swiftvideo_fast.release
 swiftvideo_fast.cli
 swiftvideo_fast.__main__
 """

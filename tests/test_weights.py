@@ -55,8 +55,8 @@ def test_a_damaged_file_is_named_with_the_way_out(damage, file, tmp_path):
         weights.load(tmp_path / "net.safetensors")
 
 
-def test_a_folder_is_no_weight_file(tmp_path):
-    with pytest.raises(ValueError, match="damaged, or no safetensors file"):
+def test_a_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(ValueError, match="no config.json; want a Wan model folder"):
         weights.load(tmp_path)
 
 

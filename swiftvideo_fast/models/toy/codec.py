@@ -89,8 +89,9 @@ class PcaCodec:
         """ValueError names a file that is missing, damaged or no codec."""
         tensors, _ = weights.read(path, mend="restore it, or fit a codec with `swiftvideo codec`")
         around = CHANNELS * REACH**2
-        weights.check(tensors, {f"{kind}.{name}": shape for kind, P in PIXELS.items() for name, shape in
-                                {"mean": (P,), "encode": (P, CHANNELS), "decode": (around, P)}.items()}, path)
+        want = {f"{kind}.{name}": shape for kind, P in PIXELS.items() for name, shape in
+                {"mean": (P,), "encode": (P, CHANNELS), "decode": (around, P)}.items()}
+        weights.check(weights.shapes(tensors), want, path)
         return cls(tensors)
 
 

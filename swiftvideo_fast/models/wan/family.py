@@ -6,17 +6,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from swiftvideo_fast.config import Model
+from swiftvideo_fast.config.strict import want
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.condition import Condition
-from swiftvideo_fast.models.family import Latent
+from swiftvideo_fast.models.wan.codec import WanCodec
 from swiftvideo_fast.models.wan.network import PRESETS, Wan, WanConfig, cast, initialise
+from swiftvideo_fast.models.wan.vae import LATENT
 
 
 class WanFamily:
     """As models/family.py's Family."""
 
     name = "wan"
-    latent = Latent(channels=16, stride_t=4, stride=8, patch=2)
+    latent = LATENT
     presets = {name: PRESETS[name] for name in ("1.3b", "14b")}
 
     def network(self, sizes: WanConfig) -> Wan:
@@ -39,3 +42,10 @@ class WanFamily:
 
     def save(self, net: nn.Module, file: Path | str, **about: Any) -> None:
         weights.save(net, file, **about)
+
+    def codec(self, model: Model, sizes: WanConfig) -> WanCodec:
+        """Of the folder model.codec, by default model.weights: the base model's, which has the encoders."""
+        folder = model.codec or model.weights
+        want(bool(folder) and Path(folder).is_dir(), "model.codec", folder,
+             "a folder with Wan's VAE, text and image encoder, where model.weights is none")
+        return WanCodec(folder)

@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from swiftvideo_fast.models.toy.codec import PcaCodec
-from swiftvideo_fast.models.vae import WanVae
+from swiftvideo_fast.models.wan.vae import WanVae
 
 T = 5
 

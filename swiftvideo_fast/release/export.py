@@ -1,0 +1,266 @@
+"""swiftvideo export: write a student in a format that diffusers, ComfyUI or the original code loads.
+
+    weights         OUT, a file of ours: another storage, or the weights of a checkpoint
+    diffusers       a pipeline: WanImageToVideoPipeline.from_pretrained(OUT), with encoders and scheduler
+    original        OUT/config.json and OUT/diffusion_pytorch_model.safetensors, with the encoders beside them
+    comfyui-lora    OUT.safetensors: the adapters under the released names with ComfyUI's prefix
+    peft            OUT.safetensors: the adapters under diffusers' names, for load_lora_weights
+
+The output is read back and compared with its source before it appears under its name.
+"""
+
+import argparse
+import json
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+
+from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.models import weights
+from swiftvideo_fast.models.condition import Condition
+from swiftvideo_fast.models.wan import encoders, folder, lora_files
+from swiftvideo_fast.models.wan.codec import WanCodec
+from swiftvideo_fast.models.wan.family import WanFamily
+from swiftvideo_fast.models.wan.image import MEAN, STD
+from swiftvideo_fast.models.wan.names import DIT
+from swiftvideo_fast.models.wan.network import Wan, WanConfig
+from swiftvideo_fast.models.wan.text import LENGTH
+from swiftvideo_fast.objectives.base import AVERAGE
+from swiftvideo_fast.release.card import card
+from swiftvideo_fast.release.find import Model, Sampling, opened, write_sampling
+from swiftvideo_fast.sampler import generate
+from swiftvideo_fast.seeds import generator
+from swiftvideo_fast.train.recipe import FILES
+
+FRAMES = 5                      # of the clip that is compared
+CLOSE = 2e-3                    # of pixels in [-1, 1], in fp32: a quarter of a grey level
+TEXT_CLOSE = 2e-2               # relative, of umT5 in bf16
+PROMPT = "a ball rolls over a table"
+
+
+def export(model: Model, kind: str, out: Path, dtype: torch.dtype = torch.bfloat16, steps: int = 4) -> str:
+    """Writes and verifies; returns what was compared.  On an error nothing is left under `out`.
+
+    steps: recorded in the ladder and the model card, and used for the comparison.
+    """
+    if kind not in FOLDERS and out.suffix != ".safetensors":
+        raise ValueError(f"{out}: want a name that ends in .safetensors for --to {kind}")
+    if model.how:
+        model = replace(model, how=replace(model.how, steps=steps))
+    with whole(out) as aside:
+        said = WRITERS[kind](model, aside, dtype)
+    return said
+
+
+def to_weights(model: Model, out: Path, dtype: torch.dtype) -> str:
+    if not model.weights.is_file():
+        raise ValueError(f"{model.weights}: want a run, a checkpoint or its weight file")
+    tensors, header = weights.read(model.weights, dtype=None)
+    save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, out, header)
+    back, _ = weights.read(out, dtype=None)
+    if wrong := [name for name in tensors if not torch.equal(back[name], tensors[name].to(dtype))]:
+        raise ValueError(f"{wrong[0]} is not read back as it was written")
+    return f"{len(tensors)} tensors read back equal"
+
+
+def to_diffusers(model: Model, out: Path, dtype: torch.dtype) -> str:
+    how = _student(model)
+    if how.sampler != "euler":
+        raise ValueError(f"{model.weights}: is sampled by {how.sampler}; want euler: the bundled "
+                         "scheduler does no other")
+    diffusers, transformers = encoders.wanted("diffusers"), encoders.wanted("transformers")
+    if not hasattr(diffusers, "FlowMapEulerDiscreteScheduler"):
+        raise ValueError(f"diffusers {diffusers.__version__} has no FlowMapEulerDiscreteScheduler; want 0.39 "
+                         "or later")
+    out.mkdir()
+    _network(folder.load(model.weights, dtype=dtype), diffusers).save_pretrained(out / "transformer")
+    diffusers.FlowMapEulerDiscreteScheduler(shift=how.shift).save_pretrained(out / "scheduler")
+    encoders.vae(model.encoders, None).save_pretrained(out / "vae")
+    image = encoders.image_encoder(model.encoders, None)
+    image.save_pretrained(out / "image_encoder")
+    side = {"height": image.config.image_size, "width": image.config.image_size}
+    transformers.CLIPImageProcessor(do_center_crop=False, size=side, crop_size=side, image_mean=MEAN,
+                                    image_std=STD).save_pretrained(out / "image_processor")
+    encoders.text_encoder(model.encoders, None).save_pretrained(out / "text_encoder")
+    shutil.copytree(encoders.tokenizer_folder(model.encoders), out / "tokenizer")
+    (out / "model_index.json").write_text(json.dumps({
+        "_class_name": "WanImageToVideoPipeline", "_diffusers_version": diffusers.__version__,
+        "boundary_ratio": None, "expand_timesteps": False,
+        "image_encoder": ["transformers", type(image).__name__],
+        "image_processor": ["transformers", "CLIPImageProcessor"],
+        "scheduler": ["diffusers", "FlowMapEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "tokenizer": ["transformers", _tokenizer_class(model.encoders)],
+        "transformer": ["diffusers", "WanTransformer3DModel"], "transformer_2": [None, None],
+        "vae": ["diffusers", "AutoencoderKLWan"]}, indent=2) + "\n")
+    write_sampling(how, out)
+    (out / "README.md").write_text(card(how, "diffusers"))
+    return _same_frames(model, out, dtype, how)
+
+
+def to_original(model: Model, out: Path, dtype: torch.dtype) -> str:
+    how = _student(model)
+    out.mkdir()
+    net = folder.load(model.weights, dtype=torch.float32)
+    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in net.state_dict().items()}
+    save_file(tensors, out / folder.FILE, {"format": "pt"})
+    (out / "config.json").write_text(json.dumps(_released_config(_exact(net)), indent=2) + "\n")
+    for name in (encoders.TEXT.file, encoders.IMAGE.file, encoders.AUTOENCODER.file, encoders.TEXT.subfolder,
+                 encoders.IMAGE.subfolder, encoders.AUTOENCODER.subfolder, *encoders.TOKENIZERS):
+        if (source := model.encoders / name).is_dir():
+            shutil.copytree(source, out / name)
+        elif source.is_file():
+            shutil.copy(source, out / name)
+    write_sampling(how, out)
+    (out / "README.md").write_text(card(how, "original"))
+    back = folder.load(out).state_dict()
+    if wrong := [name for name in tensors if not torch.equal(back[name].to(dtype), tensors[name])]:
+        raise ValueError(f"{wrong[0]} is not read back as it was written")
+    return f"{len(tensors)} tensors read back equal"
+
+
+def to_comfyui_lora(model: Model, out: Path, dtype: torch.dtype) -> str:
+    return _lora(model, out, dtype, lora_files.comfyui)
+
+
+def to_peft(model: Model, out: Path, dtype: torch.dtype) -> str:
+    return _lora(model, out, dtype, lora_files.diffusers)
+
+
+WRITERS = {"weights": to_weights, "diffusers": to_diffusers, "original": to_original,
+           "comfyui-lora": to_comfyui_lora, "peft": to_peft}
+FOLDERS = "diffusers", "original"
+
+
+def _lora(model: Model, out: Path, dtype: torch.dtype, rename) -> str:
+    """Writes adapters; verifies them through diffusers' reader, which takes both naming sets."""
+    how = _student(model)
+    adapters = lora_files.read(model.weights.with_name(f"lora-{model.weights.name}"))
+    save_file({name: tensor.to(dtype).contiguous() for name, tensor in rename(adapters).items()}, out,
+              {"format": "pt", "sampling": json.dumps(vars(how))})
+    pipeline = encoders.wanted("diffusers").WanImageToVideoPipeline
+    read = pipeline.lora_state_dict(out.parent, weight_name=out.name)
+    want = {name: tensor.to(dtype) for name, tensor in lora_files.diffusers(adapters).items()}
+    if read.keys() != want.keys() or any(not torch.equal(read[name], want[name]) for name in want):
+        raise ValueError("diffusers reads back other adapters than were written")
+    return f"{len(want)} factors, as diffusers reads them, equal"
+
+
+def _student(model: Model) -> Sampling:
+    if model.how is None:
+        raise ValueError(f"{model.weights}: a base model, not a student; want a run or its weight file")
+    return model.how
+
+
+def _exact(net: Wan) -> WanConfig:
+    """net.config; ValueError unless it is a Wan that other programs can load."""
+    c = net.config
+    if (c.time_scale, c.condition, c.latent) != (1000.0, 20, 16):
+        raise ValueError(f"a network of {c.latent} + {c.condition} channels and time scale {c.time_scale:g}; "
+                         "want a Wan, 16 + 20 and 1000: others have no place for it")
+    return c
+
+
+def _network(net: Wan, diffusers: Any) -> Any:
+    c = _exact(net)
+    with torch.device("meta"):
+        theirs = diffusers.WanTransformer3DModel(
+            num_attention_heads=c.heads, attention_head_dim=c.dim // c.heads, num_layers=c.layers,
+            ffn_dim=c.ffn_dim, in_channels=c.latent + c.condition, out_channels=c.latent, text_dim=c.text_dim,
+            freq_dim=c.freq_dim, cross_attn_norm=True, qk_norm="rms_norm_across_heads", eps=c.eps,
+            image_dim=c.image_dim, added_kv_proj_dim=c.dim if c.image_dim else None)
+    theirs.load_state_dict({DIT.of(name): tensor for name, tensor in net.state_dict().items()}, assign=True)
+    return theirs
+
+
+def _tokenizer_class(folder: Path) -> str:
+    """Its class name; transformers 4's fast variant where there are two, since it needs no sentencepiece."""
+    name = type(encoders.tokenizer(folder)).__name__
+    return f"{name}Fast" if hasattr(encoders.wanted("transformers"), f"{name}Fast") else name
+
+
+def _released_config(c: WanConfig) -> dict:
+    """The twelve keys of the released config.json."""
+    return {"_class_name": "WanModel", "_diffusers_version": "0.30.0", "dim": c.dim, "eps": c.eps,
+            "ffn_dim": c.ffn_dim, "freq_dim": c.freq_dim, "in_dim": c.latent + c.condition,
+            "model_type": "i2v", "num_heads": c.heads, "num_layers": c.layers, "out_dim": c.latent,
+            "text_len": LENGTH}
+
+
+@torch.no_grad()
+def _same_frames(model: Model, out: Path, dtype: torch.dtype, how: Sampling) -> str:
+    """Compares a small clip of our code, from the source, with one of the stock pipeline, from the output.
+
+    The image has CLIP's input size, so both resize nothing.  Network and VAE run in fp32 on the exported
+    weights.  umT5 is compared separately, so that it is never in memory with the rest.
+    """
+    codec = WanCodec(model.encoders)
+    ours_text = codec.text_encoder([PROMPT]).float()
+    codec.free("text_encoder")
+    pipeline = encoders.wanted("diffusers").WanImageToVideoPipeline
+    absent = {"transformer": None, "vae": None, "image_encoder": None, "image_processor": None}
+    theirs = pipeline.from_pretrained(out, torch_dtype=torch.bfloat16, local_files_only=True, **absent)
+    text, _ = theirs.encode_prompt(PROMPT, do_classifier_free_guidance=False, max_sequence_length=LENGTH)
+    text = text.float()
+    del theirs
+    apart = ((text - ours_text).norm() / text.norm()).item()
+    if not apart < TEXT_CLOSE:
+        raise ValueError(f"the exported umT5's tokens are {apart:.1%} off; want {TEXT_CLOSE:.0%}")
+
+    pipe = pipeline.from_pretrained(out, torch_dtype=torch.float32, text_encoder=None, tokenizer=None,
+                                    local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    side = pipe.image_encoder.config.image_size
+    noise = torch.randn(1, 16, 2, side // 8, side // 8, generator=generator(0, "export"))
+    picture = _picture(side)
+    want = pipe(picture, prompt_embeds=text, height=side, width=side, num_frames=FRAMES, guidance_scale=1.0,
+                num_inference_steps=how.steps, latents=noise, output_type="pt").frames[0]
+    want = want.transpose(0, 1) * 2 - 1
+    del pipe
+    frame = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    got = _clip(model, codec, frame, text, noise, dtype, replace(how, guidance=1.0))
+    apart = (got - want).abs().max().item()
+    if not apart < CLOSE:
+        raise ValueError(f"frames of the exported pipeline are up to {apart:.1e} from ours; want {CLOSE:.0e}")
+    return f"{FRAMES} frames of the stock pipeline within {apart:.1e} of ours"
+
+
+def _clip(model: Model, codec: WanCodec, frame: Tensor, text: Tensor, noise: Tensor, dtype: torch.dtype,
+          how: Sampling) -> Tensor:
+    condition = Condition(codec.frames(frame, FRAMES), text, text[0], codec.image_encoder(frame))
+    codec.free("image_encoder")
+    call = partial(WanFamily().call, folder.load(model.weights, dtype=dtype).float())
+    return codec.decode(generate(call, noise, condition, how.steps, how, torch.Generator()))[0]
+
+
+def _picture(side: int) -> Image.Image:
+    ramp = torch.linspace(0, 255, side)
+    red, green = torch.meshgrid(ramp, ramp, indexing="ij")
+    pixels = torch.stack([red, green, 255 - red], -1).byte().numpy()
+    return Image.fromarray(pixels)
+
+
+def add_arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("model", type=Path, help="a run, a checkpoint, or a weight file of one")
+    p.add_argument("out", type=Path, help="what to write: a folder, or a .safetensors file")
+    p.add_argument("--to", choices=WRITERS, default="weights", help="default: weights, a file of ours")
+    p.add_argument("--base", type=Path, help="folder with VAE and encoders (default: the run's base model)")
+    p.add_argument("--part", choices=FILES, default=AVERAGE, help="of a run or a checkpoint")
+    p.add_argument("--steps", type=int, default=4, help="that users are to sample with")
+    p.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.out.exists() and args.to != "weights":
+        raise ValueError(f"{args.out} is there; take another, or delete it")
+    with opened(args.model, args.base, args.part, args.tables) as model:
+        said = export(model, args.to, args.out, getattr(torch, args.dtype), args.steps)
+    print(f"wrote {args.out}: {said}")

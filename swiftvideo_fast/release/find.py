@@ -1,0 +1,97 @@
+"""Resolve a path to a model: weights, the folder of its encoders, and sampling settings."""
+
+import json
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from swiftvideo_fast import path as flow_path
+from swiftvideo_fast.config import Sample
+from swiftvideo_fast.models.weights import Stored, read_json
+from swiftvideo_fast.objectives.base import AVERAGE
+from swiftvideo_fast.train import checkpoint
+from swiftvideo_fast.train.recipe import FILES, TABLES, Tables, export
+from swiftvideo_fast.train.run_folder import CONFIG
+
+SAMPLING = "sampling.json"              # in an exported folder
+
+
+@dataclass(frozen=True)
+class Sampling(Sample):
+    """How a student is sampled, with the steps it is meant for."""
+
+    steps: int = 4
+
+
+@dataclass(frozen=True)
+class Model:
+    """weights: a file or folder for wan.folder.load.  base: folder with VAE, text and image encoders.
+    how: sampling settings of a student; None for a base model."""
+
+    weights: Path
+    base: Path | None
+    how: Sampling | None
+
+    @property
+    def encoders(self) -> Path:
+        if self.base is None or not self.base.is_dir():
+            raise ValueError(f"{self.weights}: its run started from {self.base or 'no folder'}, which is no "
+                             "model folder; name the base model with --base FOLDER")
+        return self.base
+
+
+@contextmanager
+def opened(path: Path, encoders: Path | None = None, role: str = AVERAGE,
+           tables: Tables = TABLES) -> Generator[Model]:
+    """Yields `find` of a path that may also be a run's folder or a checkpoint.
+
+    A run gives its final weights, or those of its newest checkpoint.  A checkpoint is exported to a temporary
+    file first.
+    """
+    if (path / CONFIG).is_file():
+        if (path / FILES[role]).is_file():
+            path = path / FILES[role]
+        elif last := checkpoint.newest(path):
+            path = last
+        else:
+            raise ValueError(f"{path}: a run with neither {FILES[role]} nor a checkpoint; go on with it")
+    if not (path / checkpoint.STATE).is_file():
+        yield find(path, encoders)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        export(path, role, Path(folder) / FILES[role], tables)
+        yield find(Path(folder) / FILES[role], encoders)
+
+
+def find(path: Path | str, encoders: Path | str | None = None) -> Model:
+    """The model of a run's weight file, an exported folder, or a base model's folder.
+
+    encoders: a model folder; by default the exported or base folder itself, and for a run's file the base
+    model that it started from.  ValueError where there is none.
+    """
+    path, encoders = Path(path), Path(encoders) if encoders else None
+    if not path.is_file():
+        how = Sampling(**_known(read_json(path / SAMPLING))) if (path / SAMPLING).is_file() else None
+        return Model(path, encoders or path, how)
+    about = json.loads(Stored(path).header.get("about", "{}"))
+    model = about.get("trained", {}).get("model", {})
+    started = model.get("codec") or model.get("weights")
+    return Model(path, encoders or (Path(started) if started else None),
+                 Sampling(**about.get("sample", {})))
+
+
+def teacher(model: Model) -> Path:
+    """The base model a student was distilled from; a base model is its own."""
+    return model.encoders if model.how else model.weights
+
+
+def write_sampling(how: Sampling, folder: Path) -> None:
+    """Write SAMPLING, with the sigma ladder for other programs."""
+    sigmas = flow_path.ladder(how.steps, how.shift)
+    (folder / SAMPLING).write_text(json.dumps(asdict(how) | {"sigmas": sigmas}, indent=1) + "\n")
+
+
+def _known(found: dict) -> dict:
+    return {key: value for key, value in found.items() if key != "sigmas"}
