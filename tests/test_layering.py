@@ -21,14 +21,10 @@ swiftvideo_fast
 swiftvideo_fast.models  swiftvideo_fast.path
 swiftvideo_fast.adversary
 swiftvideo_fast.data
-<<<<<<< HEAD
 swiftvideo_fast.objectives  swiftvideo_fast.sampler
-swiftvideo_fast.train   swiftvideo_fast.evaluate    swiftvideo_fast.doctor
-swiftvideo_fast.plan
-=======
-swiftvideo_fast.objectives  swiftvideo_fast.sampler swiftvideo_fast.plan_recipe
-swiftvideo_fast.train   swiftvideo_fast.evaluate    swiftvideo_fast.plan        swiftvideo_fast.doctor
->>>>>>> kernels
+swiftvideo_fast.evaluate
+swiftvideo_fast.train   swiftvideo_fast.doctor
+swiftvideo_fast.plan    swiftvideo_fast.plan_recipe
 swiftvideo_fast.demo    swiftvideo_fast.release
 swiftvideo_fast.cli
 swiftvideo_fast.__main__

@@ -60,37 +60,34 @@ def _blocks(end_row, M, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
 
 
 @gluon.jit
-def _slot(ring, i, STAGES: gl.constexpr):
-    """What the i-th block loaded into `ring` occupies: [BLOCK_N, BLOCK_D]."""
-    return ring.index(i % STAGES).reshape([ring.shape[3], ring.shape[4]])
+def _slot(ring, j, STAGES: gl.constexpr):
+    """Where key block j lies in `ring`: [BLOCK_N, BLOCK_D]."""
+    return ring.index(j % STAGES).reshape([ring.shape[3], ring.shape[4]])
 
 
 @gluon.jit
-def _scores(q, tq, k_ring, tk_ring, i, STAGES: gl.constexpr, L: gl.constexpr):
-    """Issue S and tS of the i-th block.  tS is S if neither q nor k has a tangent."""
+def _scores(q, tq, k_ring, tk_ring, j, STAGES: gl.constexpr, L: gl.constexpr):
+    """Issue S and tS of key block j.  tS is S if neither q nor k has a tangent."""
     BLOCK_N: gl.constexpr = k_ring.shape[3]
     zero = gl.zeros([ROWS, BLOCK_N], gl.float32, L)
-    k = _slot(k_ring, i, STAGES).permute((1, 0))
+    k = _slot(k_ring, j, STAGES).permute((1, 0))
     s = warpgroup_mma(q, k, zero, use_acc=False, is_async=True)
     ts = s
     if tq is not None:
         ts = warpgroup_mma(tq, k, zero, use_acc=False, is_async=True)
         if tk_ring is not None:
-            ts = warpgroup_mma(q, _slot(tk_ring, i, STAGES).permute((1, 0)), ts, is_async=True)
+            ts = warpgroup_mma(q, _slot(tk_ring, j, STAGES).permute((1, 0)), ts, is_async=True)
     elif tk_ring is not None:
-        ts = warpgroup_mma(q, _slot(tk_ring, i, STAGES).permute((1, 0)), zero, use_acc=False, is_async=True)
+        ts = warpgroup_mma(q, _slot(tk_ring, j, STAGES).permute((1, 0)), zero, use_acc=False, is_async=True)
     return s, ts
 
 
 @gluon.jit
-def _block(state, q, tq, memory, bars, i, j, row, M, scale, LAST: gl.constexpr, CAUSAL: gl.constexpr,
+def _block(state, q, tq, memory, bars, j, row, M, scale, LAST: gl.constexpr, CAUSAL: gl.constexpr,
            STAGES: gl.constexpr, H_FIRST: gl.constexpr):
-    """Key block j, the i-th that this program loads.
-
-    LAST: some keys may be masked.  H_FIRST: A += p tv after h, not before: fewer registers.
-    """
+    """Key block j.  LAST: some keys may be masked.  H_FIRST: A += p tv after h: fewer registers."""
     _, _, k_ring, tk_ring, v_ring, tv_ring = memory
-    _, _, k_full, k_free, v_full, v_free = bars
+    _, k_full, k_free, v_full, v_free = bars
     acc_o, acc_to, m, l, l_rounded, r = state
     S: gl.constexpr = m.type.layout.parent
     O: gl.constexpr = acc_o.type.layout
@@ -98,7 +95,7 @@ def _block(state, q, tq, memory, bars, i, j, row, M, scale, LAST: gl.constexpr, 
     BLOCK_N: gl.constexpr = k_ring.shape[3]
     SCORES: gl.constexpr = (tq is not None) + (tk_ring is not None)             # products of tS
     VALUES: gl.constexpr = 1 + (tv_ring is not None and not H_FIRST)            # products between tS and h v
-    slot, phase = i % STAGES, i // STAGES & 1
+    slot, phase = j % STAGES, j // STAGES & 1
     c = scale * LOG2E
 
     mbarrier.wait(k_full.index(slot), phase)
@@ -122,11 +119,11 @@ def _block(state, q, tq, memory, bars, i, j, row, M, scale, LAST: gl.constexpr, 
     acc_to = acc_to * alpha_o
 
     mbarrier.wait(v_full.index(slot), phase)
-    v = _slot(v_ring, i, STAGES)
+    v = _slot(v_ring, j, STAGES)
     p_a = gl.convert_layout(p_narrow, P)
     acc_o = warpgroup_mma(p_a, v, acc_o, is_async=True)
     if tv_ring is not None and not H_FIRST:
-        acc_to = warpgroup_mma(p_a, _slot(tv_ring, i, STAGES), acc_to, is_async=True)
+        acc_to = warpgroup_mma(p_a, _slot(tv_ring, j, STAGES), acc_to, is_async=True)
 
     if SCORES > 0:
         ts = warpgroup_mma_wait(VALUES, deps=(ts,))             # O, A in flight; k and tk have been read
@@ -136,7 +133,7 @@ def _block(state, q, tq, memory, bars, i, j, row, M, scale, LAST: gl.constexpr, 
         r = r * alpha + gl.sum(h_used, 1)
         acc_to = warpgroup_mma(gl.convert_layout(h_narrow, P), v, acc_to, is_async=True)
     if tv_ring is not None and H_FIRST:
-        acc_to = warpgroup_mma(p_a, _slot(tv_ring, i, STAGES), acc_to, is_async=True)
+        acc_to = warpgroup_mma(p_a, _slot(tv_ring, j, STAGES), acc_to, is_async=True)
     acc_o, acc_to = warpgroup_mma_wait(0, deps=(acc_o, acc_to))
     mbarrier.arrive(v_free.index(slot))
     return acc_o, acc_to, m_new, l, l_rounded, r
@@ -144,13 +141,12 @@ def _block(state, q, tq, memory, bars, i, j, row, M, scale, LAST: gl.constexpr, 
 
 @gluon.jit
 def _over_keys(state, args, CAUSAL: gl.constexpr, STAGES: gl.constexpr, H_FIRST: gl.constexpr):
-    """All key blocks of a tile, one or more; the last apart, so that the loop has no mask."""
-    q, tq, memory, bars, full, phase, at, blocks, row, M, scale = args
-    mbarrier.wait(full, phase)
+    """All key blocks, one or more; the last apart, so that the loop has no mask."""
+    q, tq, memory, bars, blocks, row, M, scale = args
+    mbarrier.wait(bars[0].index(0), 0)
     for j in range(blocks - 1):
-        state = _block(state, q, tq, memory, bars, at + j, j, row, M, scale, False, CAUSAL, STAGES, H_FIRST)
-    j = blocks - 1
-    return _block(state, q, tq, memory, bars, at + j, j, row, M, scale, True, CAUSAL, STAGES, H_FIRST)
+        state = _block(state, q, tq, memory, bars, j, row, M, scale, False, CAUSAL, STAGES, H_FIRST)
+    return _block(state, q, tq, memory, bars, blocks - 1, row, M, scale, True, CAUSAL, STAGES, H_FIRST)
 
 
 @gluon.jit
@@ -174,31 +170,32 @@ def _send(x, own, desc, clip, head, row):
 
 
 @gluon.jit
-def _attend(WHO: gl.constexpr, n, at, out, memory, bars, first_row, head, clip, token, lse_at, H, N, M,
-            scale, PACKED: gl.constexpr, BY_TMA: gl.constexpr, WIDTH: gl.constexpr,
-            CAUSAL: gl.constexpr, STAGES: gl.constexpr, H_FIRST: gl.constexpr):
-    """One consumer's 64 rows of the program's n-th tile, whose blocks are the at-th and following.
-
-    token, lse_at: the first row of the tile's clip or sequence in o and to, and of its head in lse.
-    """
+def _consume(WHO: gl.constexpr, out, memory, bars, place, H, N, M, scale, PACKED: gl.constexpr,
+             BY_TMA: gl.constexpr, WIDTH: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
+             H_FIRST: gl.constexpr):
+    """One consumer's 64 rows."""
     o, to, lse_ptr = out
+    first_row, head, clip, start, total = place
+    if PACKED:                                                  # where o's rows begin, and the head's in lse
+        token, lse_at = start.to(gl.int64), head.to(gl.int64) * total + start
+    else:
+        token, lse_at = clip.to(gl.int64) * N, (clip * H + head).to(gl.int64) * N
     BLOCK_N: gl.constexpr = memory[2].shape[3]
     BLOCK_D: gl.constexpr = memory[2].shape[4]
-    TILES: gl.constexpr = memory[0].shape[0] // 2
     S: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N, 16])
     O: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_D, 16])
     row = first_row + WHO * ROWS
-    q_own = memory[0].index(n % TILES * 2 + WHO)
+    q_own = memory[0].index(WHO)
     q = q_own.reshape([ROWS, BLOCK_D])
     tq, to_own = None, q_own                                    # o is written by way of q's rows, to of tq's
     if memory[1] is not None:
-        to_own = memory[1].index(n % TILES * 2 + WHO)
+        to_own = memory[1].index(WHO)
         tq = to_own.reshape([ROWS, BLOCK_D])
     acc = gl.zeros([ROWS, BLOCK_D], gl.float32, O)
     none = gl.zeros([ROWS], gl.float32, gl.SliceLayout(1, S))
     state = acc, acc, none - float("inf"), none, none, none     # O, A, m, l, lr, r
-    blocks, full, phase = _blocks(row + ROWS, M, BLOCK_N, CAUSAL), bars[0].index(n % TILES), n // TILES & 1
-    args = q, tq, memory, bars, full, phase, at, blocks, row, M, scale
+    blocks = _blocks(row + ROWS, M, BLOCK_N, CAUSAL)
+    args = q, tq, memory, bars, blocks, row, M, scale
     if PACKED:
         if blocks > 0:                                          # not packed, there are keys
             state = _over_keys(state, args, CAUSAL, STAGES, H_FIRST)
@@ -225,44 +222,11 @@ def _attend(WHO: gl.constexpr, n, at, out, memory, bars, first_row, head, clip, 
 
 
 @gluon.jit
-def _tile(t, N, H):
-    """(first row, head, clip) of the t-th tile of 128 queries; the tiles of a head are consecutive."""
-    row_blocks = (N + 2 * ROWS - 1) // (2 * ROWS)
-    return t % row_blocks * 2 * ROWS, t // row_blocks % H, t // row_blocks // H
-
-
-@gluon.jit
-def _consume(WHO: gl.constexpr, out, memory, bars, place, H, tiles, N, M, scale, PACKED: gl.constexpr,
-             BY_TMA: gl.constexpr, WIDTH: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
-             H_FIRST: gl.constexpr):
-    """One consumer: of the program's tile, at `place`, or of every tile that is its share of `tiles`."""
-    if tiles is None:
-        first_row, head, clip, start, total = place
-        if PACKED:
-            token, lse_at = start.to(gl.int64), head.to(gl.int64) * total + start
-        else:
-            token, lse_at = clip.to(gl.int64) * N, (clip * H + head).to(gl.int64) * N
-        _attend(WHO, 0, 0, out, memory, bars, first_row, head, clip, token, lse_at, H, N, M, scale,
-                PACKED, BY_TMA, WIDTH, CAUSAL, STAGES, H_FIRST)
-    else:
-        n = 0
-        for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
-            first_row, head, clip = _tile(t, N, H)
-            blocks = _blocks(0, M, memory[2].shape[3], False)
-            token, lse_at = clip.to(gl.int64) * N, (clip * H + head).to(gl.int64) * N
-            _attend(WHO, n, n * blocks, out, memory, bars, first_row, head, clip, token, lse_at, H, N, M,
-                    scale, False, BY_TMA, WIDTH, CAUSAL, STAGES, H_FIRST)
-            fence_async_shared()                                # the writes over q come before TMA's next
-            mbarrier.arrive(bars[1].index(n % (memory[0].shape[0] // 2)))
-            n += 1  # noqa: SIM113                                      Gluon has no enumerate
-
-
-@gluon.jit
-def _fill(full, free, ring, t_ring, desc, t_desc, i, j, group, clip, STAGES: gl.constexpr):
+def _fill(full, free, ring, t_ring, desc, t_desc, j, group, clip, STAGES: gl.constexpr):
     """Load key block j of one operand and its tangent into its slot, once that is free."""
     BYTES: gl.constexpr = ring.shape[3] * ring.shape[4] * 2
-    slot, row = i % STAGES, j * ring.shape[3]
-    mbarrier.wait(free.index(slot), (i // STAGES & 1) ^ 1)      # the first round finds it free
+    slot, row = j % STAGES, j * ring.shape[3]
+    mbarrier.wait(free.index(slot), (j // STAGES & 1) ^ 1)      # the first round finds it free
     mbarrier.expect(full.index(slot), BYTES if t_desc is None else 2 * BYTES)
     load_async(desc, [clip, group, row, 0], full.index(slot), ring.index(slot))
     if t_desc is not None:
@@ -279,57 +243,37 @@ def _described(x_ptr, start, heads, rows, strides, ring, WIDTH: gl.constexpr):
 
 
 @gluon.jit
-def _load_tile(n, at, sources, memory, bars, first_row, head, group, clip, M, CAUSAL: gl.constexpr,
-               STAGES: gl.constexpr):
-    """Load the queries of the program's n-th tile, then its key blocks, the at-th and following."""
+def _produce(sources, strides, memory, bars, place, starts, H, GROUP, N, M, PACKED: gl.constexpr,
+             WIDTH: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr):
+    """The one warp that loads: the program's queries, then its key blocks."""
     q, tq, k, tk, v, tv = sources
     q_s, tq_s, k_ring, tk_ring, v_ring, tv_ring = memory
-    q_full, q_free, k_full, k_free, v_full, v_free = bars
-    TILES: gl.constexpr = q_s.shape[0] // 2
+    q_full, k_full, k_free, v_full, v_free = bars
+    first_row, head, clip = place
+    group = head // GROUP
+    if PACKED:
+        G = H // GROUP
+        q = _described(q, starts[0], H, N, strides[0], q_s, WIDTH)
+        k = _described(k, starts[1], G, M, strides[1], k_ring, WIDTH)
+        v = _described(v, starts[1], G, M, strides[2], k_ring, WIDTH)
+        if tq is not None:
+            tq = _described(tq, starts[0], H, N, strides[0], q_s, WIDTH)
+        if tk is not None:
+            tk = _described(tk, starts[1], G, M, strides[1], k_ring, WIDTH)
+        if tv is not None:
+            tv = _described(tv, starts[1], G, M, strides[2], k_ring, WIDTH)
     BYTES: gl.constexpr = 2 * ROWS * q_s.shape[4] * 2
     blocks = _blocks(first_row + 2 * ROWS, M, k_ring.shape[3], CAUSAL)
     if blocks > 0:
-        full = q_full.index(n % TILES)
-        mbarrier.wait(q_free.index(n % TILES), (n // TILES & 1) ^ 1)
+        full = q_full.index(0)
         mbarrier.expect(full, BYTES if tq is None else 2 * BYTES)
         for who in gl.static_range(2):
-            slot = n % TILES * 2 + who
-            load_async(q, [clip, head, first_row + who * ROWS, 0], full, q_s.index(slot))
+            load_async(q, [clip, head, first_row + who * ROWS, 0], full, q_s.index(who))
             if tq is not None:
-                load_async(tq, [clip, head, first_row + who * ROWS, 0], full, tq_s.index(slot))
+                load_async(tq, [clip, head, first_row + who * ROWS, 0], full, tq_s.index(who))
     for j in range(blocks):
-        _fill(k_full, k_free, k_ring, tk_ring, k, tk, at + j, j, group, clip, STAGES)
-        _fill(v_full, v_free, v_ring, tv_ring, v, tv, at + j, j, group, clip, STAGES)
-
-
-@gluon.jit
-def _produce(sources, strides, memory, bars, place, starts, H, GROUP, tiles, N, M, PACKED: gl.constexpr,
-             WIDTH: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr):
-    """The one warp that loads, tile by tile in the consumers' order."""
-    if tiles is None:
-        first_row, head, clip = place
-        q, tq, k, tk, v, tv = sources
-        if PACKED:
-            G, q_s, k_ring = H // GROUP, memory[0], memory[2]
-            q = _described(q, starts[0], H, N, strides[0], q_s, WIDTH)
-            k = _described(k, starts[1], G, M, strides[1], k_ring, WIDTH)
-            v = _described(v, starts[1], G, M, strides[2], k_ring, WIDTH)
-            if tq is not None:
-                tq = _described(tq, starts[0], H, N, strides[0], q_s, WIDTH)
-            if tk is not None:
-                tk = _described(tk, starts[1], G, M, strides[1], k_ring, WIDTH)
-            if tv is not None:
-                tv = _described(tv, starts[1], G, M, strides[2], k_ring, WIDTH)
-        sources = q, tq, k, tk, v, tv
-        _load_tile(0, 0, sources, memory, bars, first_row, head, head // GROUP, clip, M, CAUSAL, STAGES)
-    else:
-        n = 0
-        for t in range(gl.program_id(0), tiles, gl.num_programs(0)):
-            first_row, head, clip = _tile(t, N, H)
-            blocks = _blocks(0, M, memory[2].shape[3], False)
-            group = head // GROUP
-            _load_tile(n, n * blocks, sources, memory, bars, first_row, head, group, clip, M, CAUSAL, STAGES)
-            n += 1  # noqa: SIM113
+        _fill(k_full, k_free, k_ring, tk_ring, k, tk, j, group, clip, STAGES)
+        _fill(v_full, v_free, v_ring, tv_ring, v, tv, j, group, clip, STAGES)
 
 
 @gluon.jit
@@ -346,7 +290,7 @@ def _barriers(count: gl.constexpr, arrivals: gl.constexpr):
 
 
 @gluon.jit(do_not_specialize=[
-    "q_head", "q_row", "k_head", "k_row", "v_head", "v_row", "H", "GROUP", "tiles", "N", "M"])
+    "q_head", "q_row", "k_head", "k_row", "v_head", "v_row", "H", "GROUP", "N", "M"])
 def attention_jvp_hopper_kernel(
     q, tq, k, tk, v, tv,                # (B, H or G, N or M, WIDTH): descriptors; pointers if packed; or None
     o_ptr, to_ptr,                      # [B, N, H, WIDTH]
@@ -354,7 +298,7 @@ def attention_jvp_hopper_kernel(
     lse_ptr,                            # [B, H, N]
     cu_q_ptr, cu_k_ptr,                 # [sequences + 1] int32, or None
     q_head, q_row, k_head, k_row, v_head, v_row,                # strides, where packed
-    H, GROUP, tiles, N, M, scale,       # GROUP query heads share a key head; tiles: None: one a program
+    H, GROUP, N, M, scale,              # GROUP query heads share a key head
     WIDTH: gl.constexpr, BLOCK_D: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
     CAUSAL: gl.constexpr, H_FIRST: gl.constexpr, REGISTERS: gl.constexpr,
     Q_LAYOUT: gl.constexpr, K_LAYOUT: gl.constexpr,
@@ -370,31 +314,30 @@ def attention_jvp_hopper_kernel(
         clip = 0
 
     dtype: gl.constexpr = o_ptr.dtype.element_ty
-    TILES: gl.constexpr = 1 if tiles is None else 2             # of queries, in shared memory
-    q_s = _slots(2 * TILES, dtype, ROWS, BLOCK_D, Q_LAYOUT)
+    q_s = _slots(2, dtype, ROWS, BLOCK_D, Q_LAYOUT)
     k_ring = _slots(STAGES, dtype, BLOCK_N, BLOCK_D, K_LAYOUT)
     v_ring = _slots(STAGES, dtype, BLOCK_N, BLOCK_D, K_LAYOUT)
     tq_s, tk_ring, tv_ring = None, None, None
     if tq is not None:
-        tq_s = _slots(2 * TILES, dtype, ROWS, BLOCK_D, Q_LAYOUT)
+        tq_s = _slots(2, dtype, ROWS, BLOCK_D, Q_LAYOUT)
     if tk is not None:
         tk_ring = _slots(STAGES, dtype, BLOCK_N, BLOCK_D, K_LAYOUT)
     if tv is not None:
         tv_ring = _slots(STAGES, dtype, BLOCK_N, BLOCK_D, K_LAYOUT)
-    q_full, k_full, v_full = _barriers(TILES, 1), _barriers(STAGES, 1), _barriers(STAGES, 1)
-    q_free, k_free, v_free = _barriers(TILES, 2), _barriers(STAGES, 2), _barriers(STAGES, 2)    # by two
+    q_full, k_full, v_full = _barriers(1, 1), _barriers(STAGES, 1), _barriers(STAGES, 1)
+    k_free, v_free = _barriers(STAGES, 2), _barriers(STAGES, 2)         # by two consumers
     fence_async_shared()
 
     memory = q_s, tq_s, k_ring, tk_ring, v_ring, tv_ring
-    bars = q_full, q_free, k_full, k_free, v_full, v_free
+    bars = q_full, k_full, k_free, v_full, v_free
     where, place = (first_row, head, clip, start_q, total), (first_row, head, clip)
     strides = (q_head, q_row), (k_head, k_row), (v_head, v_row)
     out = (o_ptr, to_ptr, lse_ptr) if o_desc is None else (o_desc, to_desc, lse_ptr)
     gl.warp_specialize(
-        [(_consume, (0, out, memory, bars, where, H, tiles, N, M, scale, cu_q_ptr is not None,
+        [(_consume, (0, out, memory, bars, where, H, N, M, scale, cu_q_ptr is not None,
                      o_desc is not None, WIDTH, CAUSAL, STAGES, H_FIRST)),
-         (_consume, (1, out, memory, bars, where, H, tiles, N, M, scale, cu_q_ptr is not None,
+         (_consume, (1, out, memory, bars, where, H, N, M, scale, cu_q_ptr is not None,
                      o_desc is not None, WIDTH, CAUSAL, STAGES, H_FIRST)),
-         (_produce, ((q, tq, k, tk, v, tv), strides, memory, bars, place, (start_q, start_k), H, GROUP, tiles,
-                     N, M, cu_q_ptr is not None, WIDTH, CAUSAL, STAGES))],
+         (_produce, ((q, tq, k, tk, v, tv), strides, memory, bars, place, (start_q, start_k), H, GROUP, N, M,
+                     cu_q_ptr is not None, WIDTH, CAUSAL, STAGES))],
         [4, 1], [REGISTERS, 24])
