@@ -1,5 +1,6 @@
-"""Files and folders on disk that are whole or absent: written aside, synced, renamed."""
+"""Files and folders on disk that are whole or absent: written aside, synced, renamed; digests of them."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Generator
@@ -33,6 +34,12 @@ def whole(target: Path | str) -> Generator[Path]:
         raise OSError(f"{target}: could not be written ({why}); make room, or choose another place") from why
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def digest(file: Path | str) -> str:
+    """sha256 of a file's bytes."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def aside_of(target: Path) -> Path:

@@ -143,9 +143,9 @@ class BarFamily:
         return out.mT.reshape(B, C, *sides)
 
     def sizes(self, file) -> BarSizes:
-        return BarSizes(**json.loads(weights.header_of(file)["config"]))
+        return BarSizes(**json.loads(weights.read(file)[1]["config"]))
 
-    def load(self, file, *, mapped: bool = False) -> Bar:
+    def load(self, file, *, mapped: bool = False, dtype: torch.dtype = torch.float32) -> Bar:
         net = Bar(self.sizes(file))
         net.load_state_dict(load_file(file))
         return net

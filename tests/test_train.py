@@ -387,6 +387,35 @@ def test_a_student_that_recomputes_ends_with_the_same_bits(inputs, monkeypatch):
         assert all(torch.equal(x, recomputed[name]) for name, x in kept.items()) and twice == 2 * once
 
 
+def test_bfloat16_on_one_device_has_fp32_masters_and_resumes_to_the_same_bits(inputs, monkeypatch):
+    cfg = tiny.config(inputs, "ccd", run="halved", engine={"dtype": "bfloat16"}, optim={"lr": 1e-6})
+    built = recipe.build(cfg, tiny.TABLES)
+    mover, average = built.movers[STUDENT], built.averages["average"]
+    block = "blocks.0.self_attn.q.weight"
+    assert mover.trained.named[block].dtype == average.net.get_parameter(block).dtype == torch.bfloat16
+    assert mover.trained.masters[block].dtype == average.averages[block].dtype == torch.float32
+    start = mover.trained.masters[block].detach().clone()
+    run = loop.train(built)
+    moved = (mover.trained.masters[block] - start).abs()
+    assert 0 < moved.max() < 1e-5 < 2**-9 * start.abs().max(), "steps that the stored weight cannot show"
+    assert torch.equal(mover.trained.named[block], mover.trained.masters[block].bfloat16())
+    assert torch.equal(average.net.get_parameter(block), average.averages[block].bfloat16())
+    want = everything(run)
+    shutil.rmtree(run)
+    update, updates = Ema.update, []
+
+    def interrupt(average):
+        update(average)
+        updates.append(average)
+        if len(updates) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Ema, "update", interrupt)
+        train(cfg)
+    assert everything(train(cfg)) == want
+
+
 def test_a_log_that_the_disk_refuses_names_the_run(tmp_path):
     report = logging_to(tmp_path, start=0, steps=2)
     report.log.close()

@@ -85,8 +85,10 @@ class Family(Protocol):
     def call(self, net: Any, x_t: Tensor, t: Tensor, condition: Condition, s: Tensor | None = None) -> Tensor:
         """The velocity F(x_t, t), or u(x_t, t, s) of a flow map.  x_t and t may be Duals."""
 
-    def load(self, file: Path | str, *, mapped: bool = False) -> nn.Module:
-        """The network of a weight file; mapped: its weights stay in the file until they are used."""
+    def load(self, file: Path | str, *, mapped: bool = False,
+             dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The network of a weight file, stored as `cast` does it; mapped: as it lies in the file, from which
+        each weight is read when it is used."""
 
     def sizes(self, file: Path | str) -> Any:
         """The sizes of the network of a weight file, its weights unread.  They have `text_dim`, the width of

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from swiftvideo_fast import atomic
 from swiftvideo_fast.atomic import whole
 from swiftvideo_fast.models.wan.network import Wan, WanConfig
 
@@ -89,8 +90,7 @@ def digest(path: Path | str) -> str:
         files = [place / "config.json", *sorted(place.glob("*.safetensors"))]
         return hashlib.sha256(" ".join(digest(file) for file in files).encode()).hexdigest()
     try:
-        with open(path, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return atomic.digest(path)
     except FileNotFoundError as why:
         raise ValueError(f"{path}: no such file; restore it from its source") from why
 

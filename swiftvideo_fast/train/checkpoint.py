@@ -7,7 +7,6 @@ the shapes, the files' digests and what the caller adds; `complete`, written las
 state.json.  Nothing in it is code.
 """
 
-import hashlib
 import json
 import math
 import warnings
@@ -24,7 +23,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from swiftvideo_fast.atomic import aside_of, sweep, whole
+from swiftvideo_fast.atomic import aside_of, digest, sweep, whole
+from swiftvideo_fast.models.weights import check
 from swiftvideo_fast.train.ranks import ALONE, Ranks
 
 STATE, COMPLETE = "state.json", "complete"
@@ -81,13 +81,13 @@ def _write(file: Path, shards: dict[str, Shard], rank: int) -> str:
     """The digest of the file; what every rank holds whole is written by the first."""
     save_file({name: shard.data for name, shard in shards.items()
                if rank == 0 or shard.data.numel() < math.prod(shard.shape)}, file)
-    return _digest(file)
+    return digest(file)
 
 
 def _complete(aside: Path, about: dict, digests: list[str]) -> str:
     files = {rank_file(rank): digest for rank, digest in enumerate(digests)}
     (aside / STATE).write_text(json.dumps(about | {"files": files}, indent=1))
-    (aside / COMPLETE).write_text(_digest(aside / STATE))
+    (aside / COMPLETE).write_text(digest(aside / STATE))
     return ""
 
 
@@ -140,7 +140,7 @@ class Saved:
     def __init__(self, folder: Path):
         self.folder = folder
         try:
-            if (folder / COMPLETE).read_text() != _digest(folder / STATE):
+            if (folder / COMPLETE).read_text() != digest(folder / STATE):
                 raise ValueError(f"{COMPLETE} has another digest")
             self.state = json.loads((folder / STATE).read_text())
             step, self.digests, self.shapes = (self.state[key] for key in ("step", "files", "shapes"))
@@ -158,20 +158,15 @@ class Saved:
     def _look(self, name: str) -> str:
         """What is wrong with a file, if anything."""
         try:
-            same = _digest(self.folder / name) == self.digests[name]
+            same = digest(self.folder / name) == self.digests[name]
             return "" if same else str(self._damaged(name, "its bytes are not those that were written"))
         except OSError as why:
             return str(self._damaged(name, why))
 
     def fit(self, shards: dict[str, Shard]) -> None:
-        """One ValueError for all names and shapes that are not the wanted ones; it shows the first three."""
-        found = {name: tuple(shape) for name, shape in self.shapes.items()}
-        want = {name: shard.shape for name, shard in shards.items()}
-        wrong = [f"{name}: found {found.get(name, 'nothing')}, want {want.get(name, 'nothing')}"
-                 for name in sorted(want.keys() | found.keys()) if want.get(name) != found.get(name)]
-        if wrong:
-            more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-            raise ValueError(f"{self.folder}: does not fit: {'; '.join(wrong[:3])}{more}")
+        """ValueError for names and shapes that are not the wanted ones."""
+        check({name: tuple(shape) for name, shape in self.shapes.items()},
+              {name: shard.shape for name, shard in shards.items()}, self.folder)
 
     def read(self, name: str, begin: int, end: int) -> Tensor:
         """[begin, end) of the flat tensor."""
@@ -223,8 +218,3 @@ def named(parts: dict[str, Part]) -> dict[str, Shard]:
 
 def rank_file(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
-
-
-def _digest(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -133,7 +133,7 @@ class Parts:
 
     def network(self, file: str, mapped: bool = False) -> nn.Module:
         """The network of a weight file, stored as the engine stores it."""
-        return self._stored(self.family.load(file, mapped=mapped))
+        return self.family.load(file, mapped=mapped, dtype=torch.bfloat16 if self.halved else torch.float32)
 
     def start(self, mapped: bool = False) -> nn.Module:
         """What is trained: all of it, or the adapters put on it.  mapped: as Family.load."""
@@ -143,7 +143,7 @@ class Parts:
         else:
             net = self.family.network(self.family.presets[cfg.model.preset])
             self.family.initialise(net, generator(cfg.run.seed, "weights"))
-            net = self._stored(net)
+            net = self.family.cast(net, torch.bfloat16) if self.halved else net
         if self.adapter_rank:
             lora.attach(net, self.adapter_rank, generator(cfg.run.seed, "adapters"), torch.float32)
             if self.halved:
@@ -155,9 +155,6 @@ class Parts:
     def halved(self) -> bool:
         """Whether networks are cast to bfloat16 here; ZeRO-3 casts by itself, a module at a time."""
         return self.cfg.engine.name == "plain" and self.cfg.engine.dtype == "bfloat16"
-
-    def _stored(self, net: nn.Module) -> nn.Module:
-        return self.family.cast(net, torch.bfloat16) if self.halved else net
 
     @property
     def adapter_rank(self) -> int:

@@ -31,8 +31,8 @@ class WanFamily:
     def call(self, net: Any, x_t: Tensor, t: Tensor, condition: Condition, s: Tensor | None = None) -> Tensor:
         return net(x_t, t, condition.text, condition.frames, condition.image)
 
-    def load(self, file: Path | str, *, mapped: bool = False) -> Wan:
-        return weights.load(file, mapped=mapped)
+    def load(self, file: Path | str, *, mapped: bool = False, dtype: torch.dtype = torch.float32) -> Wan:
+        return weights.load(file, mapped=mapped, dtype=dtype)
 
     def sizes(self, file: Path | str) -> WanConfig:
         return weights.sizes(file)
