@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from swiftvideo_fast import Dual, NoTangent
 from swiftvideo_fast.dual import parts, smooth
-from swiftvideo_fast.transform import Forward
+from swiftvideo_fast.jvp import Forward
 
 RANDOM_VALUES = {"empty", "empty_like", "new_empty", "new_empty_strided", "empty_strided", "empty_permuted"}
 
@@ -78,9 +78,9 @@ def by_torch(function, inputs, tangents):
 
 def by_dual(function, inputs, tangents):
     torch.manual_seed(0)
-    given = tree_map(lambda x: paired(x, tangents, Dual), inputs)
-    shared = {memory(parts(x)[0]): memory(parts(x)[1]) for x in tree_leaves(given) if isinstance(x, Dual)}
     with Forward() as forward:
+        given = tree_map(lambda x: paired(x, tangents, Dual), inputs)
+        shared = {memory(parts(x)[0]): memory(parts(x)[1]) for x in tree_leaves(given) if isinstance(x, Dual)}
         got = [parts(forward.dual(y)) for y in tree_leaves(function(given[0], *given[1], **given[2]))]
     for p, t in got:
         if t is not None and shared.get(memory(p)) != (memory(t) if memory(t) in shared.values() else None):
