@@ -145,7 +145,12 @@ def _attribute(func: MethodWrapperType, args: tuple):
 
 
 def name_of(func) -> str:
-    return getattr(func, "__qualname__", None) or getattr(func, "__name__", None) or str(func)
+    if torch.compiler.is_compiling():                        # Dynamo knows no function's name
+        return "a function in torch.compile"
+    if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return str(func)
+    name = getattr(func, "__qualname__", None) or getattr(func, "__name__", None) or str(func)
+    return name.replace("_VariableFunctionsClass.", "torch.").replace("TensorBase.", "Tensor.")
 
 
 def _refuse_inside_autograd_function(func) -> None:
@@ -158,7 +163,7 @@ def _refuse_inside_autograd_function(func) -> None:
 
 def by_torch(func, args: tuple, kwargs: dict):
     """Any function by torch's own forward mode: right, and slower than a rule."""
-    if not torch.compiler.is_compiling() and writes_in_place(func):      # Dynamo knows no function's name
+    if not torch.compiler.is_compiling() and writes_in_place(func):
         raise NoTangent(f"{name_of(func)}: no rule for this in-place write; use the out-of-place form")
     leaves, spec = tree_flatten((args, kwargs))
     moving = [i for i, x in enumerate(leaves) if isinstance(x, Dual) and x.tangent is not None]

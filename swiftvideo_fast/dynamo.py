@@ -15,6 +15,7 @@ OPERATORS = {getattr(operator, name): name for name in
              "add sub mul truediv pow matmul mod floordiv and_ or_ xor lshift rshift eq ne lt le gt ge".split()}
 IN_PLACE = {getattr(operator, f"i{name}"): f"__i{name}__" for name in
             "add sub mul truediv pow mod floordiv".split()}
+OPERATORS[operator.imatmul] = "matmul"                          # a tensor has no __imatmul__
 REFLECTED = {"eq": "eq", "ne": "ne", "lt": "gt", "gt": "lt", "le": "ge", "ge": "le"}
 
 
@@ -49,6 +50,9 @@ def _teach() -> None:
                 return args[1].call_method(tx, f"__{REFLECTED.get(name, 'r' + name)}__", [args[0]], {})
         return operate(self, tx, args, kwargs)
 
+    def call_matmul(self, tx, a, b):
+        return operate_as_python(self, tx, [a, b], {}) if is_dual(a) and is_dual(b) else None
+
     def call_isinstance(self, tx, arg, kinds):
         if is_dual(arg):
             given = kinds.as_python_constant()
@@ -57,6 +61,7 @@ def _teach() -> None:
         return ask(self, tx, arg, kinds)
 
     BuiltinVariable._handle_insert_op_in_graph = operate_as_python
+    BuiltinVariable.call_matmul = BuiltinVariable.call_imatmul = call_matmul
     BuiltinVariable.call_isinstance = call_isinstance
     BuiltinVariable.call_function_handler_cache.clear()
     handlers = TorchInGraphFunctionVariable._get_handlers()

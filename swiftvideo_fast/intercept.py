@@ -97,7 +97,7 @@ def _unpaired(tree):
 def _vmapped(original, function, *settings, **kwargs):
     """vmap of value and tangent together, inside the jvp call that runs."""
     in_dims, out_dims, randomness, chunk_size, args = *settings[:4], settings[4:]
-    if HERE.level is None or not some(lambda x: True, [args, kwargs]):
+    if HERE.level is None:
         return original(function, *settings, **kwargs)
 
     def apply(*args, **kwargs):

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from swiftvideo_fast import dynamo, intercept
 from swiftvideo_fast.dispatch import call, name_of, spoken, writes_in_place
-from swiftvideo_fast.dual import HERE, TRACED, Dual, NoTangent, carries, level, living, parts, rebuilt
+from swiftvideo_fast.dual import HERE, Dual, NoTangent, carries, living, parts, rebuilt
 from swiftvideo_fast.layout import alike, empty_as, overlaps, zeros_as
 
 
@@ -27,7 +27,7 @@ def jvp(func: Callable, primals: tuple, tangents: tuple, *, strict: bool = False
     Raises RuntimeError for structures, shapes, dtypes that do not match, ValueError for an integer primal,
     NoTangent where a tangent would be lost.
     """
-    if fwd._current_level >= 0 or level() is not None:
+    if fwd._current_level >= 0 or HERE.level is not None:
         raise RuntimeError("jvp: inside another jvp, torch.func.jvp or forward_ad; want one level")
     if not isinstance(primals, tuple):
         raise RuntimeError(f"jvp: primals is a {type(primals).__name__}; want a tuple of arguments")
@@ -106,23 +106,20 @@ class Forward(TorchFunctionMode):
     def __init__(self):
         super().__init__()
         self.twins: dict[int, tuple[object, Tensor, torch.dtype]] = {}
-        self.recomputed, self.outer = False, None
+        self.running, self.recomputed, self.outer = False, False, None
 
     def __enter__(self):
+        self.running, self.outer, HERE.level = True, HERE.level, self
         if torch.compiler.is_compiling():
             dynamo.prepare()
-            TRACED.level = self
         else:
-            self.outer, HERE.level = HERE.level, self
             intercept.begin()
         return super().__enter__()
 
     def __exit__(self, *error):
         super().__exit__(*error)
-        if torch.compiler.is_compiling():
-            TRACED.level = None
-        else:
-            HERE.level, self.outer = self.outer, None
+        self.running, HERE.level, self.outer = False, self.outer, None
+        if not torch.compiler.is_compiling():
             intercept.end()
             if not self.recomputed:
                 self.twins.clear()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from swiftvideo_fast.dispatch import call, enter
-from swiftvideo_fast.dual import Dual, level
+from swiftvideo_fast.dual import Dual, is_over
 
 OPERANDS = (Dual, Tensor, Number, torch.SymInt, torch.SymFloat, torch.SymBool)
 WRITTEN_IN_PYTHON = {                           # methods that Dynamo does not enter; torch has functions of the name
@@ -59,10 +59,13 @@ def _torch_function(cls, func, types, args=(), kwargs=None):
 
 def _getattr(self, name: str):
     """Methods and attributes of a tensor, by the same table."""
-    if self.level is not level():
+    if is_over(self):
         return getattr(self.p, name)
     if name in ATTRIBUTES:
-        return ATTRIBUTES[name](self)
+        if torch.compiler.is_compiling():
+            return ATTRIBUTES[name](self)
+        with torch._C.DisableTorchFunction():      # the primal may be a buffer with a twin
+            return ATTRIBUTES[name](self)
     spelled = name in WRITTEN_IN_PYTHON and torch.compiler.is_compiling()
     attribute = getattr(torch if spelled else Tensor, name)
     if callable(attribute):
@@ -84,7 +87,7 @@ def _t(self):
     tangent = self.tangent
     if self.p.dim() > 2:
         return tangent
-    if tangent is None:
+    if tangent is None or torch.compiler.is_compiling():
         return lambda: enter(torch.t, (self,), {})
     tangent = tangent.as_subclass(CalledAsMethod)
     tangent.dual = self

@@ -58,6 +58,8 @@ def _fused(query, key, value, enable_gqa: bool) -> bool:
         return False
     if not (q.dtype == k.dtype == v.dtype) or q.dtype not in FLOATS or q.numel() * k.numel() == 0:
         return False
+    if q.dtype == torch.float16 and q.device.type == "cpu":
+        return False
     (B, H, _, D), G = q.shape, k.shape[1]
     return k.shape[0] == B and k.shape[3] == D and (H % G == 0 if enable_gqa else H == G)
 

@@ -24,8 +24,8 @@ ASKED = """
 """
 
 READS = """
-    item tolist numpy __float__ __int__ __index__ __complex__ __array__ __dlpack__ data_ptr untyped_storage storage
-    _typed_storage
+    item tolist numpy __float__ __int__ __index__ __complex__ __array__ __dlpack__ data_ptr const_data_ptr
+    untyped_storage storage _typed_storage
 """
 BUFFERS = "empty_like zeros_like ones_like full_like new_empty new_zeros new_ones new_full new_empty_strided"
 

@@ -48,6 +48,11 @@ BY_BACKWARD = {           # f acts on each element alone, so its backward of t i
 }
 
 
+def _wide(y: Tensor) -> torch.dtype:
+    """The dtype that torch's kernels compute in."""
+    return torch.promote_types(y.dtype, torch.float32)
+
+
 def _unary(formula, y, input):
     return formula(y, *parts(input))
 
@@ -178,8 +183,9 @@ def leaky_relu(y, input, negative_slope=0.01, inplace=False):
 
 @tangent("glu")
 def glu(y, input, dim=-1):
-    x, t = parts(input)
-    return aten.glu_jvp(y, x, t, dim)
+    (a, b), (ta, tb) = (x.to(_wide(y)).chunk(2, dim) for x in parts(input))
+    s = b.sigmoid()
+    return s * (ta + a * (1 - s) * tb)
 
 
 @tangent("addcmul")

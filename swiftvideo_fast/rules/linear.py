@@ -4,7 +4,6 @@ A view of a Dual is a Dual of views, so that a write through one is seen through
 """
 
 from functools import partial
-from operator import attrgetter
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from swiftvideo_fast.dispatch import by_rule, by_torch, named, rule, spoken, tangent
 from swiftvideo_fast.dual import Dual, NoTangent, carries, parts, primals, rebuilt, smooth
-from swiftvideo_fast.layout import copied, like, shares, zeros_as
+from swiftvideo_fast.layout import alike, copied, like, shares, zeros_as
 from swiftvideo_fast.protocol import ATTRIBUTES
 
 VIEWS = """
@@ -104,7 +103,11 @@ for _function in named(*SPREADS.split()):
 for _function in named(*JOINS.split()):
     tangent(_function)(partial(_join, _function))
 
-ATTRIBUTES |= {name: partial(_view, attrgetter(name)) for name in ("T", "mT", "H", "mH", "real", "imag")}
+def _attribute(name: str):
+    return lambda x: getattr(x, name)
+
+
+ATTRIBUTES |= {name: partial(_view, _attribute(name)) for name in ("T", "mT", "H", "mH", "real", "imag")}
 
 
 @rule(Tensor.__deepcopy__)
@@ -120,11 +123,20 @@ def view(x, *shape, **kwargs):
 
 
 @rule("as_strided")
-def as_strided(x, *args, **kwargs):
-    p, t = parts(x)
-    if t is not None and (p.stride(), p.storage_offset()) != (t.stride(), t.storage_offset()):
-        raise NoTangent("as_strided: primal and tangent lie differently in memory; use a view by name")
-    return _view(torch.as_strided, x, *args, **kwargs)
+def as_strided(input, size, stride, storage_offset=None):
+    """The tangent's memory begins at its own offset, and holds no more than the tangent."""
+    p = input.p
+    y = torch.as_strided(p, size, stride, storage_offset)
+    with torch.no_grad():
+        t = _tangent_memory(input)
+        begin = t.storage_offset() + (0 if storage_offset is None else storage_offset - p.storage_offset())
+        try:
+            if not alike(t, p):
+                raise RuntimeError("the primal overlaps itself")
+            return Dual(y, torch.as_strided(t, size, stride, begin))
+        except RuntimeError as error:
+            raise NoTangent(f"as_strided: primal and tangent lie differently in memory; use a view by name: "
+                            f"{error}") from error
 
 
 @tangent(torch.where)
