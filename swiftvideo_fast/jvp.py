@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from swiftvideo_fast import dynamo, intercept
 from swiftvideo_fast.dispatch import call, name_of, spoken, writes_in_place
-from swiftvideo_fast.dual import HERE, Dual, NoTangent, carries, living, parts, rebuilt
+from swiftvideo_fast.dual import HERE, Dual, NoTangent, carries, living, parts, rebuilt, smooth
 from swiftvideo_fast.layout import alike, empty_as, overlaps, zeros_as
 
 
@@ -106,6 +106,7 @@ class Forward(TorchFunctionMode):
     def __init__(self):
         super().__init__()
         self.twins: dict[int, tuple[object, Tensor, torch.dtype]] = {}
+        self.storages: set[int] = set()
         self.running, self.recomputed, self.outer = False, False, None
 
     def __enter__(self):
@@ -141,8 +142,12 @@ class Forward(TorchFunctionMode):
 
     def dual(self, x, func=None):
         """x, or the Dual of a plain tensor that has a twin."""
-        if self.twins and _is_plain(x) and _root(x)[0] in self.twins:
+        if not self.twins or not _is_plain(x):
+            return x
+        if _root(x)[0] in self.twins:
             return self._twin(x, func)
+        if not smooth(x) and x.untyped_storage()._cdata in self.storages:
+            raise NoTangent(f"{name_of(func)}: a buffer that holds a tangent, read as {x.dtype}")
         return x
 
     def _with_twins(self, tree, func):
@@ -159,6 +164,7 @@ class Forward(TorchFunctionMode):
         if key not in self.twins:
             bytes = torch.zeros(x.untyped_storage().nbytes(), dtype=torch.uint8, device=x.device)
             self.twins[key] = root, bytes, _real(x.dtype)
+            self.storages.add(x.untyped_storage()._cdata)
         _, bytes, written = self.twins[key]
         if _real(x.dtype) != written:
             raise NoTangent(f"{name_of(func)}: a buffer of {written} that holds a tangent, read as {x.dtype}")

@@ -286,7 +286,7 @@ def test_an_integer_alias_of_a_buffer_names_itself():
         bits = buffer.view(torch.int64)
         buffer[:] = x
         return bits * x
-    with pytest.raises(NoTangent, match="a buffer of torch.float64 that holds a tangent, read as torch.int64"):
+    with pytest.raises(NoTangent, match="a buffer that holds a tangent, read as torch.int64"):
         jvp(net, (W,), (V,))
 
 
