@@ -26,7 +26,7 @@ from swiftvideo_fast.dual import (
     smooth,
     some,
 )
-from swiftvideo_fast.layout import copied, like, shares
+from swiftvideo_fast.layout import alike, copied, like, shares
 
 RULES: dict[Callable, tuple[Callable, binding.Takes]] = {}
 NAMESPACES = (torch, Tensor, torch._C._nn, torch.nn.functional, torch.special, torch.linalg, torch.fft)
@@ -192,17 +192,23 @@ def by_torch(func, args: tuple, kwargs: dict):
     except Exception as error:
         func(*primals(args), **primals(kwargs))              # a wrong call raises in its own words
         raise NoTangent(f"{name_of(func)}: no rule here, and torch's forward mode fails: {error}") from error
-    duals = iter([_own(y, t.detach(), values) for y, t in zip(ys, ts, strict=True)])
+    duals = iter([_own(y, t.detach(), values, tangents) for y, t in zip(ys, ts, strict=True)])
     constants = iter(constants)
     return tree_unflatten([next(duals) if smooth(y) else next(constants) if isinstance(y, Tensor) else y
                            for y in seen["results"]], seen["spec"])
 
 
-def _own(y: Tensor, t: Tensor, inputs: tuple[Tensor, ...]) -> Dual:
-    """A view keeps its tangent, a view as well; else a copy: torch's may be another's memory, or none."""
-    if not torch.compiler.is_compiling() and any([shares(y, x) for x in inputs]):
-        return Dual(y, t)
+def _own(y: Tensor, t: Tensor, inputs: tuple[Tensor, ...], tangents: list[Tensor]) -> Dual:
+    """A view of an input has that view of its tangent; else a copy: torch's may be another's memory, or none."""
     with torch.no_grad():
+        for p, tp in zip(inputs, tangents, strict=True):
+            if torch.compiler.is_compiling() or not shares(y, p):
+                continue
+            if shares(t, tp):
+                return Dual(y, t)
+            if alike(tp, p) and y.dtype == p.dtype and not (y.is_conj() or y.is_neg()):
+                begin = tp.storage_offset() + y.storage_offset() - p.storage_offset()
+                return Dual(y, tp.as_strided(y.shape, y.stride(), begin))    # torch copied a tangent with gaps
         return Dual(y, copied(t, y))
 
 
