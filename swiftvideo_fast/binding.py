@@ -115,7 +115,8 @@ def _native(function: Callable) -> list[Signature]:
             tuple("input" if a.name == "self" else a.name for a in ordered),
             tuple(a.default_value if a.has_default_value() else REQUIRED for a in ordered),
             frozenset(a.name for a in arguments if a.kwarg_only)))
-    return sorted(found, key=lambda s: len(s.names))             # `alpha` by keyword before `alpha` by position
+    # `alpha` by keyword before `alpha` by position
+    return sorted(found, key=lambda s: len(s.names))
 
 
 def taken(rule: Callable, skip: int) -> Takes:

@@ -11,7 +11,7 @@ import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor
 from torch.overrides import _len_torch_function_stack, handle_torch_function
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from swiftvideo_fast import binding
 from swiftvideo_fast.dual import (
@@ -122,7 +122,8 @@ def call(func, args: tuple, kwargs: dict, types: tuple = ()):
     return apply(*args, **kwargs)
 
 
-DECIDES: set[Callable] = set()                     # functions whose rule knows tensor subclasses among its arguments
+# functions whose rule knows tensor subclasses among its arguments
+DECIDES: set[Callable] = set()
 
 
 def _decides(kind: type) -> bool:
@@ -165,6 +166,8 @@ def by_torch(func, args: tuple, kwargs: dict):
     """Any function by torch's own forward mode: right, and slower than a rule."""
     if not torch.compiler.is_compiling() and writes_in_place(func):
         raise NoTangent(f"{name_of(func)}: no rule for this in-place write; use the out-of-place form")
+    if not torch.compiler.is_compiling() and getattr(func, "__name__", "").rstrip("_") in DRAW:
+        return _by_torch_in_order(func, args, kwargs)
     leaves, spec = tree_flatten((args, kwargs))
     moving = [i for i, x in enumerate(leaves) if isinstance(x, Dual) and x.tangent is not None]
     leaves, tangents = [parts(x)[0] for x in leaves], [leaves[i].tangent for i in moving]
@@ -198,8 +201,21 @@ def by_torch(func, args: tuple, kwargs: dict):
                            for y in seen["results"]], seen["spec"])
 
 
+def _by_torch_in_order(func, args: tuple, kwargs: dict):
+    """By forward_ad itself: inside torch.func.jvp the draws on a transposed input come in another order."""
+    with fwd.dual_level():
+        def give(x):
+            return fwd.make_dual(*parts(x)) if carries(x) else parts(x)[0]
+        results, spec = tree_flatten(func(*tree_map(give, args), **tree_map(give, kwargs)))
+        pairs = [fwd.unpack_dual(y) if smooth(y) else (y, None) for y in results]
+    moving = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Dual) and x.tangent is not None]
+    return tree_unflatten([y if t is None else _own(y, t.detach(), [x.p for x in moving],
+                                                    [x.tangent for x in moving]) for y, t in pairs], spec)
+
+
 def _own(y: Tensor, t: Tensor, inputs: tuple[Tensor, ...], tangents: list[Tensor]) -> Dual:
-    """A view of an input has that view of its tangent; else a copy: torch's may be another's memory, or none."""
+    """A view of an input has that view of its tangent; else a copy: torch's may be another's memory, or
+    none."""
     with torch.no_grad():
         for p, tp in zip(inputs, tangents, strict=True):
             if torch.compiler.is_compiling() or not shares(y, p):
@@ -208,7 +224,8 @@ def _own(y: Tensor, t: Tensor, inputs: tuple[Tensor, ...], tangents: list[Tensor
                 return Dual(y, t)
             if alike(tp, p) and y.dtype == p.dtype and not (y.is_conj() or y.is_neg()):
                 begin = tp.storage_offset() + y.storage_offset() - p.storage_offset()
-                return Dual(y, tp.as_strided(y.shape, y.stride(), begin))    # torch copied a tangent with gaps
+                # torch copied a tangent with gaps
+                return Dual(y, tp.as_strided(y.shape, y.stride(), begin))
         return Dual(y, copied(t, y))
 
 
@@ -227,5 +244,7 @@ def _mutates(op) -> bool:
                for o in overloads)
 
 
+DRAW = {"alpha_dropout", "feature_dropout", "feature_alpha_dropout", "rrelu", "dropout1d", "dropout2d",
+        "dropout3d"}
 IN_PLACE_OPERATORS = {
     f"__i{name}__" for name in "add sub mul truediv floordiv mod pow and or xor lshift rshift".split()}

@@ -1,4 +1,5 @@
-"""What Dynamo must know of Duals, taught to it when it first traces a jvp; to all else it makes no difference.
+"""What Dynamo must know of Duals, taught to it when it first traces a jvp; to all else it makes no
+difference.
 
 By itself it takes the operators of a Dual and a tensor for the tensor's, with the arguments swapped, so that
 `dual @ tensor` becomes `tensor @ dual` and `dual += tensor` a sum; and it answers `isinstance` and
@@ -11,8 +12,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-OPERATORS = {getattr(operator, name): name for name in
-             "add sub mul truediv pow matmul mod floordiv and_ or_ xor lshift rshift eq ne lt le gt ge".split()}
+BINARY = "add sub mul truediv pow matmul mod floordiv and_ or_ xor lshift rshift eq ne lt le gt ge"
+OPERATORS = {getattr(operator, name): name for name in BINARY.split()}
 IN_PLACE = {getattr(operator, f"i{name}"): f"__i{name}__" for name in
             "add sub mul truediv pow mod floordiv".split()}
 OPERATORS[operator.imatmul] = "matmul"                          # a tensor has no __imatmul__

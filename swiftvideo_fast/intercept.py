@@ -55,8 +55,8 @@ def _replace(module, name: str, around: Callable) -> None:
 def _checkpointed(original, function, *settings_and_args, **kwargs):
     """The recompute comes in the backward, when the jvp call is over: it runs under that call again.
 
-    The arguments that are Duals are kept as they are, so that their values are checked here as torch checks saved
-    tensors.
+    The arguments that are Duals are kept as they are, so that their values are checked here as torch checks
+    saved tensors.
     """
     forward = HERE.level
     if forward is None:
@@ -66,7 +66,7 @@ def _checkpointed(original, function, *settings_and_args, **kwargs):
 
     def again(*args, **kwargs):
         if any(p._version != version for p, version in duals):
-            raise RuntimeError("checkpoint: an argument was modified in place before its block was recomputed")
+            raise RuntimeError("checkpoint: an argument was modified in place before its recomputation")
         with forward.again():
             return function(*args, **kwargs)
     return original(again, *settings_and_args, **kwargs)
@@ -91,7 +91,8 @@ def _paired(tree):
 
 
 def _unpaired(tree):
-    return tree_map(lambda x: Dual(x.p, x.t) if isinstance(x, Pair) else x, tree, is_leaf=lambda x: isinstance(x, Pair))
+    return tree_map(lambda x: Dual(x.p, x.t) if isinstance(x, Pair) else x, tree,
+                    is_leaf=lambda x: isinstance(x, Pair))
 
 
 def _vmapped(original, function, *settings, **kwargs):
@@ -102,7 +103,8 @@ def _vmapped(original, function, *settings, **kwargs):
 
     def apply(*args, **kwargs):
         return _paired(function(*_unpaired(args), **_unpaired(kwargs)))
-    return _unpaired(original(apply, in_dims, out_dims, randomness, chunk_size, *_paired(args), **_paired(kwargs)))
+    args, kwargs = _paired(args), _paired(kwargs)
+    return _unpaired(original(apply, in_dims, out_dims, randomness, chunk_size, *args, **kwargs))
 
 
 # --- flash attention -------------------------------------------------------------------------------------

@@ -54,8 +54,8 @@ def jvp(func: Callable, primals: tuple, tangents: tuple, *, strict: bool = False
 def functional_jvp(func: Callable, inputs, v=None, create_graph: bool = False, strict: bool = False):
     """(func(*inputs), its derivative along v): `torch.autograd.functional.jvp`.
 
-    inputs and v are a tensor or a tuple of them; v may be missing for one input of one element.  Neither result
-    is on the tape, so create_graph, which asks for a tangent with a gradient, is an error.
+    inputs and v are a tensor or a tuple of them; v may be missing for one input of one element.  Neither
+    result is on the tape, so create_graph, which asks for a tangent with a gradient, is an error.
     """
     if create_graph:
         raise NoTangent("functional_jvp: create_graph=True; the tangent is never on the tape: want False")
@@ -98,7 +98,8 @@ def _output(x, strict: bool) -> tuple[Tensor, Tensor]:
 class Forward(TorchFunctionMode):
     """One jvp call, while it runs; and what `__torch_function__` of a Dual alone cannot see.
 
-    A Dual written into a plain tensor (`buffer[:, k] = x`): from then on that tensor has a twin that holds its
+    A Dual written into a plain tensor (`buffer[:, k] = x`): from then on that tensor has a twin that holds
+    its
     tangent, and every view of it, older or newer, reads the same strides of the twin.  A detached alias is
     another tensor, without a twin, as in torch.
     """

@@ -11,7 +11,8 @@ from swiftvideo_fast.dispatch import call, enter
 from swiftvideo_fast.dual import Dual, is_over
 
 OPERANDS = (Dual, Tensor, Number, torch.SymInt, torch.SymFloat, torch.SymBool)
-WRITTEN_IN_PYTHON = {                           # methods that Dynamo does not enter; torch has functions of the name
+# methods that Dynamo does not enter; torch has functions of the name
+WRITTEN_IN_PYTHON = {
     n for n in dir(Tensor) if isinstance(getattr(Tensor, n), FunctionType) and hasattr(torch, n)}
 ATTRIBUTES: dict[str, Callable] = {}            # that carry a tangent, or must not
 
@@ -46,7 +47,8 @@ for _name, _function in dict(
 for _name in """eq ne lt le gt ge and or xor lshift rshift rand ror rxor rlshift rrshift
         iand ior ixor ilshift irshift""".split():
     setattr(Dual, f"__{_name}__", _binary(getattr(Tensor, f"__{_name}__")))
-for _name in "neg pos abs invert getitem setitem len bool contains float int index complex array deepcopy".split():
+for _name in """neg pos abs invert getitem setitem len bool contains float int index complex array deepcopy
+        """.split():
     setattr(Dual, f"__{_name}__", _operator(getattr(Tensor, f"__{_name}__")))
 Dual.__iter__ = lambda self: iter(self.unbind(0))
 Dual.__reversed__ = lambda self: self.flip(0) if self.dim() else self

@@ -1,7 +1,8 @@
 """`isinstance(x, torch.Tensor)` is true of a Dual where Python code asks, and false where C++ does.
 
 C++ takes a true answer as leave to read the object's memory as a tensor's.  Both read `__class__`; the frame
-that asks tells them apart: in Python it stands at a call of `isinstance`, at a class pattern, or at the attribute
+that asks tells them apart: in Python it stands at a call of `isinstance`, at a class pattern, or at the
+attribute
 itself.  Any other asker gets the real class, and so do the parts of torch and DeepSpeed that hand what they
 find to C++.
 """
@@ -40,7 +41,8 @@ def claimed(self: object) -> type:
 
 @cache
 def _questions(code: CodeType) -> dict[int, list[dis.Instruction]]:
-    """Where this code calls isinstance, matches a class or reads __class__: what names the class asked for."""
+    """Where this code calls isinstance, matches a class or reads __class__: what names the class asked
+    for."""
     found, called, before = {}, set(), []
     for at in dis.get_instructions(code):
         begins = None if at.positions is None or at.positions.col_offset is None else at.positions[0::2]

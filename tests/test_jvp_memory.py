@@ -1,4 +1,5 @@
-"""What a Dual shares and outlives: views, copies, buffers, caches, checkpoints; what reads memory is refused."""
+"""What a Dual shares and outlives: views, copies, buffers, caches, checkpoints; what reads memory is
+refused."""
 
 import ctypes
 import pickle
@@ -61,7 +62,8 @@ def test_outside_it_is_its_primal():
     y, _ = jvp(net, (W,), (V,))
     kept = net.kept
     assert isinstance(kept, torch.Tensor) and torch.is_tensor(kept) and type(net.written) is torch.Tensor
-    for plain in (net(W), kept + 1, kept.sum(), F.silu(kept), kept[0], torch.stack([kept, W]), kept.detach(), W @ kept,
+    for plain in (net(W), kept + 1, kept.sum(), F.silu(kept), kept[0], torch.stack([kept, W]), kept.detach(),
+        W @ kept,
                   ops.gelu(kept), net.state_dict()["mean"], pickle.loads(pickle.dumps(kept))):
         assert type(plain) is torch.Tensor
     torch.testing.assert_close(kept + 0, W)
@@ -132,16 +134,21 @@ def test_an_argument_written_to_before_its_recomputation_is_told():
 
 LAYOUTS = {
     "a slice": lambda rng: draw(rng, 4, 5)[:, 1:4], "a transpose": lambda rng: draw(rng, 3, 4).T,
-    "every second": lambda rng: draw(rng, 8, 6)[::2, ::2], "expanded": lambda rng: draw(rng, 1, 3).expand(4, 3),
+    "every second": lambda rng: draw(rng, 8, 6)[::2, ::2],
+    "expanded": lambda rng: draw(rng, 1, 3).expand(4, 3),
     "a plane of a permuted cube": lambda rng: draw(rng, 4, 3, 2).permute(2, 0, 1)[1],
     "channels last": lambda rng: draw(rng, 2, 3, 4, 5).to(memory_format=torch.channels_last),
 }
 TAKEN = [
-    lambda x: x.contiguous(), lambda x: x.reshape(-1), lambda x: x.flatten(), lambda x: x.to(D), lambda x: x.double(),
-    lambda x: x.clone(), lambda x: torch.cat([x]), lambda x: x.squeeze(), lambda x: torch.einsum("...->...", x),
+    lambda x: x.contiguous(), lambda x: x.reshape(-1), lambda x: x.flatten(), lambda x: x.to(D),
+    lambda x: x.double(),
+    lambda x: x.clone(), lambda x: torch.cat([x]), lambda x: x.squeeze(),
+    lambda x: torch.einsum("...->...", x),
     lambda x: x.as_strided(x.shape, x.stride()), lambda x: x.narrow(0, 0, 2), lambda x: torch.atleast_3d(x),
-    lambda x: F.pad(x, (0, 0)), lambda x: x[[0, 1]], lambda x: x.diagonal(), lambda x: torch.abs(x), lambda x: x + 0,
-    lambda x: F.dropout(x, 0.5, False), lambda x: x.as_strided(x.shape[:1], x.stride()[:1], x.storage_offset()),
+    lambda x: F.pad(x, (0, 0)), lambda x: x[[0, 1]], lambda x: x.diagonal(), lambda x: torch.abs(x),
+    lambda x: x + 0,
+    lambda x: F.dropout(x, 0.5, False), lambda x: x.as_strided(x.shape[:1], x.stride()[:1],
+        x.storage_offset()),
 ]
 WRITES = [lambda taken, x: taken.mul_(3), lambda taken, x: x.mul_(3), lambda taken, x: x.__setitem__(0, 5.0)]
 
@@ -158,8 +165,10 @@ def test_a_tangent_lies_as_its_primal_so_writes_reach_the_same_views(layout):
 
 
 @pytest.mark.parametrize("copy", [
-    lambda x: x.contiguous(), lambda x: x.reshape(12), lambda x: x.flatten(), lambda x: x.clone(), lambda x: x.ravel(),
-    lambda x: x.to(memory_format=torch.contiguous_format, copy=True), lambda x: torch.cat([x]), lambda x: x + 0,
+    lambda x: x.contiguous(), lambda x: x.reshape(12), lambda x: x.flatten(), lambda x: x.clone(),
+    lambda x: x.ravel(),
+    lambda x: x.to(memory_format=torch.contiguous_format, copy=True), lambda x: torch.cat([x]),
+    lambda x: x + 0,
 ])
 def test_a_copy_of_an_expanded_input_is_one_of_its_tangent(copy):
     x, v = W[:1].expand(4, 4)[:, :3], V[:, :3]
@@ -219,7 +228,8 @@ def many_writes(x):
 
 @pytest.mark.parametrize("function", [
     lambda x: filled(x).detach() * x, lambda x: filled(x).data * x + filled(x).detach()[0], detached_before,
-    complex_alias, views, many_writes, lambda x: torch.sparse.mm(torch.eye(4, dtype=D).to_sparse(), W) * filled(x),
+    complex_alias, views, many_writes, lambda x: torch.sparse.mm(torch.eye(4, dtype=D).to_sparse(),
+        W) * filled(x),
     lambda x: filled(x, torch.complex128, (16,)).real.view(4, 4) + x,
 ])
 def test_a_buffer_a_dual_was_written_into(function):
@@ -268,11 +278,13 @@ def written_by(function, *, like=True):
     (lambda x: x.__cuda_array_interface__, "cuda_array_interface"),
     (lambda x: torch.from_numpy(x.numpy()), "numpy"), (lambda x: torch.tensor([x.sum()]) * x, "tensor"),
     (ReadsData.apply, "detach"), (written_by(double_into), "double_into"),
-    (written_by(double_into, like=False), "double_into"), (written_by(torch.ops.tests.double_into), "double_into"),
+    (written_by(double_into, like=False), "double_into"),
+    (written_by(torch.ops.tests.double_into), "double_into"),
     (written_by(lambda x, y: double_into(W, y)), "double_into"),
     (lambda x: torch.ops.aten.mul_(x * 1, 2), "mul_"), (lambda x: x * filled(x).sum().item(), "item"),
     (lambda x: ctypes.memmove(filled(x).data_ptr(), W.data_ptr(), 8) and x, "data_ptr"),
-    (lambda x: filled(x, torch.float32).view(torch.int32) * x, "view"), (lambda x: pickle.dumps(x) and x, "pickle"),
+    (lambda x: filled(x, torch.float32).view(torch.int32) * x, "view"),
+    (lambda x: pickle.dumps(x) and x, "pickle"),
     (lambda x: torch._foreach_copy_([torch.zeros(4, 4, dtype=D)], [x]), "foreach_copy_"),
 ])
 def test_what_reads_or_writes_memory_unseen_names_itself(function, name):

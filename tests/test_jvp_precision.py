@@ -1,4 +1,5 @@
-"""Low precision against float64, dtypes and defaults that torch decides, and draws that value and tangent share."""
+"""Low precision against float64, dtypes and defaults that torch decides, and draws that value and tangent
+share."""
 
 import copy
 
@@ -13,14 +14,17 @@ from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 from swiftvideo_fast import jvp
 
 LAYERS = [
-    nn.RMSNorm(64), nn.RMSNorm(64, eps=1e-6), nn.LayerNorm(64), nn.GroupNorm(4, 8), nn.Softmax(-1), nn.LogSoftmax(-1),
-    nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Mish(), nn.Softplus(), nn.ELU(), nn.GLU(), nn.Tanh(), nn.Sigmoid(),
+    nn.RMSNorm(64), nn.RMSNorm(64, eps=1e-6), nn.LayerNorm(64), nn.GroupNorm(4, 8), nn.Softmax(-1),
+    nn.LogSoftmax(-1),
+    nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Mish(), nn.Softplus(), nn.ELU(), nn.GLU(), nn.Tanh(),
+    nn.Sigmoid(),
     nn.Hardswish(), nn.Linear(64, 64), nn.Conv1d(8, 8, 3),
 ]
 FUNCTIONS = {
     "exp": torch.exp, "tan": torch.tan, "erf": torch.erf, "rsqrt": lambda x: (x.abs() + 0.1).rsqrt(),
     "a power": lambda x: (x.abs() + 0.1) ** 0.3, "norm": lambda x: x.norm(dim=-1), "var": lambda x: x.var(-1),
-    "logsumexp": lambda x: x.logsumexp(-1), "a quotient": lambda x: 1 / (x.abs() + 0.1), "cumsum": lambda x: x.cumsum(-1),
+    "logsumexp": lambda x: x.logsumexp(-1), "a quotient": lambda x: 1 / (x.abs() + 0.1),
+    "cumsum": lambda x: x.cumsum(-1),
     "a mean": lambda x: x.mean(-1), "lerp": lambda x: x.lerp(x * x, 0.3),
     "attention": lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None], is_causal=True),
     "attention with a mask": lambda x: F.scaled_dot_product_attention(
@@ -67,10 +71,13 @@ def test_autocast_gives_torchs_dtypes(rng, layer):
 
 
 @pytest.mark.parametrize("bias, mask", [
-    (causal_lower_right(5, 7), torch.ones(5, 7).tril(2)), (causal_upper_left(5, 7), torch.ones(5, 7).tril())], ids=str)
+    (causal_lower_right(5, 7), torch.ones(5, 7).tril(2)), (causal_upper_left(5, 7), torch.ones(5, 7).tril())],
+    ids=str)
 def test_masks_that_are_tensor_classes(rng, bias, mask):
     q, k, t = draw(rng, 1, 2, 5, 8), draw(rng, 1, 2, 7, 8), draw(rng, 1, 2, 5, 8)
-    attend = lambda mask: jvp(lambda q: F.scaled_dot_product_attention(q, k, k, attn_mask=mask), (q,), (t,))   # noqa: E731
+
+    def attend(mask):
+        return jvp(lambda q: F.scaled_dot_product_attention(q, k, k, attn_mask=mask), (q,), (t,))
     torch.testing.assert_close(attend(bias), attend(mask.bool()))
 
 
@@ -93,7 +100,8 @@ def test_a_tensor_class_decides_for_itself(rng):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("scaled", ["q", "k", "v", "tq", "tk", "tv", "q k", "q k v", "tq tk tv", "q k v tq tk tv"])
+@pytest.mark.parametrize("scaled", ["q", "k", "v", "tq", "tk", "tv", "q k", "q k v", "tq tk tv",
+    "q k v tq tk tv"])
 def test_attention_stays_finite_and_right_when_scaled(rng, scaled, dtype):
     """Forward, tangent and backward; the bar is torch's math attention at the same precision."""
     names = ("q", "k", "v", "tq", "tk", "tv")
@@ -112,7 +120,8 @@ def test_attention_stays_finite_and_right_when_scaled(rng, scaled, dtype):
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):         # torch's own backward cancels as ours does
             o = F.scaled_dot_product_attention(*flash)
             flash = torch.autograd.grad(o.double().square().sum(), flash)
-        logits = (given["q"].double() @ given["k"].double().mT).abs().max() / 4       # rounded in float32, then exp
+        # rounded in float32, then exp
+        logits = (given["q"].double() @ given["k"].double().mT).abs().max() / 4
         rounding = torch.finfo(dtype).eps + torch.finfo(torch.float32).eps * logits
         others = zip(results["torch"], [*results["torch"][:2], *flash], strict=True)
         for ours, exact, torchs in zip(results["ours"], results["exact"], others, strict=True):
@@ -140,8 +149,10 @@ DRAWS = {
     "feature_alpha_dropout_": in_place(lambda y: torch.feature_alpha_dropout_(y, 0.5, True)),
     "F.dropout, in place": in_place(lambda y: F.dropout(y, 0.3, inplace=True)),
     "F.dropout1d, in place": in_place(lambda y: F.dropout1d(y, 0.3, inplace=True)),
-    "F.alpha_dropout": lambda x: F.alpha_dropout(x, 0.3, training=True), "rrelu": lambda x: F.rrelu(x, training=True),
-    "rrelu_": in_place(lambda y: torch.rrelu_(y, 0.1, 0.3, True)), "gumbel": lambda x: F.gumbel_softmax(x, dim=1),
+    "F.alpha_dropout": lambda x: F.alpha_dropout(x, 0.3, training=True),
+    "rrelu": lambda x: F.rrelu(x, training=True),
+    "rrelu_": in_place(lambda y: torch.rrelu_(y, 0.1, 0.3, True)),
+    "gumbel": lambda x: F.gumbel_softmax(x, dim=1),
     "attention": lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None], dropout_p=0.5)[0],
     "a module": nn.Dropout(0.5), "noise": lambda x: torch.rand_like(x) * x + torch.empty_like(x).normal_(),
     "bernoulli": lambda x: torch.bernoulli(x.sigmoid()) * x, "an LSTM": lambda x: LSTM(x)[0],

@@ -12,4 +12,5 @@ from swiftvideo_fast.rules import (
     write,
 )
 
-__all__ = ["attention", "constant", "einops", "elementwise", "flash", "linear", "normalise", "product", "write"]
+__all__ = ["attention", "constant", "einops", "elementwise", "flash", "linear", "normalise", "product",
+    "write"]

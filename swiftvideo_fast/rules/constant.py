@@ -41,7 +41,8 @@ def _refuse(function, x, *args, **kwargs):
 
 
 def _lost(name: str) -> NoTangent:
-    return NoTangent(f"Tensor.{name}: the tangent of a Dual would be lost; say x.detach() first where that is meant")
+    return NoTangent(f"Tensor.{name}: the tangent of a Dual would be lost; "
+                     "say x.detach() first where that is meant")
 
 
 def _interface(x: Dual):

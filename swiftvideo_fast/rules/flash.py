@@ -1,6 +1,7 @@
 """flash_attn_func and its packed forms, versions 2 and 3: they go to the fused op.
 
-They are Python functions around an autograd.Function, which torch's dispatch does not see: `intercept` calls here.
+They are Python functions around an autograd.Function, which torch's dispatch does not see: `intercept` calls
+here.
 Layout (B, N, H, D).  Where queries are fewer than keys, their causal mask ends at the last key: bottom right.
 """
 

@@ -103,6 +103,7 @@ for _function in named(*SPREADS.split()):
 for _function in named(*JOINS.split()):
     tangent(_function)(partial(_join, _function))
 
+
 def _attribute(name: str):
     return lambda x: getattr(x, name)
 
@@ -167,7 +168,8 @@ def constant_pad_nd(y, input, pad, value=0):
 
 
 @tangent(F.embedding)
-def embedding(y, input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False, sparse=False):
+def embedding(y, input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False,
+    sparse=False):
     if max_norm is not None:
         raise NoTangent("embedding: max_norm writes into a weight that moves")
     return F.embedding(input, parts(weight)[1])
@@ -176,7 +178,8 @@ def embedding(y, input, weight, padding_idx=None, max_norm=None, norm_type=2.0, 
 @rule(torch.dropout)
 def dropout(input, p, train):
     """The mask is drawn on ones, from the same random stream as torch's own."""
-    return input * torch.dropout(torch.ones_like(input.p, requires_grad=False), p, train) if train and p > 0 else input
+    return input * torch.dropout(torch.ones_like(input.p, requires_grad=False), p,
+        train) if train and p > 0 else input
 
 
 @rule(F.dropout)

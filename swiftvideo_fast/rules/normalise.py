@@ -103,7 +103,8 @@ def rms_norm(y, input, normalized_shape, weight=None, eps=None):
 
 
 def _default_eps(dtype: torch.dtype) -> float:
-    """What torch adds where no eps is given: it changed from the eps of the storage to that of the arithmetic."""
+    """What torch adds where no eps is given: it changed from the eps of the storage to that of the
+    arithmetic."""
     x = torch.full((1, 2), 1e-3, dtype=dtype)
     y = torch.rms_norm(x, (2,)).double()[0, 0]
     candidates = (torch.finfo(dtype).eps, torch.finfo(torch.promote_types(dtype, torch.float32)).eps)

@@ -57,7 +57,8 @@ for _name in CONVOLUTIONS.split():
 
 @tangent("einsum")
 def einsum(y, *args):
-    """After an equation come operands, or one list of them; without one, operands and lists of axes in turn."""
+    """After an equation come operands, or one list of them; without one, operands and lists of axes in
+    turn."""
     if isinstance(args[0], str) and len(args) == 2 and isinstance(args[1], list | tuple):
         args = args[0], *args[1]
     plain = primals(list(args))

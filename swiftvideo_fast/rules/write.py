@@ -133,5 +133,6 @@ for _function in [f for f in vars(F).values() if isinstance(f, FunctionType)]:
     if "inplace" not in signature(_function).parameters:
         continue
     _position = list(signature(_function).parameters).index("inplace") - 1
-    rule(_function)(partial(_flagged, RULES[_function][0] if _function in RULES else partial(_by_torch, _function),
+    rule(_function)(partial(_flagged, RULES[_function][0] if _function in RULES
+        else partial(_by_torch, _function),
                             _position))
