@@ -133,12 +133,15 @@ class Forward(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if not torch.compiler.is_compiling():
+            given = args
             if self.twins:
                 args, kwargs = self._with_twins(args, func), self._with_twins(kwargs, func)
             if args and _is_plain(args[0]) and _writes(func) and carries((args[1:], kwargs)):
                 args = (self._twin(args[0], func), *args[1:])
-            if Dual in types:                           # Python's own slots refuse one, tangent or not
-                return call(func, args, kwargs, types)
+            if Dual in types or args is not given and carries((args, kwargs)):     # Python's own slots refuse a Dual, tangent or not
+                result = call(func, args, kwargs, types)
+                same = isinstance(result, Dual) and given and result.p is given[0]
+                return given[0] if same else result     # y.add_(x) is y, be it a plain tensor
         return call(func, args, kwargs, types) if carries((args, kwargs)) else spoken(func)(*args, **kwargs)
 
     def dual(self, x, func=None):

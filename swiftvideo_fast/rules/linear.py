@@ -41,6 +41,8 @@ def _view(function, x, *args, **kwargs):
     if not isinstance(x, Dual):
         return function(x, *args, **kwargs)
     p = function(x.p, *args, **kwargs)
+    if not torch.compiler.is_compiling() and p is x.p:
+        return x
     with torch.no_grad():
         return _paired(p, function(_tangent_memory(x), *args, **kwargs))
 
