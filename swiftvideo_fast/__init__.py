@@ -2,6 +2,6 @@
 
 from swiftvideo_fast import ops, rules
 from swiftvideo_fast.dual import Dual, NoTangent
-from swiftvideo_fast.transform import jvp
+from swiftvideo_fast.jvp import functional_jvp, jvp
 
-__all__ = ["Dual", "NoTangent", "jvp", "ops", "rules"]
+__all__ = ["Dual", "NoTangent", "functional_jvp", "jvp", "ops", "rules"]

@@ -14,9 +14,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = """
 swiftvideo_kernels  swiftvideo_fast._C  swiftvideo_fast.config  swiftvideo_fast.seeds  swiftvideo_fast.atomic
+swiftvideo_fast.binding swiftvideo_fast.layout      swiftvideo_fast.typetest
 swiftvideo_fast.dual    swiftvideo_fast.ops.reference
 swiftvideo_fast.ops
-swiftvideo_fast.rules   swiftvideo_fast.transform
+swiftvideo_fast.dispatch
+swiftvideo_fast.protocol
+swiftvideo_fast.rules
+swiftvideo_fast.dynamo  swiftvideo_fast.intercept
+swiftvideo_fast.jvp
 swiftvideo_fast
 swiftvideo_fast.models  swiftvideo_fast.path
 swiftvideo_fast.adversary

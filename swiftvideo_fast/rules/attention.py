@@ -10,9 +10,11 @@ from types import FunctionType
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.bias import CausalBias
 
 from swiftvideo_fast import ops
-from swiftvideo_fast.dual import Dual, carries, join, parts, primals, rule
+from swiftvideo_fast.dispatch import DECIDES, join, rule
+from swiftvideo_fast.dual import Dual, carries, parts, primals
 from swiftvideo_fast.ops.check import FLOATS
 
 BLOCK_ELEMENTS = 1 << 22                       # of one block's S over all heads: 16 MB in fp32
@@ -21,6 +23,9 @@ BLOCK_ELEMENTS = 1 << 22                       # of one block's S over all heads
 @rule(F.scaled_dot_product_attention)
 def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
               enable_gqa=False):
+    query, key, value = _autocast(query, key, value)
+    if isinstance(attn_mask, CausalBias):
+        attn_mask = attn_mask._materialize(query.device)
     if dropout_p > 0:
         return _written_out(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     if attn_mask is None and _fused(query, key, value, enable_gqa):
@@ -34,12 +39,26 @@ def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False,
         return join(o, _tangent(query, key, value, attn_mask, is_causal, scale, enable_gqa))
 
 
+DECIDES.add(F.scaled_dot_product_attention)                   # it knows CausalBias
+
+
+def _autocast(*qkv):
+    """In autocast's dtype, as torch casts before its own kernels."""
+    device = qkv[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return qkv
+    dtype = torch.get_autocast_dtype(device)
+    return [x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in qkv]
+
+
 def _fused(query, key, value, enable_gqa: bool) -> bool:
     """Does ops.attention cover these?  q (B, H, N, D), k v (B, G, M, D), one dtype, none empty."""
     q, k, v = primals([query, key, value])
     if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape:
         return False
     if not (q.dtype == k.dtype == v.dtype) or q.dtype not in FLOATS or q.numel() * k.numel() == 0:
+        return False
+    if q.dtype == torch.float16 and q.device.type == "cpu":
         return False
     (B, H, _, D), G = q.shape, k.shape[1]
     return k.shape[0] == B and k.shape[3] == D and (H % G == 0 if enable_gqa else H == G)

@@ -1,11 +1,14 @@
 """Functions without a derivative, or with derivative zero: they see the primals and give plain values.
 
-Reading a number out of a Dual (item, float, tolist, numpy) would lose its tangent, so it raises.
+Reading a number or an address out of a Dual (item, float, numpy, data_ptr) would lose its tangent, so it
+raises.
 """
 
 from functools import partial
 
-from swiftvideo_fast.dual import Dual, NoTangent, named, primals, rule, smooth
+from swiftvideo_fast.dispatch import named, rule
+from swiftvideo_fast.dual import Dual, NoTangent, primals, smooth
+from swiftvideo_fast.protocol import ATTRIBUTES
 
 ASKED = """
     __eq__ __ne__ __lt__ __le__ __gt__ __ge__ eq ne lt le gt ge not_equal less less_equal greater
@@ -14,12 +17,16 @@ ASKED = """
     all is_nonzero count_nonzero argmax argmin argsort searchsorted bucketize nonzero argwhere size dim
     ndimension numel nelement stride storage_offset is_contiguous is_floating_point is_complex is_signed
     is_pinned is_shared is_same_size is_set_to is_inference is_conj is_neg is_sparse get_device element_size
-    data_ptr untyped_storage storage dim_order can_cast result_type detach floor ceil round trunc fix sign
+    dim_order can_cast result_type detach floor ceil round trunc fix sign
     floor_divide __floordiv__ __rfloordiv__ rand_like randn_like randint_like new_tensor bernoulli multinomial
     one_hot int long short char byte bool is_cuda register_hook retain_grad backward
+    register_post_accumulate_grad_hook
 """
 
-READS = "item tolist numpy __float__ __int__ __index__ __complex__ __array__ __dlpack__"
+READS = """
+    item tolist numpy __float__ __int__ __index__ __complex__ __array__ __dlpack__ data_ptr const_data_ptr
+    untyped_storage storage _typed_storage
+"""
 BUFFERS = "empty_like zeros_like ones_like full_like new_empty new_zeros new_ones new_full new_empty_strided"
 
 
@@ -29,9 +36,20 @@ def _ask(function, *args, **kwargs):
 
 def _refuse(function, x, *args, **kwargs):
     if x.tangent is not None and smooth(x.p):
-        raise NoTangent(f"Tensor.{function.__name__}: the tangent of a Dual would be lost; "
-                        "say x.detach() first where that is meant")
+        raise _lost(function.__name__)
     return function(x.p, *primals(args), **kwargs)
+
+
+def _lost(name: str) -> NoTangent:
+    return NoTangent(f"Tensor.{name}: the tangent of a Dual would be lost; "
+                     "say x.detach() first where that is meant")
+
+
+def _interface(x: Dual):
+    """What raw kernels read: an address."""
+    if x.tangent is not None:
+        raise _lost("__cuda_array_interface__")
+    return x.p.__cuda_array_interface__
 
 
 def _buffer(function, *args, **kwargs):
@@ -46,3 +64,4 @@ for _function in named(*READS.split()):
     rule(_function)(partial(_refuse, _function))
 for _function in named(*BUFFERS.split()):
     rule(_function)(partial(_buffer, _function))
+ATTRIBUTES["__cuda_array_interface__"] = _interface

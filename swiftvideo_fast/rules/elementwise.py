@@ -4,9 +4,11 @@ import math
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from swiftvideo_fast.dual import parts, rule, tangent
+from swiftvideo_fast.dispatch import rule, tangent
+from swiftvideo_fast.dual import parts
 
 aten = torch.ops.aten
 
@@ -40,25 +42,36 @@ UNARY = {                                    # name: t -> tangent, given y = f(x
 
 BY_BACKWARD = {           # f acts on each element alone, so its backward of t is its tangent
     "silu": aten.silu_backward,
-    "gelu": aten.gelu_backward,
     "mish": aten.mish_backward,
     "hardswish": aten.hardswish_backward,
     "hardsigmoid": aten.hardsigmoid_backward,
 }
 
 
-def _unary(formula, y, x, *_, **__):
-    return formula(y, x.p, x.tangent)
+def _wide(y: Tensor) -> torch.dtype:
+    """The dtype that torch's kernels compute in."""
+    return torch.promote_types(y.dtype, torch.float32)
 
 
-def _by_backward(backward, y, x, *_, inplace=False, **kwargs):
-    return backward(x.tangent.to(y.dtype), x.p.to(y.dtype), **kwargs)
+def _unary(formula, y, input):
+    return formula(y, *parts(input))
+
+
+def _by_backward(backward, y, input, inplace=False):
+    x, t = parts(input)
+    return backward(t.to(y.dtype), x.to(y.dtype))
 
 
 for _name, _formula in UNARY.items():
     tangent(_name)(partial(_unary, _formula))
 for _name, _backward in BY_BACKWARD.items():
     tangent(_name)(partial(_by_backward, _backward))
+
+
+@tangent("gelu")
+def gelu(y, input, *, approximate="none"):
+    x, t = parts(input)
+    return aten.gelu_backward(t.to(y.dtype), x.to(y.dtype), approximate=approximate)
 
 
 def total(terms) -> Tensor | None:
@@ -76,7 +89,7 @@ def add(y, input, other, *, alpha=1):
     (_, ta), (_, tb) = parts(input), parts(other)
     tb = tb if alpha == 1 else _times(tb, alpha)
     if ta is None or tb is None:
-        return _fresh(tb if ta is None else ta)
+        return fresh(tb if ta is None else ta)
     return ta + tb
 
 
@@ -85,13 +98,13 @@ def sub(y, input, other, *, alpha=1):
     (_, ta), (_, tb) = parts(input), parts(other)
     tb = tb if alpha == 1 else _times(tb, alpha)
     if ta is None or tb is None:
-        return -tb if ta is None else _fresh(ta)
+        return -tb if ta is None else fresh(ta)
     return ta - tb
 
 
-def _fresh(t: Tensor) -> Tensor:
+def fresh(t: Tensor | None) -> Tensor | None:
     """x + 1 is not x, so its tangent must not be x's own memory."""
-    return t.clone()
+    return None if t is None else t.clone()
 
 
 @tangent("rsub", "__rsub__")
@@ -139,34 +152,46 @@ def rpow(input, other):
 
 
 @tangent("abs", "absolute", "__abs__")
-def absolute(y, x):
-    return (x.tangent.conj() * x.p.sgn()).real if x.p.is_complex() else x.tangent * x.p.sgn()
+def absolute(y, input):
+    x, t = parts(input)
+    return (t.conj() * x.sgn()).real if x.is_complex() else t * x.sgn()
 
 
 @tangent("softplus")
-def softplus(y, x, beta=1, threshold=20):
-    return aten.softplus_backward(x.tangent, x.p, beta, threshold)
+def softplus(y, input, beta=1, threshold=20):
+    x, t = parts(input)
+    return aten.softplus_backward(t, x, beta, threshold)
 
 
-@tangent("elu")
-def elu(y, x, alpha=1.0, *_, **__):
-    return aten.elu_backward(x.tangent, alpha, 1.0, 1.0, False, x.p)
+@tangent(F.elu)
+def elu(y, input, alpha=1.0, inplace=False):
+    x, t = parts(input)
+    return aten.elu_backward(t, alpha, 1.0, 1.0, False, x)
+
+
+@tangent(torch._C._nn.elu)
+def native_elu(y, input, alpha=1, scale=1, input_scale=1):
+    x, t = parts(input)
+    return aten.elu_backward(t, alpha, scale, input_scale, False, x)
 
 
 @tangent("leaky_relu")
-def leaky_relu(y, x, negative_slope=0.01, *_, **__):
-    return aten.leaky_relu_backward(x.tangent, x.p, negative_slope, False)
+def leaky_relu(y, input, negative_slope=0.01, inplace=False):
+    x, t = parts(input)
+    return aten.leaky_relu_backward(t, x, negative_slope, False)
 
 
 @tangent("glu")
-def glu(y, x, dim=-1):
-    return aten.glu_jvp(y, x.p, x.tangent, dim)
+def glu(y, input, dim=-1):
+    (a, b), (ta, tb) = (x.to(_wide(y)).chunk(2, dim) for x in parts(input))
+    s = b.sigmoid()
+    return s * (ta + a * (1 - s) * tb)
 
 
 @tangent("addcmul")
 def addcmul(y, input, tensor1, tensor2, *, value=1):
     (_, t), (a, ta), (b, tb) = map(parts, (input, tensor1, tensor2))
-    return total([t if t is None else t.clone(), _times(_times(ta, b), value), _times(_times(tb, a), value)])
+    return total([fresh(t), _times(_times(ta, b), value), _times(_times(tb, a), value)])
 
 
 @tangent("lerp")

@@ -11,40 +11,65 @@ same bits, and the whole agrees with torch.func.jvp to float64.
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from swiftvideo_fast.dual import parts, tangent
-from swiftvideo_fast.rules.elementwise import total
+from swiftvideo_fast.dispatch import tangent
+from swiftvideo_fast.dual import parts
+from swiftvideo_fast.rules.elementwise import fresh, total
 
 
 def _mean_under_softmax(x: Tensor, t: Tensor, dim: int) -> Tensor:
+    if x.numel() == 0:
+        return torch.zeros_like(t)
     e = (x - x.amax(dim, keepdim=True)).exp()
     return (e * t).sum(dim, keepdim=True) / e.sum(dim, keepdim=True)
 
 
-@tangent("softmax")
-def softmax(y, input, dim=None, *_, **__):
-    x, t = (a.to(y.dtype) for a in parts(input))
+@tangent(torch.softmax, Tensor.softmax, torch.special.softmax)
+def softmax(y, input, dim, dtype=None):
+    x, t = _wide(y, *parts(input))
+    y = y if y.dtype == x.dtype else torch.softmax(x, dim)
     return y * (t - _mean_under_softmax(x, t, dim))
 
 
-@tangent("log_softmax")
-def log_softmax(y, input, dim=None, *_, **__):
-    x, t = (a.to(y.dtype) for a in parts(input))
+@tangent(torch.log_softmax, Tensor.log_softmax, torch.special.log_softmax)
+def log_softmax(y, input, dim, dtype=None):
+    x, t = _wide(y, *parts(input))
     return t - _mean_under_softmax(x, t, dim)
+
+
+@tangent(F.softmax)
+def functional_softmax(y, input, dim=None, _stacklevel=3, dtype=None):
+    return softmax(y, input, _named(dim, y))
+
+
+@tangent(F.log_softmax)
+def functional_log_softmax(y, input, dim=None, _stacklevel=3, dtype=None):
+    return log_softmax(y, input, _named(dim, y))
+
+
+def _named(dim: int | None, y: Tensor) -> int:
+    """The axis torch takes where none is given."""
+    return (0 if y.dim() in (0, 1, 3) else 1) if dim is None else dim
+
+
+def _wide(y: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """In the dtype torch's kernels compute in."""
+    return [a.to(torch.promote_types(y.dtype, torch.float32)) for a in tensors]
 
 
 @tangent("layer_norm")
 def layer_norm(y, input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
     (x, tx), (w, tw), (_, tb) = parts(input), parts(weight), parts(bias)
-    n, tn = _standardised(x.to(y.dtype), tx, normalized_shape, eps)
+    n, tn = _standardised(*_wide(y, x), tx, normalized_shape, eps)
     return _affine(y, n, tn, w, tw, tb)
 
 
 @tangent("group_norm")
 def group_norm(y, input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
     (x, tx), (w, tw), (_, tb) = parts(input), parts(weight), parts(bias)
-    x, tx = _shaped((x.shape[0], num_groups, -1), x.to(y.dtype), tx)
+    x, tx = _shaped((x.shape[0], num_groups, -1), *_wide(y, x), tx)
     n, tn = _shaped(y.shape, *_standardised(x, tx, x.shape[2:], eps))
     return _affine(y, n, tn, *_shaped((-1, *[1] * (y.dim() - 2)), w, tw, tb))
 
@@ -69,13 +94,24 @@ def _standardised(x: Tensor, tx: Tensor | None, shape, eps: float) -> tuple[Tens
 def rms_norm(y, input, normalized_shape, weight=None, eps=None):
     (x, tx), (w, tw) = parts(input), parts(weight)
     dims, wide = _last(normalized_shape), torch.promote_types(x.dtype, torch.float32)
-    eps = torch.finfo(x.dtype).eps if eps is None else eps
     x, tn = x.to(wide), None
-    r = torch.rsqrt(x.pow(2).mean(dims, keepdim=True) + eps)
+    r = torch.rsqrt(x.pow(2).mean(dims, keepdim=True) + (EPS[parts(input)[0].dtype] if eps is None else eps))
     if tx is not None:
         tx = tx.to(wide)
         tn = tx * r + x * (-(r**3) * (x * tx).mean(dims, keepdim=True))
     return _affine(y, x * r, tn, w, tw, None)
+
+
+def _default_eps(dtype: torch.dtype) -> float:
+    """What torch adds where no eps is given: it changed from the eps of the storage to that of the
+    arithmetic."""
+    x = torch.full((1, 2), 1e-3, dtype=dtype)
+    y = torch.rms_norm(x, (2,)).double()[0, 0]
+    candidates = (torch.finfo(dtype).eps, torch.finfo(torch.promote_types(dtype, torch.float32)).eps)
+    return min(candidates, key=lambda eps: abs(1e-3 / math.sqrt(1e-6 + eps) - y))
+
+
+EPS = {dtype: _default_eps(dtype) for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 
 
 def _last(shape) -> list[int]:
@@ -84,5 +120,5 @@ def _last(shape) -> list[int]:
 
 def _affine(y, n, tn, w, tw, tb):
     """The tangent of n w + b."""
-    terms = tn if tn is None or w is None else tn * w, None if tw is None else n * tw, tb
-    return total(terms).expand(y.shape)
+    terms = tn if tn is None or w is None else tn * w, None if tw is None else n * tw
+    return total((*terms, fresh(tb))).expand(y.shape)

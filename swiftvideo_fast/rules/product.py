@@ -6,17 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swiftvideo_fast.dual import named, parts, primals, rule, tangent
-from swiftvideo_fast.rules.elementwise import total
+from swiftvideo_fast.dispatch import named, rule, tangent
+from swiftvideo_fast.dual import parts, primals
+from swiftvideo_fast.rules.elementwise import fresh, total
 
 BILINEAR = "matmul __matmul__ mm bmm mv dot vdot inner outer ger kron"
 CONVOLUTIONS = "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"
 
 
-def _bilinear(function, y, a, b, **kwargs):
-    (a, ta), (b, tb) = parts(a), parts(b)
-    return total([None if ta is None else function(ta, b, **kwargs),
-                  None if tb is None else function(a, tb, **kwargs)])
+def _bilinear(function, y, input, other):
+    (a, ta), (b, tb) = parts(input), parts(other)
+    return total([None if ta is None else function(ta, b), None if tb is None else function(a, tb)])
 
 
 for _function in named(*BILINEAR.split()):
@@ -24,9 +24,9 @@ for _function in named(*BILINEAR.split()):
 
 
 @tangent("_grouped_mm", "grouped_mm")
-def grouped_mm(y, a, b, *, bias=None, **kwargs):
+def grouped_mm(y, mat_a, mat_b, offs=None, bias=None, out_dtype=None):
     """The experts of a mixture; torch itself takes no bias yet."""
-    return _bilinear(torch._grouped_mm, y, a, b, **kwargs)
+    return _bilinear(partial(torch._grouped_mm, offs=offs, out_dtype=out_dtype), y, mat_a, mat_b)
 
 
 @rule(Tensor.__rmatmul__)
@@ -37,16 +37,16 @@ def rmatmul(input, other):
 @tangent("linear")
 def linear(y, input, weight, bias=None):
     (x, tx), (w, tw), (_, tb) = parts(input), parts(weight), parts(bias)
-    terms = [None if tx is None else F.linear(tx, w), None if tw is None else F.linear(x, tw), tb]
+    terms = [None if tx is None else F.linear(tx, w), None if tw is None else F.linear(x, tw), fresh(tb)]
     return total(terms).expand(y.shape)
 
 
-def _convolution(axes, function, y, input, weight, bias=None, *args, **kwargs):
+def _convolution(axes, function, y, input, weight, bias=None, *args):
     (x, tx), (w, tw), (_, tb) = parts(input), parts(weight), parts(bias)
     return total([
-        None if tx is None else function(tx, w, None, *args, **kwargs),
-        None if tw is None else function(x, tw, None, *args, **kwargs),
-        None if tb is None else tb.view(-1, *[1] * axes),
+        None if tx is None else function(tx, w, None, *args),
+        None if tw is None else function(x, tw, None, *args),
+        None if tb is None else tb.reshape(-1, *[1] * axes).expand(y.shape).clone(),
     ])
 
 
@@ -56,14 +56,14 @@ for _name in CONVOLUTIONS.split():
 
 
 @tangent("einsum")
-def einsum(y, equation, *operands, **kwargs):
-    """torch.einsum, whose operands come one by one or as one list."""
-    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
-        operands = operands[0]
-    operands = list(operands)
-    plain = primals(operands)
-    return total([torch.einsum(equation, *plain[:i], t, *plain[i + 1:])
-                  for i, (_, t) in enumerate(map(parts, operands)) if t is not None])
+def einsum(y, *args):
+    """After an equation come operands, or one list of them; without one, operands and lists of axes in
+    turn."""
+    if isinstance(args[0], str) and len(args) == 2 and isinstance(args[1], list | tuple):
+        args = args[0], *args[1]
+    plain = primals(list(args))
+    return total([torch.einsum(*plain[:i], t, *plain[i + 1:])
+                  for i, (_, t) in enumerate(map(parts, args)) if t is not None])
 
 
 def _with_addend(product, y, input, a, b, *, beta=1, alpha=1):

@@ -3,6 +3,7 @@
 Both are written where they lie, so every view of the Dual sees the write.
 """
 
+from contextlib import nullcontext
 from functools import partial
 from inspect import signature
 from types import FunctionType
@@ -11,22 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swiftvideo_fast.dual import (
+from swiftvideo_fast.dispatch import (
     IN_PLACE_OPERATORS,
     NAMESPACES,
     RULES,
-    Dual,
-    NoTangent,
     by_torch,
     call,
     name_of,
     named,
-    parts,
-    primals,
     rule,
 )
+from swiftvideo_fast.dual import Dual, NoTangent, parts, primals
+from swiftvideo_fast.layout import zeros_as
 
 FILLS = "zero_ normal_ uniform_ bernoulli_ exponential_ geometric_ cauchy_ log_normal_ random_"
+RANDOM = {"dropout_", "alpha_dropout_", "feature_dropout_", "feature_alpha_dropout_", "rrelu_", "bernoulli_"}
 RESHAPES = "squeeze_ unsqueeze_ transpose_ swapaxes_ swapdims_ t_ as_strided_"
 
 
@@ -39,7 +39,7 @@ def _target(function, x) -> Dual:
 
 def _set_tangent(x: Dual, t: Tensor | None, index=...) -> None:
     if x.tangent is None and t is not None:
-        x.tangent = torch.zeros_like(x.p, requires_grad=False)
+        x.tangent = zeros_as(x.p)
     if x.tangent is not None:
         with torch.no_grad():
             x.tangent[index] = 0 if t is None else t
@@ -55,15 +55,24 @@ def _overwrite(x: Dual, y) -> Dual:
 def _in_place(function, out_of_place, x, *args, **kwargs):
     """With the tape on, torch's own function writes the primal: it knows what backward must keep."""
     _target(function, x)
-    with torch.no_grad():
+    taped = torch.is_grad_enabled()
+    with torch.no_grad(), same_draw(function, x.p.device) if taped else nullcontext():
         y = call(out_of_place, (x, *args), kwargs)
     if y.shape != x.shape:
         raise NoTangent(f"{name_of(function)}: would resize a Dual from {tuple(x.shape)} to {tuple(y.shape)}")
-    if not torch.is_grad_enabled():
+    if not taped:
         return _overwrite(x, y)
     function(x.p, *primals(args), **primals(kwargs))
     _set_tangent(x, parts(y)[1])
     return x
+
+
+def same_draw(function, device: torch.device):
+    """What is drawn inside is drawn again after, by the same function in place."""
+    if getattr(function, "__name__", "") not in RANDOM:
+        return nullcontext()
+    devices = [] if device.type == "cpu" else [device]
+    return torch.random.fork_rng(devices, device_type=device.type if devices else "cuda")
 
 
 def _flagged(out_of_place, position, x, *args, inplace=False, **kwargs):
@@ -80,13 +89,8 @@ def setitem(x, index, value):
 
 
 @rule(Tensor.copy_)
-def copy_(x, source, non_blocking=False):
-    return _overwrite(_target(Tensor.copy_, x), source)
-
-
-@rule("dropout_")
-def dropout_(x, p, train):
-    return _overwrite(x, torch.dropout(x, p, train))
+def copy_(x, src, non_blocking=False):
+    return _overwrite(_target(Tensor.copy_, x), src)
 
 
 @rule(Tensor.requires_grad_)
@@ -120,8 +124,8 @@ for _function in named(*RESHAPES.split()):
 for _name in {n for home in NAMESPACES for n in dir(home) if n.endswith("_") and not n.startswith("_")}:
     for _home, _function in [(h, getattr(h, _name)) for h in NAMESPACES if callable(getattr(h, _name, None))]:
         _twins = [getattr(h, _name[:-1]) for h in (_home, *NAMESPACES) if hasattr(h, _name[:-1])]
-        if _twins:
-            RULES.setdefault(_function, partial(_in_place, _function, _twins[0]))
+        if _twins and _function not in RULES:
+            rule(_function)(partial(_in_place, _function, _twins[0]))
 for _name in IN_PLACE_OPERATORS:
     _function = getattr(Tensor, _name)
     rule(_function)(partial(_in_place, _function, getattr(Tensor, _name.replace("__i", "__", 1))))
@@ -129,4 +133,6 @@ for _function in [f for f in vars(F).values() if isinstance(f, FunctionType)]:
     if "inplace" not in signature(_function).parameters:
         continue
     _position = list(signature(_function).parameters).index("inplace") - 1
-    rule(_function)(partial(_flagged, RULES.get(_function) or partial(_by_torch, _function), _position))
+    rule(_function)(partial(_flagged, RULES[_function][0] if _function in RULES
+        else partial(_by_torch, _function),
+                            _position))

@@ -1,0 +1,71 @@
+"""What Dynamo must know of Duals, taught to it when it first traces a jvp; to all else it makes no
+difference.
+
+By itself it takes the operators of a Dual and a tensor for the tensor's, with the arguments swapped, so that
+`dual @ tensor` becomes `tensor @ dual` and `dual += tensor` a sum; and it answers `isinstance` and
+`torch.is_tensor` from the class alone.
+"""
+
+import operator
+from functools import cache
+
+import torch
+from torch import Tensor
+
+BINARY = "add sub mul truediv pow matmul mod floordiv and_ or_ xor lshift rshift eq ne lt le gt ge"
+OPERATORS = {getattr(operator, name): name for name in BINARY.split()}
+IN_PLACE = {getattr(operator, f"i{name}"): f"__i{name}__" for name in
+            "add sub mul truediv pow mod floordiv".split()}
+OPERATORS[operator.imatmul] = "matmul"                          # a tensor has no __imatmul__
+REFLECTED = {"eq": "eq", "ne": "ne", "lt": "gt", "gt": "lt", "le": "ge", "ge": "le"}
+
+
+@torch.compiler.assume_constant_result
+def prepare() -> None:
+    """Runs while Dynamo traces; teaches once a process."""
+    _teach()
+
+
+@cache
+def _teach() -> None:
+    from torch._dynamo.variables import ConstantVariable
+    from torch._dynamo.variables.builtin import BuiltinVariable
+    from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
+    from torch._dynamo.variables.user_defined import UserDefinedObjectVariable
+
+    from swiftvideo_fast.dual import Dual
+
+    operate, ask = BuiltinVariable._handle_insert_op_in_graph, BuiltinVariable.call_isinstance
+
+    def is_dual(variable) -> bool:
+        return isinstance(variable, UserDefinedObjectVariable) and variable.python_type() is Dual
+
+    def operate_as_python(self, tx, args, kwargs):
+        if len(args) == 2 and not kwargs and any(map(is_dual, args)):
+            if self.fn in IN_PLACE and is_dual(args[0]):
+                return args[0].call_method(tx, IN_PLACE[self.fn], [args[1]], {})
+            if self.fn in OPERATORS:
+                name = OPERATORS[self.fn].rstrip("_")
+                if is_dual(args[0]):
+                    return args[0].call_method(tx, f"__{name}__", [args[1]], {})
+                return args[1].call_method(tx, f"__{REFLECTED.get(name, 'r' + name)}__", [args[0]], {})
+        return operate(self, tx, args, kwargs)
+
+    def call_matmul(self, tx, a, b):
+        return operate_as_python(self, tx, [a, b], {}) if is_dual(a) and is_dual(b) else None
+
+    def call_isinstance(self, tx, arg, kinds):
+        if is_dual(arg):
+            given = kinds.as_python_constant()
+            given = given if isinstance(given, tuple) else (given,)
+            return ConstantVariable.create(Tensor in given or Dual in given)
+        return ask(self, tx, arg, kinds)
+
+    BuiltinVariable._handle_insert_op_in_graph = operate_as_python
+    BuiltinVariable.call_matmul = BuiltinVariable.call_imatmul = call_matmul
+    BuiltinVariable.call_isinstance = call_isinstance
+    BuiltinVariable.call_function_handler_cache.clear()
+    handlers = TorchInGraphFunctionVariable._get_handlers()
+    is_tensor = handlers[torch.is_tensor]
+    handlers[torch.is_tensor] = lambda self, tx, arg: (
+        ConstantVariable.create(True) if is_dual(arg) else is_tensor(self, tx, arg))

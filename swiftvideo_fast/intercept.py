@@ -1,0 +1,136 @@
+"""Python functions that take tensors past torch's dispatch, replaced while some jvp runs and only then."""
+
+import inspect
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from types import FunctionType
+
+from torch._functorch import apis
+from torch.utils import checkpoint
+from torch.utils._pytree import register_pytree_node, tree_map
+
+from swiftvideo_fast.dual import HERE, Dual, some
+from swiftvideo_fast.layout import zeros_as
+from swiftvideo_fast.rules.flash import HOMES, NAMES, flash
+
+LOCK = threading.Lock()
+running = 0
+undo: list[Callable] = []
+ORIGINALS: dict[str, Callable] = {}
+
+
+def begin() -> None:
+    """A jvp call starts, in whichever thread; the first replaces."""
+    global running
+    with LOCK:
+        running += 1
+        if running == 1:
+            _replace(checkpoint, "_checkpoint_without_reentrant_generator", _checkpointed)
+            _replace(apis, "vmap_impl", _vmapped)
+            for module in [sys.modules[m] for m in HOMES if m in sys.modules]:
+                for name in [n for n in NAMES if hasattr(module, n)]:
+                    _enter(module, name)
+
+
+def end() -> None:
+    """A jvp call is over; the last puts back."""
+    global running
+    with LOCK:
+        running -= 1
+        while running == 0 and undo:
+            undo.pop()()
+
+
+def _replace(module, name: str, around: Callable) -> None:
+    original = getattr(module, name)
+    setattr(module, name, lambda *args, **kwargs: around(original, *args, **kwargs))
+    undo.append(lambda: setattr(module, name, original))
+
+
+# --- non-reentrant checkpoints ---------------------------------------------------------------------------
+
+
+def _checkpointed(original, function, *settings_and_args, **kwargs):
+    """The recompute comes in the backward, when the jvp call is over: it runs under that call again.
+
+    The arguments that are Duals are kept as they are, so that their values are checked here as torch checks
+    saved tensors.
+    """
+    forward = HERE.level
+    if forward is None:
+        return original(function, *settings_and_args, **kwargs)
+    forward.recomputed, duals = True, []
+    some(lambda x: duals.append((x.p, x.p._version)), [settings_and_args, kwargs])
+
+    def again(*args, **kwargs):
+        if any(p._version != version for p, version in duals):
+            raise RuntimeError("checkpoint: an argument was modified in place before its recomputation")
+        with forward.again():
+            return function(*args, **kwargs)
+    return original(again, *settings_and_args, **kwargs)
+
+
+# --- vmap ------------------------------------------------------------------------------------------------
+
+
+class Pair:
+    """A Dual on its way through vmap: a node with two leaves."""
+
+    def __init__(self, p, t):
+        self.p, self.t = p, t
+
+
+register_pytree_node(Pair, lambda pair: ([pair.p, pair.t], None), lambda leaves, _: Pair(*leaves))
+
+
+def _paired(tree):
+    return tree_map(lambda x: Pair(x.p, zeros_as(x.p) if x.tangent is None else x.tangent)
+                    if isinstance(x, Dual) else x, tree)
+
+
+def _unpaired(tree):
+    return tree_map(lambda x: Dual(x.p, x.t) if isinstance(x, Pair) else x, tree,
+                    is_leaf=lambda x: isinstance(x, Pair))
+
+
+def _vmapped(original, function, *settings, **kwargs):
+    """vmap of value and tangent together, inside the jvp call that runs."""
+    in_dims, out_dims, randomness, chunk_size, args = *settings[:4], settings[4:]
+    if HERE.level is None:
+        return original(function, *settings, **kwargs)
+
+    def apply(*args, **kwargs):
+        return _paired(function(*_unpaired(args), **_unpaired(kwargs)))
+    args, kwargs = _paired(args), _paired(kwargs)
+    return _unpaired(original(apply, in_dims, out_dims, randomness, chunk_size, *args, **kwargs))
+
+
+# --- flash attention -------------------------------------------------------------------------------------
+
+
+def _enter(module, name: str) -> None:
+    """Let calls of flash attention, under whatever name it was imported, come to `rules.flash`."""
+    function = getattr(module, name)
+    if not isinstance(function, FunctionType) or function.__closure__:
+        return _replace(module, name, partial(_attended, inspect.signature(function)))
+    code = function.__code__
+    if code.co_filename == __file__:
+        return None                                                # reached by another module's name before
+    original = FunctionType(code, function.__globals__, name, function.__defaults__)
+    original.__kwdefaults__ = function.__kwdefaults__
+    ORIGINALS[f"{function.__module__}.{name}"] = partial(_attended, inspect.signature(original), original)
+    source = f"def {name}(*args, **kwargs):\n" \
+             "    from swiftvideo_fast.intercept import ORIGINALS\n" \
+             f"    return ORIGINALS[{function.__module__ + '.' + name!r}](*args, **kwargs)\n"
+    made: dict = {}
+    exec(compile(source, __file__, "exec"), made)
+    function.__code__ = made[name].__code__
+    undo.append(lambda: setattr(function, "__code__", code))
+
+
+def _attended(signature: inspect.Signature, original: Callable, *args, **kwargs):
+    if HERE.level is None or not some(lambda x: True, [args, kwargs]):
+        return original(*args, **kwargs)
+    return flash(original.__name__, signature, args, kwargs)

@@ -1,0 +1,115 @@
+"""`isinstance(x, torch.Tensor)` is true of a Dual where Python code asks, and false where C++ does.
+
+C++ takes a true answer as leave to read the object's memory as a tensor's.  Both read `__class__`; the frame
+that asks tells them apart: in Python it stands at a call of `isinstance`, at a class pattern, or at the
+attribute
+itself.  Any other asker gets the real class, and so do the parts of torch and DeepSpeed that hand what they
+find to C++.
+"""
+
+import dis
+import sys
+from functools import cache
+from types import CodeType, FrameType, UnionType
+
+import torch
+
+TO_CPP = ("torch._dynamo", "torch._functorch", "torch.autograd", "torch.nn.parallel", "torch.distributed",
+          "torch.fx", "torch._subclasses", "torch._library", "torch._higher_order_ops", "torch.jit",
+          "deepspeed")
+LEGACY = type(torch.FloatTensor)
+CALLS = {"CALL", "PRECALL"}     # once warm, Python 3.11 calls isinstance at PRECALL
+SAVES = "_CheckpointFrame.save_inputs"                          # of torch.utils.checkpoint
+
+
+def claimed(self: object) -> type:
+    """What `__class__` of a Dual answers."""
+    if torch.compiler.is_compiling():
+        return type(self)
+    frame = sys._getframe(1)
+    if frame.f_globals.get("__name__", "").startswith(TO_CPP) or frame.f_code.co_qualname.startswith(SAVES):
+        return type(self)
+    question = _questions(frame.f_code).get(frame.f_lasti)
+    if question is None:
+        return type(self)
+    kinds = list(_flat(_evaluated(question, frame)))
+    if any([isinstance(kind, LEGACY) for kind in kinds]):           # C++ again
+        raise TypeError("isinstance: of a tensor that jvp differentiates, ask x.dtype; "
+                        "torch.FloatTensor and its like read C++ memory")
+    return torch.Tensor if kinds else type(self)
+
+
+@cache
+def _questions(code: CodeType) -> dict[int, list[dis.Instruction]]:
+    """Where this code calls isinstance, matches a class or reads __class__: what names the class asked
+    for."""
+    found, called, before = {}, set(), []
+    for at in dis.get_instructions(code):
+        begins = None if at.positions is None or at.positions.col_offset is None else at.positions[0::2]
+        if at.opname.startswith(("LOAD_GLOBAL", "LOAD_NAME")) and at.argval == "isinstance":
+            called.add(begins)
+        if at.opname in CALLS and begins is not None and begins in called:
+            found[at.offset] = _last_operand(before)
+        elif at.opname == "MATCH_CLASS":
+            found[at.offset] = _last_operand(before[:-1])                     # names of attributes come last
+        elif at.opname == "LOAD_ATTR" and at.argval == "__class__":
+            found[at.offset] = []
+        if at.opname not in ("CACHE", "PRECALL", "EXTENDED_ARG", "PUSH_NULL"):
+            before.append(at)
+    return found
+
+
+def _last_operand(instructions: list[dis.Instruction]) -> list[dis.Instruction] | None:
+    """The instructions that push the last value on the stack; None if they are more than names in a tuple."""
+    wanted = 1
+    for back, at in enumerate(reversed(instructions), 1):
+        if at.opname == "BUILD_TUPLE":
+            wanted += at.arg - 1
+        elif at.opname == "BINARY_OP" and at.argrepr == "|":
+            wanted += 1
+        elif at.opname.startswith("LOAD_FAST_") and isinstance(at.argval, tuple):
+            wanted -= 2
+        elif at.opname.startswith(("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FAST", "LOAD_DEREF", "LOAD_CONST")):
+            wanted -= 1
+        elif at.opname != "LOAD_ATTR":
+            return None
+        if wanted <= 0:
+            return instructions[-back:]
+    return None
+
+
+def _evaluated(instructions: list[dis.Instruction] | None, frame: FrameType):
+    """The value they push in this frame.  Empty: whatever has the class."""
+    if instructions is None:
+        return ()
+    if not instructions:
+        return torch.Tensor
+    stack: list = []
+    for at in instructions:
+        if at.opname == "BUILD_TUPLE":
+            stack[len(stack) - at.arg:] = [tuple(stack[len(stack) - at.arg:])]
+        elif at.opname == "BINARY_OP":
+            stack[-2:] = [stack[-2] | stack[-1]]
+        elif at.opname == "LOAD_ATTR":
+            stack[-1] = getattr(stack[-1], at.argval)
+        elif at.opname == "LOAD_CONST":
+            stack.append(at.argval)
+        else:
+            names = at.argval if isinstance(at.argval, tuple) else (at.argval,)
+            stack += [_looked_up(name, frame) for name in names]
+    return stack[-1]
+
+
+def _looked_up(name: str, frame: FrameType):
+    for names in (frame.f_locals, frame.f_globals, frame.f_builtins):
+        if name in names:
+            return names[name]
+    return ()
+
+
+def _flat(kinds):
+    if isinstance(kinds, tuple | UnionType):
+        for kind in kinds if isinstance(kinds, tuple) else kinds.__args__:
+            yield from _flat(kind)
+    else:
+        yield kinds
