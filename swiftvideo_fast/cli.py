@@ -68,7 +68,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--codec", help="as model.codec: the file or folder that the family's codec is read from")
     p.add_argument("--weights", help="as model.weights: a network's, for the sizes that the codec wants")
     p.add_argument("--preset", help="as model.preset, in place of --weights")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
     p = configured(run_train, "train", "train or distil; a run cut short goes on from its last checkpoint")
     p.add_argument("--resume", choices=("auto", "never"), default="auto",
@@ -145,7 +144,7 @@ def run_encode(args: argparse.Namespace) -> None:
     family = args.tables.families[args.family]
     model = Model(family=args.family, codec=args.codec, weights=args.weights, preset=args.preset)
     sizes = sizes_of(family, model) if args.weights or args.preset else None
-    encode.run(args, family.codec(model, sizes), args.device)
+    encode.run(args, family.codec(model, sizes))
 
 
 def run_train(args: argparse.Namespace) -> None:

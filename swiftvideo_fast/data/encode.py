@@ -42,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--passes", type=int, default=1, help="windows of each video (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="decides where in a video its windows begin")
     parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16", help="of the stored tensors")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="where the codec and DALI's decoder run (default: the GPU, if there is one)")
     parser.add_argument("--decoder", choices=DECODERS, default="auto", help="auto: DALI on a GPU, else PyAV")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="windows decoded at once")
     parser.add_argument("--rank", type=int, default=os.environ.get("RANK", "0"), help="default: $RANK or 0")
@@ -56,14 +58,14 @@ def framing_of(args: argparse.Namespace) -> Framing:
     return Framing(args.frames, args.rate, int(width), int(height))
 
 
-def run(args: argparse.Namespace, codec: Codec, device: torch.device | str = "cpu") -> None:
-    """codec: the family's.  device: where its output and DALI's decoder are."""
+def run(args: argparse.Namespace, codec: Codec) -> None:
+    """codec: the family's."""
     if not 0 <= args.rank < args.world:
         raise ValueError(f"--rank {args.rank} of --world {args.world}; want a rank below it")
     if args.passes < 1 or args.threads < 1:
         raise ValueError(f"--passes {args.passes} --threads {args.threads}; want 1 or more")
     job = Job(Index(args.index), args.out, codec, framing_of(args), seed=args.seed, passes=args.passes,
-              dtype=args.dtype, decode=decoder(args.decoder, device), device=device)
+              dtype=args.dtype, decode=decoder(args.decoder, args.device), device=args.device)
     job.write(range(args.rank, job.shards, args.world), args.threads, args.rank, args.world)
     print(f"{args.out}: {job.windows} windows of {len(job.rows)} videos, rank {args.rank} of {args.world}; "
           f"{len(job.rejects)} left out" + (f", see {args.out / 'rejects.csv'}" if job.rejects else ""))

@@ -61,7 +61,7 @@ class VideoSource:
     def __init__(self, options: VideoOptions, codec: Codec, seed: int = 0, pixels: bool = False):
         self.index, self.codec, self.pixels = Index(options.index), codec, pixels
         self.framing = Framing(options.frames, options.rate, options.width, options.height)
-        self.device = codec.null_text.device
+        self.device = torch.device(getattr(codec, "device", "cpu"))
         self.decode = decoder(options.decoder, self.device)
         self.rows = np.flatnonzero(self.framing.fits(self.index.seconds)).tolist()
         self.held = held_out(self.rows, options.held_out)
@@ -102,7 +102,7 @@ class VideoSource:
         with torch.no_grad():
             x0, frames, image = self.codec.encode_pixels(to_unit(pixels))
             text = torch.stack([self.text(caption) for caption in captions])
-        condition = Condition(frames, text, self.codec.null_text, image)
+        condition = Condition(frames, text, self.codec.null_text.to(text), image)
         return Batch(x0.float(), condition, captions, pixels=pixels if self.pixels else None)
 
     def window(self, epoch: int, row: int, seed: int) -> tuple[Tensor, str]:
