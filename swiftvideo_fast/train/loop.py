@@ -96,6 +96,8 @@ def train(run: Run) -> Path:
                 log.sync()
                 checkpoint.save(folder, done, parts=run.parts, keep=cfg.run.keep, ranks=ranks,
                                 state={"config": to_dict(cfg), "skipped": skips})
+    if hasattr(run.source, "close"):
+        run.source.close()                                      # of what it was drawing ahead
     for role, file in run.exported.items() if ranks.rank == 0 else ():
         run.export(checkpoint.newest(folder), role, file)
     ranks.gather("exported")
