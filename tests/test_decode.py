@@ -3,6 +3,7 @@
 import logging
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import made
@@ -91,6 +92,28 @@ def test_a_window_after_a_seek_has_the_bytes_of_decoding_from_the_start(encoder,
     for start in range(110):
         got = window(path, start, framing).permute(1, 2, 3, 0).numpy()
         assert np.array_equal(got, np.stack(whole[start:start + 4])), start
+
+
+def test_a_frame_before_the_keyframe_that_a_seek_lands_on_is_not_taken():
+    """A decoder may show frame 98, broken, after a seek that landed on the keyframe at 100."""
+    def frame(pts: int, key: bool, good: bool = True) -> SimpleNamespace:
+        return SimpleNamespace(pts=pts, key_frame=key, good=good)
+
+    class Container:
+        streams = SimpleNamespace(video=[SimpleNamespace(codec_context=SimpleNamespace(width=64))])
+        shown = [frame(pts, pts % 50 == 0) for pts in range(0, 200, 2)]
+
+        def seek(self, target, stream):
+            self.shown = [frame(98, False, good=False), *(f for f in Container.shown if f.pts >= 100)]
+            if target < 90:
+                self.shown = [f for f in Container.shown if f.pts >= 50]
+
+        def decode(self, stream):
+            return iter(self.shown)
+
+    taken = []
+    decode._visit(Container(), [98, 100, 104], video(range(0, 200, 2), Fraction(1, 25)), taken.append)
+    assert [f.pts for f in taken] == [98, 100, 104] and all(f.good for f in taken)
 
 
 def test_a_frame_that_is_shown_twice_is_there_twice(tmp_path):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from swiftvideo_fast.data import files
-from swiftvideo_fast.data.decode import Framing, PyAv, Said, fit
+from swiftvideo_fast.data.decode import Framing, PyAv, LogOnce, fit
 from swiftvideo_fast.data.files import Place
 from swiftvideo_fast.data.probe import Video
 
@@ -38,7 +38,7 @@ class Dali:
         if not installed():
             raise ImportError("decoder=dali wants DALI: pip install 'swiftvideo_fast[dali]'")
         self.device, self.other = device, PyAv(smooth=True)
-        self._local, self._said = threading.local(), Said()
+        self._local, self._log_once = threading.local(), LogOnce()
         self.name = f"dali on {device.type}, else {self.other.name}"
 
     def takes(self, video: Video) -> bool:
@@ -50,7 +50,7 @@ class Dali:
                framing: Framing) -> Tensor:
         if not self.takes(video):
             return self.other.window(folder, place, video, indices, framing).to(self.device)
-        self._said(f"DALI ({'NVDEC' if self.device.type == 'cuda' else 'CPU'})", video.codec)
+        self._log_once(f"DALI ({'NVDEC' if self.device.type == 'cuda' else 'CPU'})", video.codec)
         try:
             frames = self.frames(files.read(folder, place), indices)
         except RuntimeError as why:

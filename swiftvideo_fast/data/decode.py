@@ -106,13 +106,13 @@ class PyAv:
     def __init__(self, smooth: bool = False):
         self.smooth = smooth
         self.name = "pyav" + (", smooth chroma" if smooth else "")
-        self._said = Said()
+        self._log_once = LogOnce()
 
     def window(self, folder: Path, place: Place, video: Video, indices: np.ndarray,
                framing: Framing) -> Tensor:
         import av
 
-        self._said(self.name, video.codec)
+        self._log_once(self.name, video.codec)
         wanted = {}
         for slot, time in enumerate(video.times[indices].tolist()):
             wanted.setdefault(time, []).append(slot)
@@ -190,7 +190,7 @@ def fit(frames_THWC: Tensor, video: Video, framing: Framing) -> Tensor:
     return (x if x.dtype == torch.uint8 else x.round_().clamp_(0, 255).byte()).permute(0, 2, 3, 1)
 
 
-class Said:
+class LogOnce:
     """Logs once which decoder takes a codec."""
 
     def __init__(self):
