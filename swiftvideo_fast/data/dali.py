@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from swiftvideo_fast.data import files
-from swiftvideo_fast.data.decode import Framing, PyAv, LogOnce, fit
+from swiftvideo_fast.data.decode import Framing, LogOnce, PyAv, fit
 from swiftvideo_fast.data.files import Place
 from swiftvideo_fast.data.probe import Video
 

@@ -131,6 +131,11 @@ class Joined(io.RawIOBase):
                 return count
         return 0
 
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
+        super().close()
+
 
 def group(places, key) -> dict[str, list[Place]]:
     """Places by key(place)."""
