@@ -8,8 +8,8 @@ import sys
 import bench
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")   # torch's profiler tells of each start and stop on stderr
-COMMANDS = ("compile_report", "gpu", "growth", "hopper_card", "hopper_report", "memory", "sampling", "step",
-            "sweep", "tune", "versus")
+COMMANDS = ("compile_report", "data", "gpu", "growth", "hopper_card", "hopper_report", "memory", "sampling",
+            "step", "sweep", "tune", "versus")
 
 if sys.argv[1:2] and sys.argv[1] in COMMANDS:
     command = importlib.import_module(f"bench.{sys.argv[1]}")

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from swiftvideo_fast import ops
+from swiftvideo_fast.data import dali
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "runs" / "gpu"
@@ -64,6 +65,9 @@ PARTS = {                               # another part is a line here
     "attention-small": bench("versus", "width_64", "small", seconds=35, peers=True),
     "hopper": Part(115, (*PYTHON, "bench", "hopper_card"), records=False),
 }
+
+if dali.installed():
+    PARTS["data"] = Part(40, (*PYTHON, "bench", "data", "--device", "cuda", "--seconds", "1"), records=False)
 
 
 def usual() -> list[str]:

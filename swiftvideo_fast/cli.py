@@ -12,13 +12,16 @@ import yaml
 
 from swiftvideo_fast import config, doctor, plan, release
 from swiftvideo_fast.atomic import whole
-from swiftvideo_fast.config import Config, Sample
+from swiftvideo_fast.config import Config, Model, Sample
+from swiftvideo_fast.config.strict import known_name
+from swiftvideo_fast.data import encode, index
 from swiftvideo_fast.data.clips import write_video
 from swiftvideo_fast.data.crops import EncodedCrops, fit_codec
 from swiftvideo_fast.data.pairs import folder_of
 from swiftvideo_fast.demo import demo
 from swiftvideo_fast.evaluate.benchmark import Benchmark, sample
 from swiftvideo_fast.evaluate.tables import Row, as_json, comparison
+from swiftvideo_fast.models.family import sizes_of
 from swiftvideo_fast.objectives.ta import Ta
 from swiftvideo_fast.train import checkpoint, recipe, run_folder
 from swiftvideo_fast.train.recipe import TABLES, Parts, Tables
@@ -57,6 +60,14 @@ def parser() -> argparse.ArgumentParser:
         p.add_argument("overrides", nargs="*", metavar="key.subkey=value", help="replace the file's values")
         p.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
         return p
+
+    index.add_arguments(command(index.run, "index", "a folder of videos and a csv of captions to one table"))
+    p = command(run_encode, "encode", "the videos of an index to shards of latents; many ranks may share")
+    encode.add_arguments(p)
+    p.add_argument("--family", default="wan", help="of the codec: wan or toy (default: wan)")
+    p.add_argument("--codec", help="as model.codec: the file or folder that the family's codec is read from")
+    p.add_argument("--weights", help="as model.weights: a network's, for the sizes that the codec wants")
+    p.add_argument("--preset", help="as model.preset, in place of --weights")
 
     p = configured(run_train, "train", "train or distil; a run cut short goes on from its last checkpoint")
     p.add_argument("--resume", choices=("auto", "never"), default="auto",
@@ -126,6 +137,14 @@ def _sampling(p: argparse.ArgumentParser) -> None:
     p.add_argument("--weights", required=True, help="a file by train: student or average.safetensors")
     p.add_argument("--guidance", type=float, help="1 for a student (default: the config's sample.guidance)")
     p.add_argument("--seed", type=natural, default=0)
+
+
+def run_encode(args: argparse.Namespace) -> None:
+    known_name("--family", args.family, args.tables.families)
+    family = args.tables.families[args.family]
+    model = Model(family=args.family, codec=args.codec, weights=args.weights, preset=args.preset)
+    sizes = sizes_of(family, model) if args.weights or args.preset else None
+    encode.run(args, family.codec(model, sizes))
 
 
 def run_train(args: argparse.Namespace) -> None:

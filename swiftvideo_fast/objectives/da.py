@@ -214,4 +214,4 @@ def accuracy(where: str, real: Logits, fake: Logits) -> dict[str, float]:
 def conditioning(t: Tensor, condition: Condition) -> Tensor:
     """(B, 8 + E): cos k pi t for k = 1 to 8, and the mean of the text's tokens."""
     k = torch.arange(1, CONDITION_TIMES + 1, device=t.device)
-    return torch.cat([(math.pi * t[:, None] * k).cos(), condition.text.mean(1)], 1).to(condition.text)
+    return torch.cat([(math.pi * t[:, None] * k).cos(), condition.text.mean(1, dtype=t.dtype)], 1)

@@ -81,6 +81,8 @@ def train(run: Run) -> Path:
     with closing(Log(cfg, start, to_dict(cfg)) if ranks.rank == 0 else NoLog()) as log:
         for step in range(start, cfg.run.steps):
             values, done = take_step(run, step), step + 1
+            if hasattr(run.source, "waiting"):
+                values["waiting"] = run.source.waiting()        # for data, as a share of the step
             skips = {role: mover.guard.skipped for role, mover in run.movers.items() if mover.guard.skipped}
             watched = run.watch and done % cfg.run.watch_every == 0
             if watched:
@@ -94,6 +96,8 @@ def train(run: Run) -> Path:
                 log.sync()
                 checkpoint.save(folder, done, parts=run.parts, keep=cfg.run.keep, ranks=ranks,
                                 state={"config": to_dict(cfg), "skipped": skips})
+    if hasattr(run.source, "close"):
+        run.source.close()                                      # of what it was drawing ahead
     for role, file in run.exported.items() if ranks.rank == 0 else ():
         run.export(checkpoint.newest(folder), role, file)
     ranks.gather("exported")

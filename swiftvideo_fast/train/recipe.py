@@ -12,7 +12,10 @@ from swiftvideo_fast import config
 from swiftvideo_fast.config import Config, Plugs, to_dict
 from swiftvideo_fast.config.strict import known_name, want
 from swiftvideo_fast.data.crops import EncodedCrops
+from swiftvideo_fast.data.prefetch import Prefetched
+from swiftvideo_fast.data.shards import ShardSource
 from swiftvideo_fast.data.source import Source
+from swiftvideo_fast.data.videos import VideoSource
 from swiftvideo_fast.models import lora
 from swiftvideo_fast.models.family import Codec, Family, sizes_of
 from swiftvideo_fast.models.toy.family import ToyFamily
@@ -105,7 +108,7 @@ class Tables:
 
 TABLES = Tables(
     objectives=by_name(FlowMatching, ConsistencyDistillation, DiscreteDistillation, TrajectoryAlignment),
-    sources=by_name(EncodedCrops),
+    sources=by_name(EncodedCrops, ShardSource, VideoSource),
     families={family.name: family for family in (WanFamily(), ToyFamily())},
 )
 
@@ -192,7 +195,7 @@ def build(cfg: Config, tables: Tables = TABLES) -> Run:
             held_out = parts.clips.clips("valid", SHOWN, cfg.run.seed)
             watch = Watch(cfg, nets, parts.family.call, held_out, parts.codec, engine.device, engine.ranks)
         drawn.draw(1, cfg.run.seed, 0)          # bad input shows before anything is written
-        return drawn, watch
+        return Prefetched(drawn, engine.device) if getattr(drawn, "prefetch", False) else drawn, watch
 
     exported = {role: Path(cfg.run.dir) / file for role, file in FILES.items()}
     return Run(cfg, engine, objective, nets, movers, averages, open_data, exported,

@@ -33,5 +33,12 @@ class ToyCodec:
         self.decode, self.decode_window = pca.decode, pca.decode_window
 
     def encode(self, pixels_BCTHW: Tensor, captions: list[str]) -> tuple[Tensor, Condition]:
+        x0, frames, image = self.encode_pixels(pixels_BCTHW)
+        return x0, Condition(frames, self.encode_text(captions), self.null_text, image)
+
+    def encode_pixels(self, pixels_BCTHW: Tensor) -> tuple[Tensor, Tensor, None]:
         frames = first_frame_condition(pixels_BCTHW, self.pca.encode, STRIDE_T)
-        return self.pca.encode(pixels_BCTHW), Condition(frames, self.text(captions), self.null_text)
+        return self.pca.encode(pixels_BCTHW), frames, None
+
+    def encode_text(self, captions: list[str]) -> Tensor:
+        return self.text(captions)

@@ -64,10 +64,16 @@ class WanCodec:
 
     def encode(self, pixels_BCTHW: Tensor, captions: list[str]) -> tuple[Tensor, Condition]:
         """(x0, its first-frame condition) of clips (B, 3, T, H, W) in [-1, 1], on the clips' device."""
+        x0, frames, image = self.encode_pixels(pixels_BCTHW)
+        condition = Condition(frames, self.encode_text(captions), self.null_text, image)
+        return x0, condition.to(pixels_BCTHW.device)
+
+    def encode_pixels(self, pixels_BCTHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         first, count = pixels_BCTHW[:, :, 0], pixels_BCTHW.shape[2]
-        condition = Condition(self.frames(first, count), self.text_encoder(captions), self.null_text,
-                              self.image_encoder(first))
-        return self.vae.encode(pixels_BCTHW), condition.to(pixels_BCTHW.device)
+        return self.vae.encode(pixels_BCTHW), self.frames(first, count), self.image_encoder(first)
+
+    def encode_text(self, captions: list[str]) -> Tensor:
+        return self.text_encoder(captions)
 
     def frames(self, first_BCHW: Tensor, count: int) -> Tensor:
         """(B, 20, T, H, W) = [mask 4 | masked video's latent 16]: the first of `count` frames known."""

@@ -1,0 +1,187 @@
+"""How fast clips come: decoded, from shards, and to a training step.
+
+    python -m bench data [--clips 12] [--seconds 5] [--size 832x480]      on the CPU's cores
+    python -m bench data --device cuda                                    NVDEC through DALI beside PyAV
+
+Files are made: six seconds of a moving pattern at 24 frames a second and 3 Mbit/s, in H.264 and VP9, of the
+window's size and of 1280x720.  Candidates are timed in interleaved rounds.  `bare` is FFmpeg's decoder and no
+more: the whole file, or from the keyframe before the window to its end, as a window needs.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+from swiftvideo_fast.data import dali, shards
+from swiftvideo_fast.data.decode import Decoder, Framing, PyAv, decoder
+from swiftvideo_fast.data.files import Place
+from swiftvideo_fast.data.prefetch import Prefetched
+from swiftvideo_fast.data.probe import Video, probe
+from swiftvideo_fast.data.shards import ShardOptions, ShardSource
+
+ENCODERS = {"h264": ("libx264", ".mp4", {"preset": "fast"}),
+            "vp9": ("libvpx-vp9", ".webm", {"deadline": "realtime", "cpu-used": "6"})}
+# Of Wan at 832x480.
+LATENT, FRAMES, IMAGE, TEXT = (16, 16, 60, 104), (20, 16, 60, 104), (257, 1280), (120, 4096)
+
+
+def film(path: Path, encoder: str, options: dict, width: int, height: int, frames: int = 144) -> Path:
+    """Blocks that move, over grain: neither too easy to predict nor noise."""
+    import av
+
+    rng = np.random.default_rng(0)
+    large = np.kron(rng.integers(0, 256, (height // 16 + 16, width // 16 + 40, 3)), np.ones((16, 16, 1)))
+    grain = rng.normal(0, 4, (height, width, 1))
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(encoder, rate=24, options=options)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = width, height, "yuv420p", 3_000_000
+        for i in range(frames):
+            view = large[i:i + height, 3 * i:3 * i + width] + np.roll(grain, 7 * i, 1)
+            picture = np.ascontiguousarray(view.clip(0, 255).astype(np.uint8))
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        file.mux(stream.encode())
+    return path
+
+
+def bare(path: Path, video: Video, span: tuple[int, int] | None = None) -> None:
+    """FFmpeg's decoder and nothing else: the whole file, or the frames shown from span[0] to span[1]."""
+    import av
+
+    with av.open(str(path)) as file:
+        stream = file.streams.video[0]
+        stream.thread_type = "NONE"
+        if span and span[0] > video.times[0]:
+            file.seek(span[0], stream=stream)
+        for frame in file.decode(stream):
+            if span and frame.pts >= span[1]:
+                return
+
+
+def rates(candidates: dict[str, Callable[[int], None]], args: argparse.Namespace) -> dict[str, float]:
+    """Clips a second; rounds of args.clips, interleaved, the best round of each.
+
+    On the CPU a second of one core's time, so that neighbours on the machine do not count; with NVDEC, of the
+    clock.
+    """
+    clock = time.perf_counter if args.device.startswith("cuda") else time.process_time
+    best = dict.fromkeys(candidates, 0.0)
+    begin = time.monotonic()
+    with ThreadPoolExecutor(args.threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        while time.monotonic() - begin < args.seconds * len(candidates):
+            for name, work in candidates.items():
+                start = clock()
+                list(pool.map(work, range(args.clips)))
+                best[name] = max(best[name], args.clips / (clock() - start))
+    return best
+
+
+def decoding(folder: Path, args: argparse.Namespace) -> None:
+    width, height = map(int, args.size.split("x"))
+    framing, device = Framing(61, 16.0, width, height), torch.device(args.device)
+    others: dict[str, Decoder] = {"ours, PyAV": PyAv(), "ours, PyAV, smooth": PyAv(smooth=True)}
+    if dali.installed():
+        others[f"ours, DALI ({'NVDEC' if device.type == 'cuda' else 'CPU'})"] = decoder("dali", device)
+    print(f"windows of 61 frames at 16 a second, {width}x{height}; {args.threads} threads; clips/s "
+          f"{'' if device.type == 'cuda' else 'and core '}\n"
+          "(then over the bare decode of the whole file, and of the window's frames)")
+    for source in dict.fromkeys((args.size, "1280x720")):
+        w, h = map(int, source.split("x"))
+        for codec, (encoder, suffix, options) in ENCODERS.items():
+            path = film(folder / f"{codec}-{source}{suffix}", encoder, options, w, h)
+            video, place = probe(path), Place("", path.name)
+            starts = np.random.default_rng(1).integers(framing.starts(video), size=args.clips)
+            chosen = [framing.choose(video, int(start)) for start in starts]
+            spans = [(int(video.times[c[0]]), int(video.times[c[-1]])) for c in chosen]
+
+            def whole(_: int, path=path, video=video) -> None:
+                bare(path, video)
+
+            def needed(i: int, path=path, video=video, spans=spans) -> None:
+                bare(path, video, spans[i])
+
+            def ours(i: int, how: Decoder, place=place, video=video, chosen=chosen) -> None:
+                how.window(folder, place, video, chosen[i], framing)
+
+            candidates = {"bare, whole file": whole, "bare, window": needed}
+            for name, how in others.items():
+                if "DALI" not in name or how.takes(video):
+                    candidates[name] = partial(ours, how=how)
+            for work in candidates.values():
+                work(0)
+            found = rates(candidates, args)
+            for name, rate in found.items():
+                print(f"  {codec:5}{source:10}{name:22}{rate:8.1f}   {rate / found['bare, whole file']:5.2f}"
+                      f"   {rate / found['bare, window']:5.2f}", flush=True)
+
+
+def stored(folder: Path, clips: int = 64) -> ShardSource:
+    """Shards of Wan's sizes at 832x480, 61 frames, as `swiftvideo encode` lays them out; random numbers."""
+    about = {"windows": clips, "texts": clips + 1, "text_length": 512, "passes": 1, "codec": {}}
+    rng = torch.Generator().manual_seed(0)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=rng).bfloat16()
+
+    captions = ["", *(f"caption {i}" for i in range(clips))]
+    ends = torch.tensor([0, 1, *(1 + TEXT[0] * i for i in range(1, clips + 1))])
+    text = {"text": random(int(ends[-1]), TEXT[1]), "ends": ends}
+    shards.write(shards.file_of(folder, "text", 0), text, about, captions)
+    for shard in range(clips // shards.CLIPS):
+        rows = [[0, shard * shards.CLIPS + i, 0, shard * shards.CLIPS + i + 1] for i in range(shards.CLIPS)]
+        tensors = {name: random(shards.CLIPS, *shape)
+                   for name, shape in (("x0", LATENT), ("frames", FRAMES), ("image", IMAGE))}
+        shards.write(shards.file_of(folder, "clips", shard), tensors, about, rows)
+    (folder / shards.MANIFEST).write_text(json.dumps(about))
+    return ShardSource(ShardOptions(folder=str(folder)), SimpleNamespace(identity={}))
+
+
+def from_shards(folder: Path, args: argparse.Namespace) -> None:
+    source = stored(folder)
+    torch.set_num_threads(1)
+    drawn, begin = 0, None
+    while begin is None or time.perf_counter() - begin < args.seconds:
+        if drawn == len(source):
+            begin = begin or time.perf_counter()                    # the first epoch fills the page cache
+        source.draw(1, 0, drawn)
+        drawn += 1
+    took = time.perf_counter() - begin
+    size = sum(np.prod(shape) * 2 for shape in (LATENT, FRAMES, IMAGE, TEXT)) / 1e6
+    print(f"shards, {size:.0f} MB a clip: {(drawn - len(source)) / took:.0f} samples/s on one core")
+
+    ahead, shares = Prefetched(source), []
+    for step in range(12):
+        begin = time.perf_counter()
+        ahead.waiting()
+        ahead.draw(4, 0, 4 * step)
+        while time.perf_counter() - begin < 0.5:                    # a step of 0.5 s; Wan's takes several
+            torch.ones(256, 256) @ torch.ones(256, 256)
+        shares.append(ahead.waiting())
+    ahead.close()
+    print(f"shards, 4 clips a step of 0.5 s: {shares[0]:.1%} of the first step spent waiting, "
+          f"{max(shares[2:]):.2%} at most of a later one")
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench data", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=12, help="a round")
+    parser.add_argument("--seconds", type=float, default=5.0, help="a candidate")
+    parser.add_argument("--size", default="832x480", help="of a window, and of one of the two kinds of file")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as name:
+        decoding(Path(name), args)
+    with tempfile.TemporaryDirectory() as name:
+        from_shards(Path(name), args)
+    return 0

@@ -1,0 +1,201 @@
+"""swiftvideo encode: the windows of an index to shards of latents and conditions (data/shards.py).
+
+Text first, once a distinct caption, then the windows, in the order of the index.  Start as many processes as
+there are GPUs: each takes every world-th shard.  The same command again does what is missing.
+"""
+
+import argparse
+import json
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.config import differences
+from swiftvideo_fast.config.strict import plain
+from swiftvideo_fast.data import shards
+from swiftvideo_fast.data.decode import DECODERS, RESIZE, Decoder, Framing, decoder
+from swiftvideo_fast.data.index import Index, write_rejects
+from swiftvideo_fast.models.family import Codec
+from swiftvideo_fast.seeds import seed_of
+
+log = logging.getLogger(__name__)
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Without the choice of the codec: that is the family's."""
+    parser.add_argument("index", type=Path, help="a file by `swiftvideo index`")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    parser.add_argument("--frames", type=int, default=61, help="of a window: 4n + 1 (default: 61)")
+    parser.add_argument("--rate", type=float, default=16.0, help="frames a second of a window (default: 16)")
+    parser.add_argument("--size", default="832x480", metavar="WxH", help="of a window (default: 832x480)")
+    parser.add_argument("--passes", type=int, default=1, help="windows of each video (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="decides where in a video its windows begin")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16", help="of the stored tensors")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                        help="where the codec and DALI's decoder run (default: the GPU, if there is one)")
+    parser.add_argument("--decoder", choices=DECODERS, default="auto", help="auto: DALI on a GPU, else PyAV")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="windows decoded at once")
+    parser.add_argument("--rank", type=int, default=os.environ.get("RANK", "0"), help="default: $RANK or 0")
+    parser.add_argument("--world", type=int, default=os.environ.get("WORLD_SIZE", "1"),
+                        help="processes in all; default: $WORLD_SIZE or 1")
+
+
+def framing_of(args: argparse.Namespace) -> Framing:
+    width, _, height = args.size.partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise ValueError(f"--size {args.size}; want WIDTHxHEIGHT, such as 832x480")
+    return Framing(args.frames, args.rate, int(width), int(height))
+
+
+def run(args: argparse.Namespace, codec: Codec) -> None:
+    """codec: the family's."""
+    if not 0 <= args.rank < args.world:
+        raise ValueError(f"--rank {args.rank} of --world {args.world}; want a rank below it")
+    if args.passes < 1 or args.threads < 1:
+        raise ValueError(f"--passes {args.passes} --threads {args.threads}; want 1 or more")
+    job = Job(Index(args.index), args.out, codec, framing_of(args), seed=args.seed, passes=args.passes,
+              dtype=args.dtype, decode=decoder(args.decoder, args.device), device=args.device)
+    job.write(range(args.rank, job.shards, args.world), args.threads, args.rank, args.world)
+    print(f"{args.out}: {job.windows} windows of {len(job.rows)} videos, rank {args.rank} of {args.world}; "
+          f"{len(job.rejects)} left out" + (f", see {args.out / 'rejects.csv'}" if job.rejects else ""))
+
+
+class Job:
+    """All that decides a folder's bytes, and the writing of any part of it.
+
+    Window number n is of video rows[n % len(rows)], pass n // len(rows).
+    """
+
+    def __init__(self, index: Index, out: Path, codec: Codec, framing: Framing, *, decode: Decoder,
+                 seed: int = 0, passes: int = 1, dtype: str = "bfloat16", device: torch.device | str = "cpu"):
+        self.index, self.out, self.codec, self.framing = index, out, codec, framing
+        self.seed, self.passes, self.dtype, self.decode, self.device = seed, passes, dtype, decode, device
+        fits = framing.fits(index.seconds)
+        self.rows = np.flatnonzero(fits).tolist()
+        self.rejects = {row: f"too short: {index.seconds[row]:.2f} s; a window takes {framing.seconds:.2f} s"
+                        for row in np.flatnonzero(~fits).tolist()}
+        if not self.rows:
+            longest = index.seconds.max()
+            raise ValueError(f"{index.path}: no video lasts {framing.seconds:.2f} s, as {framing.frames} "
+                             f"frames at {framing.rate:g} a second do; the longest is of {longest:.2f} s")
+        self.captions = sorted({"", *(index.captions[row] for row in self.rows)})       # "" is the null text
+        self.number = {caption: number for number, caption in enumerate(self.captions)}
+        self.windows = passes * len(self.rows)
+        self.about = {
+            "index": os.path.relpath(index.path, out), "index_sha256": index.sha256,
+            "framing": asdict(framing), "resize": RESIZE, "decoder": decode.name,
+            "seed": seed, "passes": passes, "dtype": dtype,
+            "codec": plain(codec.identity), "windows": self.windows,
+            "texts": len(self.captions), "text_length": len(codec.null_text),
+            "shard": {"clips": shards.CLIPS, "texts": shards.TEXTS}}
+
+    @property
+    def shards(self) -> int:
+        return -(-self.windows // shards.CLIPS)
+
+    def write(self, numbers: Iterable[int], threads: int, rank: int = 0, world: int = 1) -> None:
+        """Write the shards of these numbers, and every world-th of the text, where they are missing.
+
+        Rank 0 writes the manifest and the rejects.  ValueError when the folder holds something else.
+        """
+        self._agree(rank)
+        for shard in range(rank, -(-len(self.captions) // shards.TEXTS), world):
+            self._write_text(shard)
+        todo = [s for s in numbers if not shards.is_whole(shards.file_of(self.out, "clips", s), self.about)]
+        jobs = [n for s in todo for n in self._of(s)]
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            decoded = ahead(pool, self._window, jobs, 2 * threads)
+            shown = tqdm(total=self.windows, initial=self.windows - len(jobs), desc=f"encode, rank {rank}",
+                         unit=" clips", mininterval=1)
+            for shard in todo:
+                self._write_clips(shard, decoded, shown)
+            shown.close()
+
+    def _agree(self, rank: int) -> None:
+        file = self.out / shards.MANIFEST
+        if file.exists() and (changed := differences(shards.read_manifest(self.out), self.about)):
+            raise ValueError(f"{self.out} holds something else ({'; '.join(changed)}); take another --out or "
+                             "delete that folder")
+        if rank == 0:
+            with whole(file) as aside:
+                aside.write_text(json.dumps(self.about, indent=1) + "\n")
+            rejects = {self.index[row][0]: why for row, why in self.rejects.items()}
+            write_rejects(self.out / "rejects.csv", rejects)
+
+    def _of(self, shard: int) -> range:
+        return range(shard * shards.CLIPS, min((shard + 1) * shards.CLIPS, self.windows))
+
+    def _write_text(self, shard: int) -> None:
+        file = shards.file_of(self.out, "text", shard)
+        if shards.is_whole(file, self.about):
+            return
+        captions = self.captions[shard * shards.TEXTS:(shard + 1) * shards.TEXTS]
+        cut = []
+        for caption in captions:
+            text = self.codec.null_text if not caption else self.codec.encode_text([caption])[0]
+            text = text.to("cpu", DTYPES[self.dtype])
+            cut.append(text[:length_of(text)])
+        ends = torch.tensor([0, *np.cumsum([len(text) for text in cut])])
+        shards.write(file, {"text": torch.cat(cut), "ends": ends}, self.about, captions)
+
+    def _window(self, number: int) -> tuple[int, int, int, Tensor | str]:
+        """(pass, row, start, pixels, or why the video no longer decodes)."""
+        turn, which = divmod(number, len(self.rows))
+        row = self.rows[which]
+        place, video, _ = self.index[row]
+        start = seed_of(self.seed, "window", turn, row) % self.framing.starts(video)
+        try:
+            return turn, row, start, self.decode.window(self.index.folder, place, video,
+                                                        self.framing.choose(video, start), self.framing)
+        except ValueError as why:
+            return turn, row, start, str(why)
+
+    def _write_clips(self, shard: int, decoded: Iterator, shown: tqdm) -> None:
+        rows, parts, lost = [], [], {}
+        for _ in self._of(shard):
+            turn, row, start, pixels = next(decoded)
+            if isinstance(pixels, str):
+                lost[str(self.index[row][0])] = pixels
+                log.warning("left out: %s", pixels)
+            else:
+                encoded = self.codec.encode_pixels(to_unit(pixels[None].to(self.device)))
+                parts.append([None if x is None else x.to("cpu", DTYPES[self.dtype]) for x in encoded])
+                rows.append([turn, row, start, self.number[self.index.captions[row]]])
+            shown.update()
+        if not rows:
+            raise ValueError(f"{self.out}: no video of shard {shard} decodes; index the folder again")
+        named = dict(zip(("x0", "frames", "image"), zip(*parts)))
+        tensors = {name: torch.cat(values) for name, values in named.items() if values[0] is not None}
+        shards.write(shards.file_of(self.out, "clips", shard), tensors, self.about, rows, lost)
+
+
+def to_unit(pixels: Tensor) -> Tensor:
+    """uint8 to [-1, 1]."""
+    return pixels.float() / 127.5 - 1
+
+
+def length_of(text_LE: Tensor) -> int:
+    """Up to the last token that is not zero."""
+    return int(text_LE.ne(0).any(1).nonzero().max()) + 1 if text_LE.ne(0).any() else 0
+
+
+def ahead(pool: ThreadPoolExecutor, work: Callable, jobs: Iterable, count: int) -> Iterator:
+    """work(job) in the order of the jobs, `count` of them under way."""
+    running: deque = deque()
+    for job in jobs:
+        running.append(pool.submit(work, job))
+        if len(running) > count:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()

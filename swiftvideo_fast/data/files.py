@@ -1,0 +1,145 @@
+"""The video files of a folder, those inside its zip archives among them.
+
+An archive may be split: OpenVid_part73_partaa, _partab, ... are read as one OpenVid_part73.zip, without a
+copy on the disk.
+"""
+
+import io
+import re
+import threading
+import zipfile
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+PIECE = re.compile(r"(.+)_part([a-z]{2,})")
+LEFT_OUT = {".csv", ".parquet", ".journal", ".md", ".json"}     # what lies beside videos
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """Where a file is.  archive: the zip that holds it, or "".  Paths are relative to the folder."""
+
+    archive: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.archive}/{self.path}" if self.archive else self.path
+
+
+def walk(folder: Path) -> tuple[dict[Place, int], dict[Place, str]]:
+    """({file: bytes}, {archive: why it cannot be read}), both in the order of their paths."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such folder; want the folder that holds the videos")
+    found, unread, archives = {}, {}, set()
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if path.is_dir() or any(part.startswith(".") for part in inside.parts):
+            continue
+        if path.suffix == ".zip":
+            archives.add(inside.as_posix())
+        elif piece := PIECE.fullmatch(path.name):
+            archives.add((inside.parent / f"{piece[1]}.zip").as_posix())
+        elif path.suffix not in LEFT_OUT:
+            found[Place("", inside.as_posix())] = path.stat().st_size
+    for archive in sorted(archives):
+        try:
+            members = open_archive(folder, archive).infolist()
+        except (ValueError, OSError, zipfile.BadZipFile) as why:
+            unread[Place("", archive)] = f"archive: {why}"
+            continue
+        for member in members:
+            hidden = any(part.startswith((".", "__MACOSX")) for part in member.filename.split("/"))
+            if not member.is_dir() and not hidden and Path(member.filename).suffix not in LEFT_OUT:
+                found[Place(archive, member.filename)] = member.file_size
+    return dict(sorted(found.items())), unread
+
+
+def open_file(folder: Path, place: Place) -> Path | io.BytesIO:
+    """What a decoder opens: the path, or the bytes of an archive's member."""
+    return io.BytesIO(read(folder, place)) if place.archive else folder / place.path
+
+
+def read(folder: Path, place: Place) -> bytes:
+    """All bytes of a file.  ValueError when its archive does not give them."""
+    if not place.archive:
+        return (folder / place.path).read_bytes()
+    try:
+        return open_archive(folder, place.archive).read(place.path)
+    except (KeyError, RuntimeError, zipfile.BadZipFile, NotImplementedError) as why:
+        raise ValueError(f"archive: {why}") from why
+
+
+@lru_cache(maxsize=256)
+def open_archive(folder: Path, archive: str) -> zipfile.ZipFile:
+    """A zip file, or the pieces of one; kept open, as a directory of thousands of members takes a while."""
+    path = folder / archive
+    return zipfile.ZipFile(path if path.exists() else Joined(pieces(path)))
+
+
+def pieces(path: Path) -> list[Path]:
+    """NAME_partaa, NAME_partab, ... of NAME.zip.  ValueError when one of them is missing."""
+    beside = path.parent.glob(f"{path.stem}_part*")
+    found = {match[2]: p for p in beside if (match := PIECE.fullmatch(p.name)) and match[1] == path.stem}
+    names = sorted(found)
+    for number, name in enumerate(names):
+        if number != _number(name):
+            raise ValueError(f"a piece before {found[name].name} is missing; download it again")
+    return [found[name] for name in names]
+
+
+def _number(letters: str) -> int:
+    """aa, ab, ... az, ba, ...: 0, 1, ... as `split` counts."""
+    number = 0
+    for letter in letters:
+        number = 26 * number + ord(letter) - ord("a")
+    return number
+
+
+class Joined(io.RawIOBase):
+    """Several files read as one, end to end."""
+
+    def __init__(self, paths: list[Path]):
+        self.files = [path.open("rb") for path in paths]
+        self.ends, end = [], 0
+        for path in paths:
+            end += path.stat().st_size
+            self.ends.append(end)
+        self.at, self.lock = 0, threading.Lock()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.ends[-1]}[whence]
+        return self.at
+
+    def tell(self) -> int:
+        return self.at
+
+    def readinto(self, buffer) -> int:
+        for file, begin, end in zip(self.files, [0, *self.ends], self.ends):
+            if self.at < end:
+                with self.lock:
+                    file.seek(self.at - begin)
+                    count = file.readinto(memoryview(buffer)[:end - self.at])
+                self.at += count
+                return count
+        return 0
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
+        super().close()
+
+
+def group(places, key) -> dict[str, list[Place]]:
+    """Places by key(place)."""
+    groups = defaultdict(list)
+    for place in places:
+        groups[key(place)].append(place)
+    return groups

@@ -1,0 +1,252 @@
+"""Encoded windows on disk, and training from them.
+
+    encode.json                 what the latents are of: index, framing, seed, preprocessing, codec's identity
+    text-00000.safetensors      TEXTS distinct captions, each cut to its length
+    clips-00000.safetensors     CLIPS windows: x0, first-frame condition, image tokens
+    rejects.csv                 videos of the index that are too short for a window
+
+A shard is whole or absent, carries its tensors' sha256 and depends on its number and encode.json alone: many
+ranks write one folder, and a folder cut short is finished to the same bytes.
+"""
+
+import hashlib
+import json
+import threading
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.config import differences
+from swiftvideo_fast.config.strict import NATURAL, one_of, option, plain
+from swiftvideo_fast.data.batch import Batch
+from swiftvideo_fast.data.decode import DECODERS, Framing, decoder
+from swiftvideo_fast.data.index import Index
+from swiftvideo_fast.data.order import Order, held_out
+from swiftvideo_fast.data.source import SourceOptions
+from swiftvideo_fast.models.condition import Condition
+from swiftvideo_fast.models.family import Codec, Latent
+
+MANIFEST = "encode.json"
+CLIPS, TEXTS = 32, 256      # a shard
+OPEN = 512                  # files kept open
+DECODING = 4                # windows decoded at once, where pixels are wanted
+
+
+@dataclass(frozen=True)
+class Row:
+    """A window.  row: of the index.  start: number of its first frame.  text: number of its caption."""
+
+    row: int
+    start: int
+    text: int
+    shard: int
+    slot: int
+
+
+def file_of(folder: Path, kind: str, shard: int) -> Path:
+    return folder / f"{kind}-{shard:05d}.safetensors"
+
+
+def write(file: Path, tensors: dict[str, Tensor], about: dict, rows: list, lost: dict | None = None) -> None:
+    """rows: what each slot is.  lost: {video: why it has no slot here}."""
+    tensors = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
+    header = {"about": about, "rows": rows, "lost": lost or {}, "sha256": _sha256(save(tensors))}
+    with whole(file) as aside:
+        aside.write_bytes(save(tensors, {"shard": json.dumps(header)}))         # several keys keep no order
+
+
+def is_whole(file: Path, about: dict) -> bool:
+    """Whether a shard is there; ValueError when it is damaged or of something else."""
+    if not file.exists():
+        return False
+    raw = file.read_bytes()
+    if _sha256(raw) != header_of(file, about)["sha256"]:
+        raise ValueError(f"{file}: its bytes are not those that were written; delete it and run "
+                         "`swiftvideo encode` again")
+    return True
+
+
+def header_of(file: Path, about: dict | None = None) -> dict:
+    """{"about", "rows", "lost", "sha256"}; ValueError when the file is damaged, or not of `about`."""
+    try:
+        with safe_open(file, "pt") as opened:
+            header = json.loads(opened.metadata()["shard"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as why:
+        raise ValueError(f"{file}: damaged ({why}); delete it and run `swiftvideo encode` again") from why
+    if about is not None and header["about"] != about:
+        changed = "; ".join(differences(header["about"], about))
+        raise ValueError(f"{file} holds something else ({changed}); delete {file.parent} or take another "
+                         "--out")
+    return header
+
+
+def _sha256(raw: bytes) -> str:
+    """Of a safetensors file's tensors, its header left out."""
+    return hashlib.sha256(raw[8 + int.from_bytes(raw[:8], "little"):]).hexdigest()
+
+
+def read_manifest(folder: Path) -> dict:
+    try:
+        return json.loads((folder / MANIFEST).read_text())
+    except FileNotFoundError as why:
+        raise ValueError(f"{folder}: no {MANIFEST}; make the shards with `swiftvideo encode`") from why
+    except (OSError, ValueError) as why:
+        raise ValueError(f"{folder / MANIFEST}: unreadable ({why}); delete {folder}") from why
+
+
+@dataclass(frozen=True)
+class ShardOptions(SourceOptions):
+    """folder: of `swiftvideo encode`.  held_out: clips kept from training for each of validation and test;
+    with 0, both are shown clips of training.  decoder: of the pixels, where they are wanted."""
+
+    name = "shards"
+    folder: str
+    held_out: int = option(NATURAL, 0)
+    decoder: str = option(one_of(*DECODERS), "auto")
+
+    def shape(self, latent: Latent) -> tuple[int, int, int]:
+        framing = read_manifest(Path(self.folder))["framing"]
+        return latent.shape(framing["frames"], framing["height"], framing["width"], self.folder)
+
+
+class ShardSource:
+    """Clips of a folder of shards, each once an epoch, in an order drawn from (seed, epoch).
+
+    With several passes encoded, epoch e takes the windows of pass e modulo their number.  pixels: also decode
+    the windows, from the videos of the index.  ValueError when a shard is missing or another codec's.
+    """
+
+    Options = ShardOptions
+    prefetch = True
+
+    def __init__(self, options: ShardOptions, codec: Codec, seed: int = 0, pixels: bool = False):
+        self.folder, identity = Path(options.folder), plain(codec.identity)
+        self.about = read_manifest(self.folder)
+        if self.about["codec"] != identity:
+            changed = "; ".join(differences(self.about["codec"], identity))
+            raise ValueError(f"{self.folder}: encoded with another codec ({changed}); encode again, or use "
+                             "that codec")
+        self.files = OpenFiles(self.folder)
+        self.captions = self._captions()
+        passes = self._rows()
+        rows = sorted({row.row for rows in passes for row in rows})
+        self.held = held_out(rows, options.held_out)
+        out = {row for part in self.held.values() for row in part}
+        self.first = {row.row: row for rows in reversed(passes) for row in rows}
+        self.order = Order([[row for row in rows if row.row not in out] for rows in passes])
+        if not self.order.total:
+            raise ValueError(f"{self.folder}: no clip is left to train on: {len(rows)} encoded, {len(out)} "
+                             "held out")
+        self.null_text = self._text(self.captions.index(""))
+        self.pixels = Pixels(self.folder, self.about, options.decoder) if pixels else None
+
+    def __len__(self) -> int:
+        return self.order.total
+
+    def draw(self, count: int, seed: int, position: int) -> Batch:
+        """The clips at positions position to position + count of the run."""
+        return self.batch([self.order.at(seed, p) for p in range(position, position + count)])
+
+    def summary(self) -> str:
+        out = sum(map(len, self.held.values()))
+        return f"{self.order.total} windows, {len(self.order.passes)} of each clip; {out} clips held out"
+
+    def clips(self, split: str, count: int, seed: int) -> Batch:
+        """`count` clips held out (of training, where none are), in an order drawn from the seed."""
+        rows = [self.first[row] for row in self.held.get(split, ())]
+        order = Order([rows]) if rows else self.order
+        return self.batch([order.at(seed, p) for p in range(count)])
+
+    def batch(self, rows: list[Row]) -> Batch:
+        """x0 is widened to float32; the rest stays as it was stored."""
+        picked = [self.files.slot("clips", row.shard, row.slot) for row in rows]
+        tensors = {name: torch.stack([tensors[name] for tensors in picked]) for name in picked[0]}
+        text = torch.stack([self._text(row.text) for row in rows])
+        condition = Condition(tensors["frames"], text, self.null_text, tensors.get("image"))
+        pixels = self.pixels(rows) if self.pixels else None
+        captions = [self.captions[row.text] for row in rows]
+        return Batch(tensors["x0"].float(), condition, captions, pixels=pixels)
+
+    def _captions(self) -> list[str]:
+        shards = range(-(-self.about["texts"] // TEXTS))
+        self._whole("text", shards)
+        return [caption for s in shards for caption in self.files.header("text", s)["rows"]]
+
+    def _rows(self) -> list[list[Row]]:
+        """By pass."""
+        shards = range(-(-self.about["windows"] // CLIPS))
+        self._whole("clips", shards)
+        passes = [[] for _ in range(self.about["passes"])]
+        for shard in shards:
+            for slot, (turn, row, start, text) in enumerate(self.files.header("clips", shard)["rows"]):
+                passes[turn].append(Row(row, start, text, shard, slot))
+        return [rows for rows in passes if rows]
+
+    def _whole(self, kind: str, shards: range) -> None:
+        missing = [name.name for s in shards if not (name := file_of(self.folder, kind, s)).exists()]
+        if missing:
+            raise ValueError(f"{self.folder} lacks {len(missing)} of {len(shards)} {kind} shards, "
+                             f"{missing[0]} the first; finish them with `swiftvideo encode`")
+
+    def _text(self, number: int) -> Tensor:
+        """(L, E), zeros after the caption's own length."""
+        shard, slot = divmod(number, TEXTS)
+        return self.files.text(shard, slot, self.about["text_length"])
+
+
+class OpenFiles:
+    """Shards kept open, the least recently used one closed; memory is the page cache's."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.opened, self.lock = folder, OrderedDict(), threading.Lock()
+
+    def header(self, kind: str, shard: int) -> dict:
+        return header_of(file_of(self.folder, kind, shard))
+
+    def slot(self, kind: str, shard: int, slot: int) -> dict[str, Tensor]:
+        file = self._open(kind, shard)
+        return {name: file.get_slice(name)[slot] for name in file.keys()}           # noqa: SIM118
+
+    def text(self, shard: int, slot: int, length: int) -> Tensor:
+        file = self._open("text", shard)
+        begin, end = file.get_slice("ends")[slot:slot + 2].tolist()
+        cut = file.get_slice("text")[begin:end]
+        return torch.nn.functional.pad(cut, (0, 0, 0, length - len(cut)))
+
+    def _open(self, kind: str, shard: int):
+        key = kind, shard
+        with self.lock:
+            if key not in self.opened:
+                self.opened[key] = safe_open(file_of(self.folder, *key), "pt")
+                if len(self.opened) > OPEN:
+                    self.opened.popitem(last=False)
+            self.opened.move_to_end(key)
+            return self.opened[key]
+
+
+class Pixels:
+    """The windows of rows, decoded again from the videos.  ValueError when the index is not theirs."""
+
+    def __init__(self, folder: Path, about: dict, which: str):
+        self.index = Index(folder / about["index"])
+        if self.index.sha256 != about["index_sha256"]:
+            raise ValueError(f"{self.index.path}: not the index that {folder} was encoded from; pixels want "
+                             "that one")
+        self.framing, self.decoder = Framing(**about["framing"]), decoder(which)
+        self.pool = ThreadPoolExecutor(DECODING, initializer=torch.set_num_threads, initargs=(1,))
+
+    def __call__(self, rows: list[Row]) -> Tensor:
+        """uint8 (B, 3, T, H, W)."""
+        return torch.stack(list(self.pool.map(self.window, rows)))
+
+    def window(self, row: Row) -> Tensor:
+        place, video, _ = self.index[row.row]
+        indices = self.framing.choose(video, row.start)
+        return self.decoder.window(self.index.folder, place, video, indices, self.framing).cpu()
