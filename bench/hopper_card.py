@@ -1,8 +1,10 @@
 """Errors, repeatability and speed of attention_jvp_hopper on a Hopper card: `make gpu PART=hopper`, 90 s.
 
     python -m bench hopper_card                 all parts, each a process with a limit; writes OUT/hopper.json
+    python -m bench hopper_card right speed     two of them
     python -m bench hopper_card --part right    one part, in this process
 
+`tritons` launches what `hopper_report --cubin DIR` wrote under other tritons, if $HOPPER_CUBINS is DIR.
 Parts that time nothing run at the same time, and with them the compilation of what `speed` times.  A part
 that runs over is reported with the last case it began: a hang is a fault of the barriers.  OUT: $OUT, or
 runs/gpu.
@@ -25,14 +27,17 @@ import torch
 import triton
 from swiftvideo_kernels.attention_jvp import attention_jvp
 from swiftvideo_kernels.hopper import attention_jvp_hopper
-from swiftvideo_kernels.tiles import TILES, Tile
+from swiftvideo_kernels.tiles import TILES
 from torch import Tensor
+from triton.runtime.jit import JITFunction
 
 OUT = Path(os.environ.get("OUT", Path(__file__).parents[1] / "runs/gpu"))
-BY_HAND = Tile(128, 64, 12, 2, True, hopper=240)
+BY_HAND, BY_HAND_64 = (TILES["attention_jvp", "sm90", width][0] for width in (128, 64))
 BF16, F16 = torch.bfloat16, torch.float16
-LIMITS = {"right": 45, "masks": 45, "widths": 45, "repeats": 45, "race": 50, "compile": 45, "speed": 60}
+LIMITS = {"right": 45, "masks": 45, "widths": 45, "repeats": 45, "race": 50, "compile": 45, "speed": 40,
+          "tritons": 15}
 SHARES = {"right": 2, "masks": 2, "widths": 4, "repeats": 1, "race": 1, "compile": 6}   # processes
+QUIET = "tritons", "speed"                                      # parts that want the card to themselves
 Args = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor | None]
 
 
@@ -89,15 +94,15 @@ class Results:
         print("  ", name, *said, flush=True)
 
 
-def checked(results: Results, name: str, args: Args, causal=False, some: int | None = None, **how) -> None:
+def checked(results: Results, name: str, args: Args, causal=False, some: int | None = None,
+            tile=None) -> None:
     """Compare one call with float64: all of it, or `some` queries of the first and last head."""
     if not results.wanted():
         return
     print("  begins", name, flush=True)
-    tile, dtype, scale = how.pop("tile", BY_HAND), args[0].dtype, args[0].shape[-1] ** -0.5
+    dtype, scale = args[0].dtype, args[0].shape[-1] ** -0.5
     poison()
-    got = attention_jvp_hopper(*args, scale, causal, tile, **how) if how else attention_jvp(
-        *args, scale, causal, tile=tile)
+    got = attention_jvp(*args, scale, causal, tile=tile)
     torch.cuda.synchronize()
     if some is None:
         worst = errors(got, exact(args, scale, causal))
@@ -143,7 +148,7 @@ def packed(results: Results, D: int, causal: bool) -> None:
     poison()
     name = f"packed, width {D}{', causal' * causal}"
     print("  begins", name, flush=True)
-    got = attention_jvp(*args, D**-0.5, causal, cu_q=cu[0], cu_k=cu[1], max_q=700, tile=BY_HAND)
+    got = attention_jvp(*args, D**-0.5, causal, cu_q=cu[0], cu_k=cu[1], max_q=700)
     torch.cuda.synchronize()
     worst = [0.0] * 3
     for i, (n, m) in enumerate(lengths):
@@ -164,14 +169,9 @@ def widths(results: Results) -> None:
             checked(results, f"width {D}, {str(dtype)[6:]}, (2, 4, 515)", draw(2, 4, 515, D, 2, dtype=dtype))
     for given in ((0, 1, 1), (0, 1, 0), (0, 0, 1), (1, 0, 1), (1, 1, 0)):
         checked(results, f"tangents {given}, (1, 4, 300)", draw(1, 4, 300, 128, given=given))
-    for how in ({"persistent": False}, {"persistent": True}):
-        checked(results, f"constant keys, {how}, (1, 12, 5000) x 257",
-                draw(1, 12, 5000, 128, M=257, given=(1, 0, 0)), **how)
-    for D, tile in ((128, BY_HAND._replace(h_first=True)), (64, BY_HAND._replace(stages=4)),
-                    (128, BY_HAND._replace(block_n=32, stages=4))):
-        checked(results, f"width {D}, {tile}, (1, 4, 515)", draw(1, 4, 515, D), tile=tile)
-    checked(results, "width 64, six products, persistent, (1, 16, 2500)", draw(1, 16, 2500, 64),
-            persistent=True)
+    checked(results, "constant keys, (1, 12, 5000) x 257", draw(1, 12, 5000, 128, M=257, given=(1, 0, 0)))
+    tile = BY_HAND._replace(h_first=not BY_HAND.h_first)
+    checked(results, f"{tile}, (1, 4, 515)", draw(1, 4, 515, 128), tile=tile)
 
 
 def repeats(results: Results) -> None:
@@ -185,7 +185,7 @@ def repeats(results: Results) -> None:
         first, differ = None, 0
         for _ in range(21):
             poison()
-            got = attention_jvp(*args, args[0].shape[-1] ** -0.5, causal, tile=BY_HAND)
+            got = attention_jvp(*args, args[0].shape[-1] ** -0.5, causal)
             first = first or got
             differ += not all(torch.equal(a, b) for a, b in zip(first, got))
         results.add(name, differ=differ, right=differ == 0)
@@ -209,7 +209,7 @@ def small(results: Results) -> None:
     checked(results, "(1, 1, 200) x 130", draw(1, 1, 200, 128, M=130))
 
 
-def ways(shape: tuple, given: tuple, repeat: bool = True) -> Iterator[tuple[str, Callable, int]]:
+def ways(shape: tuple, given: tuple) -> Iterator[tuple[str, Callable, int]]:
     """(name, call, its flops) of what is timed at a shape (B, H, N, M, D)."""
     B, H, N, M, D = shape
     args, scale = draw(B, H, N, D, M=M, given=given), D**-0.5
@@ -221,97 +221,117 @@ def ways(shape: tuple, given: tuple, repeat: bool = True) -> Iterator[tuple[str,
     cudnn = torch.ops.aten._scaled_dot_product_cudnn_attention
     forward = partial(cudnn, q, k, v, None, True, 0.0, False, False, scale=scale)
     yield "cuDNN's forward", forward, 4 * B * H * N * M * D
-
-    def by_hand(tile=BY_HAND, **how):
-        return partial(attention_jvp_hopper, *args, scale, False, tile, **how), flops
-
-    if given == (1, 0, 0):
-        yield "by hand, persistent", *by_hand(persistent=True)
-        yield "by hand, one tile a program", *by_hand(persistent=False)
-        yield "by hand, persistent, h first", *by_hand(BY_HAND._replace(h_first=True), persistent=True)
-        yield "by hand, one tile a program, 3 slots", *by_hand(BY_HAND._replace(stages=3), persistent=False)
-    elif D == 64:
-        for stages in (2, 3, 4):
-            yield f"by hand, {stages} slots", *by_hand(BY_HAND._replace(stages=stages))
-        yield "by hand, persistent, 2 slots", *by_hand(persistent=True)
-        yield "by hand, 2 slots, 128 keys", *by_hand(BY_HAND._replace(block_n=128))
-    else:
-        yield "by hand", *by_hand()
-        yield "by hand, h first", *by_hand(BY_HAND._replace(h_first=True))
-        if N < 8192:
-            yield "by hand, blocks of 32 keys, 4 slots", *by_hand(BY_HAND._replace(block_n=32, stages=4))
-        prototype = os.environ.get("HOPPER_PROTOTYPE")          # the folder of attention_jvp_gluon.py
-        if prototype:
-            sys.path.insert(0, prototype)
-            from attention_jvp_gluon import attention_jvp as first
-
-            yield "the prototype", partial(first, *args, scale), flops
-            yield "the prototype, 232 registers", partial(first, *args, scale, registers=232), flops
+    tile = BY_HAND_64 if D == 64 else BY_HAND
+    other = tile._replace(stages=2) if D == 64 else tile._replace(h_first=not tile.h_first)
+    for name, way in (("by hand", tile), (f"by hand, {other}", other)):
+        yield name, partial(attention_jvp_hopper, *args, scale, False, way), flops
 
 
 SPEED = {                                       # (B, H, N, M, D): which tangents, seconds
-    (1, 12, 24960, 24960, 128): ((1, 1, 1), 9), (1, 40, 32760, 32760, 128): ((1, 1, 1), 9),
-    (1, 12, 4096, 4096, 128): ((1, 1, 1), 3), (1, 12, 24960, 512, 128): ((1, 0, 0), 3),
-    (1, 12, 24960, 257, 128): ((1, 0, 0), 3), (1, 24, 8192, 8192, 64): ((1, 1, 1), 3),
+    (1, 12, 24960, 24960, 128): ((1, 1, 1), 4), (1, 40, 32760, 32760, 128): ((1, 1, 1), 4),
+    (1, 12, 4096, 4096, 128): ((1, 1, 1), 1.5), (1, 12, 24960, 512, 128): ((1, 0, 0), 1.5),
+    (1, 12, 24960, 257, 128): ((1, 0, 0), 1.5), (1, 24, 8192, 8192, 64): ((1, 1, 1), 1.5),
 }
 
 
 def compile_all(results: Results) -> None:
     """Compile what `speed` will time."""
     short = ((128, (1, 1, 1)), (128, (1, 0, 0)), (64, (1, 1, 1)))
-    calls = [way for D, given in short for way in ways((1, 12, 256, 256, D), given)]
-    for name, call, _ in calls:
-        if not results.wanted():
-            continue
-        start = time.monotonic()
-        try:
+    for _, call, _ in [way for D, given in short for way in ways((1, 12, 256, 256, D), given)]:
+        if results.wanted():
             call()
+
+
+def rounds(calls: dict[str, Callable], seconds: float) -> dict[str, tuple[list[float], list[float]]]:
+    """(ms of the card, ms of the host to issue it) of each call, in turn: the clock affects all alike.
+
+    The card sleeps while five short calls are issued: a launch of 0.3 ms is else timed with the host's part.
+    """
+    times = {name: ([], []) for name in calls}
+    end = time.monotonic() + seconds
+    while time.monotonic() < end or min(len(card) for card, _ in times.values()) < 3:
+        for name, call in calls.items():
+            card, host = times[name]
+            count = 1 if card and card[0] > 5 else 5
+            marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            torch.cuda._sleep(4_000_000)                        # cycles: 2 ms
+            marks[0].record()
+            start = time.perf_counter()
+            for _ in range(count):
+                call()
+            host.append((time.perf_counter() - start) / count * 1e3)
+            marks[1].record()
             torch.cuda.synchronize()
-        except Exception as error:
-            print(f"  {name}: {type(error).__name__}: {str(error).splitlines()[0][:150]}", flush=True)
-        print(f"  {name} {time.monotonic() - start:.1f} s", flush=True)
+            card.append(marks[0].elapsed_time(marks[1]) / count)
+    return times
 
 
 def speed(results: Results) -> None:
-    """Interleaved rounds, so that the card's clock affects all alike; the median of each."""
     for shape, (given, seconds) in SPEED.items():
-        ready, times = {}, {}
-        for name, call, flops in ways(shape, given):
+        ready, flops = {}, {}
+        for name, call, flop in ways(shape, given):
             print("  begins", shape, name, flush=True)
-            try:
-                call()
-                torch.cuda.synchronize()
-                ready[name], times[name] = (call, flops), []
-            except Exception as error:                          # a way that this card cannot run loses
-                why = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
-                results.add(f"{shape} {name}", error=why)
-        end = time.monotonic() + seconds
-        while time.monotonic() < end or min(map(len, times.values())) < 3:
-            for name, (call, _) in ready.items():
-                count = 1 if times[name] and times[name][0] > 5 else 5
-                marks = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-                marks[0].record()
-                for _ in range(count):
-                    call()
-                marks[1].record()
-                torch.cuda.synchronize()
-                times[name].append(marks[0].elapsed_time(marks[1]) / count)
-        forward = statistics.median(times["cuDNN's forward"]) if "cuDNN's forward" in times else math.nan
-        for name, (_, flops) in ready.items():
-            ms = statistics.median(times[name])
-            results.add(f"{shape} {name}", ms=ms, tflops=flops / ms / 1e9, forwards=ms / forward,
-                        spread=(max(times[name]) - min(times[name])) / ms, rounds=len(times[name]))
+            call()
+            torch.cuda.synchronize()
+            ready[name], flops[name] = call, flop
+        times = rounds(ready, seconds)
+        forward = statistics.median(times["cuDNN's forward"][0])
+        for name, (card, host) in times.items():
+            ms = statistics.median(card)
+            results.add(f"{shape} {name}", ms=ms, tflops=flops[name] / ms / 1e9, forwards=ms / forward,
+                        host_ms=statistics.median(host), spread=(max(card) - min(card)) / ms)
+
+
+def tritons(results: Results) -> None:
+    """Machine code by other tritons in place of this one's, in its launch: (1, 12, 24960, 128)."""
+    folder = Path(os.environ.get("HOPPER_CUBINS", "none"))
+    args, kernels, run = draw(1, 12, 24960, 128), [], JITFunction.run
+    call = partial(attention_jvp_hopper, *args, 128**-0.5, False, BY_HAND)
+
+    def kept(self, *inputs, **how):
+        kernels.append(run(self, *inputs, **how))
+        return kernels[-1]
+
+    JITFunction.run = kept
+    want = call()
+    JITFunction.run = run
+    kernel, = kernels
+    functions = {f"{triton.__version__}, this one": kernel.function}
+    for path in sorted(folder.glob("*.cubin")):
+        about, here = json.loads(path.with_suffix(".json").read_text()), kernel.metadata
+        if (about["shared"], about["num_warps"]) != (here.shared, here.num_warps):
+            print(f"  {path}: {about['num_warps']} warps, {about['shared']} bytes; want {here}")
+            continue
+        load = triton.runtime.driver.active.utils.load_binary
+        functions[path.stem] = load(about["name"], path.read_bytes(), about["shared"], 0)[1]
+
+    def by(function):
+        kernel.function = function
+        return call()
+
+    want = [x.double() for x in want]
+    worst = {name: max(errors(by(function), want)) for name, function in functions.items()}
+    times = rounds({name: partial(by, function) for name, function in functions.items()}, 4)
+    first, *_ = (statistics.median(card) for card, _ in times.values())
+    for name, (card, _) in times.items():
+        ms = statistics.median(card)
+        results.add(name, ms=ms, tflops=12 * 12 * 24960**2 * 128 / ms / 1e9, slower=ms / first - 1,
+                    differs=worst[name], right=worst[name] < 2e-3)
 
 
 PARTS = {"right": right, "masks": masks, "widths": widths, "repeats": repeats, "race": race, "small": small,
-         "compile": compile_all, "speed": speed}
+         "compile": compile_all, "speed": speed, "tritons": tritons}
 
 
-def verdict(found: dict) -> list[str]:
+def verdict(found: dict, parts: list[str]) -> list[str]:
     """What is not as kernels/README.md wants it."""
     bad = [f"{part} {name}: {row}" for part, rows in found.items() for name, row in rows.items()
            if isinstance(row, dict) and row.get("right") is False]
-    bad += [f"{part}: nothing measured" for part in LIMITS if part != "compile" and not found.get(part)]
+    bad += [f"{part}: nothing measured" for part in parts if part != "compile" and not found.get(part)]
+    bad += [f"tritons {name}: {row['slower']:.0%} slower" for name, row in found.get("tritons", {}).items()
+            if row.get("slower", 0) > 0.03 and name.startswith("3.9") == ("h first" in name)]
+    if "speed" not in parts:
+        return bad
     for shape, bar in (("(1, 12, 24960, 24960, 128)", 600), ("(1, 40, 32760, 32760, 128)", 560)):
         rate = found.get("speed", {}).get(f"{shape} by hand", {}).get("tflops", 0)
         if rate < bar:
@@ -319,7 +339,7 @@ def verdict(found: dict) -> list[str]:
     return bad
 
 
-def all_parts() -> int:
+def together(parts: list[str]) -> int:
     OUT.mkdir(parents=True, exist_ok=True)
     for old in OUT.glob("hopper*.json"):
         old.unlink()
@@ -341,15 +361,18 @@ def all_parts() -> int:
             why = f"not done in {LIMITS[part]} s" if code in {124, 137} else f"status {code}"
             over.append(f"{part} {share}: {why}; its last line: {said[-1:]}")
 
-    children = [(part, share, begin(part, share)) for part, count in SHARES.items() for share in range(count)]
+    children = [(part, share, begin(part, share)) for part, count in SHARES.items() if part in parts
+                for share in range(count)]
     for child in children:
         ended(*child)
-    ended("speed", 0, begin("speed", 0))
+    for part in QUIET:
+        if part in parts:
+            ended(part, 0, begin(part, 0))
     found = {}
-    for part in LIMITS:
+    for part in parts:
         for path in OUT.glob(f"hopper-{part}-*.json"):
             found.setdefault(part, {}).update(json.loads(path.read_text()))
-    bad = verdict(found) + over
+    bad = verdict(found, parts) + over
     about = {"device": torch.cuda.get_device_name(), "triton": triton.__version__, "torch": torch.__version__,
              "seconds": round(time.monotonic() - started)}
     (OUT / "hopper.json").write_text(json.dumps({"about": about, **found, "bad": bad}, indent=1) + "\n")
@@ -359,6 +382,7 @@ def all_parts() -> int:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench hopper_card")
+    parser.add_argument("parts", nargs="*", metavar="PART", choices=[*LIMITS, []], help="all if none")
     parser.add_argument("--part", choices=PARTS)
     parser.add_argument("--share", type=int, default=0, help="of a part that several processes divide")
     args = parser.parse_args(argv)
@@ -366,7 +390,10 @@ def main(argv: list[str]) -> int:
         print("python -m bench hopper_card: no CUDA device here; `python -m bench hopper_report` needs none")
         return 1
     if args.part is None:
-        return all_parts()
+        parts = [part for part in LIMITS if part in args.parts] if args.parts else list(LIMITS)
+        if "HOPPER_CUBINS" not in os.environ and "tritons" not in args.parts:
+            parts.remove("tritons")
+        return together(parts + ["compile"] * ("speed" in parts and "compile" not in parts))
     torch.manual_seed(0)
     OUT.mkdir(parents=True, exist_ok=True)
     PARTS[args.part](Results(args.part, args.share))

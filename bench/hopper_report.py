@@ -1,8 +1,9 @@
 """Compile attention_jvp_hopper for sm_90 without a GPU and read its machine code, loop by loop.
 
     python -m bench hopper_report                       every case, under the triton installed
-    python -m bench hopper_report six persistent        these
+    python -m bench hopper_report six four              these
     python -m bench hopper_report --record              also write bench/hopper.json
+    python -m bench hopper_report --cubin DIR           only write the machine code of the first two to DIR
 
 Exit status 1 if a consumer's loop spills, ptxas has serialised its products, a loop holds a barrier of the
 whole block, registers are not moved between the roles, or a register of a product in flight is touched before
@@ -25,40 +26,38 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import torch  # noqa: E402
 import triton  # noqa: E402
 from swiftvideo_kernels.hopper import attention_jvp_hopper  # noqa: E402
-from swiftvideo_kernels.tiles import Tile  # noqa: E402
+from swiftvideo_kernels.tiles import TILES  # noqa: E402
 
 from bench.compile_report import CUOBJDUMP, SHARED, compiled, meta  # noqa: E402
 from swiftvideo_fast.atomic import whole  # noqa: E402
 
 RECORD = Path(__file__).with_name("hopper.json")              # {triton: {case: figures}}
-TILE = Tile(128, 64, 12, 2, True, hopper=240)
+TILE, TILE_64 = (TILES["attention_jvp", "sm90", width][0] for width in (128, 64))
 CASES = {                                                     # name: its difference from six products
     "six": {},
-    "six, h first": {"tile": TILE._replace(h_first=True)},
+    "six, the other order": {"tile": TILE._replace(h_first=not TILE.h_first)},
     "six, causal, packed": {"causal": True, "packed": True},
     "six, causal": {"causal": True},
     "six, width 96": {"width": 96},
     "six, float16": {"dtype": torch.float16},
-    "six, width 64": {"width": 64},
-    "four": {"given": (1, 0, 0), "persistent": False},
-    "persistent": {"given": (1, 0, 0)},
-    "persistent, width 64": {"given": (1, 0, 0), "width": 64},
+    "six, width 64": {"width": 64, "tile": TILE_64},
+    "four": {"given": (1, 0, 0)},
+    "four, width 64": {"given": (1, 0, 0), "width": 64, "tile": TILE_64},
     "four, no tangent of q, keys": {"given": (0, 1, 0)},
     "three": {"given": (0, 0, 1)},
 }
-SPILLS = {(3, 9): (8, 14)}                                    # STL, LDL in a loop; none with other tritons
+SPILLS = {(3, 9): (6, 12)}                                    # STL, LDL in a loop; none with other tritons
 
 
-def case(width=128, given=(1, 1, 1), dtype=torch.bfloat16, packed=False, causal=False, tile=TILE,
-         persistent=None) -> partial:
+def case(width=128, given=(1, 1, 1), dtype=torch.bfloat16, packed=False, causal=False,
+         tile=TILE) -> partial:
     """A launch with 12 heads, 3 key heads where packed."""
     G, N = (3 if packed else 12), 24960
     q, tq = (meta(1, N, 12, width, dtype=dtype).transpose(1, 2) for _ in range(2))
     k, tk, v, tv = (meta(1, N, G, width, dtype=dtype).transpose(1, 2) for _ in range(4))
     tq, tk, tv = (x if here else None for x, here in zip((tq, tk, tv), given))
     cu = meta(3, dtype=torch.int32) if packed else None
-    return partial(attention_jvp_hopper, q, tq, k, tk, v, tv, width**-0.5, causal, tile, cu, cu,
-                   persistent=persistent)
+    return partial(attention_jvp_hopper, q, tq, k, tk, v, tv, width**-0.5, causal, tile, cu, cu)
 
 
 def instructions(sass: str) -> list[tuple[int, str]]:
@@ -159,11 +158,29 @@ def products(width=128, given=(1, 1, 1), tile=TILE, **_) -> int:
     return (1 + tq + tk) * padded // 16 + (1 + tv + (tq or tk)) * tile.block_n // 16
 
 
+def write_cubins(folder: Path) -> None:
+    """What `hopper_card --part tritons` launches: the tile, in both orders, by this triton."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for first in (False, True):
+        kernel = compiled(case(tile=TILE._replace(h_first=first)), 90)[0]
+        name = f"{triton.__version__}{', h first' * first}"
+        (folder / f"{name}.cubin").write_bytes(kernel.asm["cubin"])
+        fields = "name", "shared", "num_warps", "tensordesc_meta"
+        about = {field: getattr(kernel.metadata, field) for field in fields}
+        entry = kernel.asm["ptx"].split(".entry")[1].split(")")[0]
+        about["parameters"] = re.findall(r"\.param (.*?)[,\n]", entry)
+        (folder / f"{name}.json").write_text(json.dumps(about) + "\n")
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench hopper_report")
     parser.add_argument("names", nargs="*", metavar="CASE", choices=[*CASES, []])
     parser.add_argument("--record", action="store_true", help="write the figures to bench/hopper.json")
+    parser.add_argument("--cubin", type=Path, metavar="DIR", help="write two cubins for hopper_card there")
     args = parser.parse_args(argv)
+    if args.cubin:
+        write_cubins(args.cubin)
+        return 0
     version = tuple(map(int, triton.__version__.split(".")[:2]))
     bad, found = [], {}
     for name in args.names or CASES:

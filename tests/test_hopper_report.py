@@ -20,7 +20,7 @@ def run(*command: str) -> subprocess.CompletedProcess:
 
 
 def test_no_loop_is_serialised_or_spills_or_joins_the_consumers():
-    report = run("-m", "bench", "hopper_report", "six, causal, packed", "persistent")
+    report = run("-m", "bench", "hopper_report", "six, causal, packed", "four")
     assert report.returncode == 0, report.stdout[-2000:]
     assert report.stdout.count("loop:") == 4
 

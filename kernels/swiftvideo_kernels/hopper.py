@@ -16,8 +16,8 @@ DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 
 
 @cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
+def _layout(rows: int, width: int, dtype: torch.dtype) -> gl.NVMMASharedLayout:
+    return gl.NVMMASharedLayout.get_default_for([1, 1, rows, width], DTYPES[dtype])
 
 
 def readable(x: Tensor | None) -> bool:
@@ -28,47 +28,37 @@ def readable(x: Tensor | None) -> bool:
 
 def attention_jvp_hopper(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v: Tensor,
                          tv: Tensor | None, scale: float, causal: bool, tile: Tile,
-                         cu_q: Tensor | None = None, cu_k: Tensor | None = None, max_q: int | None = None,
-                         persistent: bool | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """(o, to, lse) as attention_jvp returns them.  All inputs are `readable`; at least one tangent is given.
-
-    persistent: a program takes tile after tile and loads the next one's queries meanwhile.  By default where
-    keys and values are constant: elsewhere shared memory has no room for two tiles.
-    """
+                         cu_q: Tensor | None = None, cu_k: Tensor | None = None,
+                         max_q: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """(o, to, lse) as attention_jvp returns them.  Inputs are `readable`; at least one tangent is given."""
     (B, H, N, D), (G, M) = q.shape, k.shape[1:3]
-    width, dtype = max(64, triton.next_power_of_2(D)), DTYPES[q.dtype]
+    width = max(64, triton.next_power_of_2(D))
     o, to = (torch.empty(B, N, H, D, dtype=q.dtype, device=q.device).transpose(1, 2) for _ in range(2))
     lse = torch.empty(B, H, N, dtype=torch.float32, device=q.device)
-    layouts = {rows: gl.NVMMASharedLayout.get_default_for([1, 1, rows, width], dtype)
-               for rows in (64, tile.block_n)}
+    q_layout, k_layout = _layout(64, width, q.dtype), _layout(tile.block_n, width, q.dtype)
 
-    def described(x, rows):
+    def described(x, rows, layout):
         if x is None:
             return None
         strides = [64 if n == 1 else at for n, at in zip(x.shape, x.stride())]         # for one any will do
-        return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, rows, width], layouts[rows])
+        return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, rows, width], layout)
 
     written = None, None
     if cu_q is None:
-        sources = [described(x, 64) for x in (q, tq)] + [described(x, tile.block_n) for x in (k, tk, v, tv)]
+        sources = [described(x, 64, q_layout) for x in (q, tq)]
+        sources += [described(x, tile.block_n, k_layout) for x in (k, tk, v, tv)]
         if D % 8 == 0:
-            written = described(o, 64), described(to, 64)
+            written = described(o, 64, q_layout), described(to, 64, q_layout)
     else:
         (q, tq), (k, tk), (v, tv) = alike(q, tq), alike(k, tk), alike(v, tv)
         sources = [q, tq, k, tk, v, tv]
         if q.is_cuda:
             triton.set_allocator(lambda size, *_: torch.empty(size, dtype=torch.int8, device=q.device))
-    if persistent is None:
-        persistent = tk is None and tv is None and cu_q is None and not causal
     grid = triton.cdiv(N if max_q is None else max_q, 128), H, B if cu_q is None else len(cu_q) - 1
-    tiles = None
-    if persistent:                                              # one program a multiprocessor
-        tiles = grid[0] * H * B
-        grid = min(tiles, _multiprocessors(q.device)), 1, 1
     strides = [64 if n == 1 else at for x in (q, k, v) for n, at in zip(x.shape[1:3], x.stride()[1:3])]
     attention_jvp_hopper_kernel[grid](
-        *sources, o, to, *written, lse, cu_q, cu_k, *strides, H, H // G, tiles, N, M, scale,
+        *sources, o, to, *written, lse, cu_q, cu_k, *strides, H, H // G, N, M, scale,
         WIDTH=D, BLOCK_D=width, BLOCK_N=tile.block_n, STAGES=tile.stages, CAUSAL=causal, H_FIRST=tile.h_first,
-        REGISTERS=tile.hopper, Q_LAYOUT=layouts[64], K_LAYOUT=layouts[tile.block_n],
+        REGISTERS=tile.hopper, Q_LAYOUT=q_layout, K_LAYOUT=k_layout,
         num_warps=4, enable_fp_fusion=True)                     # fusion: not 3.9's default
     return o, to, lse
