@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from swiftvideo_fast import config, doctor, plan, release
+from swiftvideo_fast import config, doctor, plan, plan_recipe, release
 from swiftvideo_fast.atomic import whole
 from swiftvideo_fast.config import Config, Sample
 from swiftvideo_fast.data.clips import write_video
@@ -242,6 +242,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 def run_plan(args: argparse.Namespace) -> None:
     print(plan.report(plan.from_arguments(args), args.tflops))
+    if args.recipe:
+        print(plan_recipe.report(args.preset.removeprefix("wan-"), args.gpus))
 
 
 def run_doctor(args: argparse.Namespace) -> None:
