@@ -104,7 +104,6 @@ MUTANTS = [
     ("at, mask = clip * D + col, col < D\n        tl.store", "at, mask = col, col < D\n        tl.store"),
     ("tl.num_programs(1) - 1 - tl.program_id(1)", "tl.num_programs(1) - tl.program_id(1)"),
     ("        rt = r * tl.load(t_ptr + clip)", "        rt = r * tl.load(t_ptr)"),
-    ("g if clamp else None, square", "g, square"),
     ("None if clamp else g, square", "g, square"),
     ("(v, F, dF), t = contiguous", "(_, F, dF), t = contiguous"),
 ]
