@@ -99,7 +99,7 @@ def _block(state, q, tq, memory, bars, j, row, M, scale, LAST: gl.constexpr, CAU
     c = scale * LOG2E
 
     mbarrier.wait(k_full.index(slot), phase)
-    s, ts = _scores(q, tq, k_ring, tk_ring, i, STAGES, S)
+    s, ts = _scores(q, tq, k_ring, tk_ring, j, STAGES, S)
     s = warpgroup_mma_wait(SCORES, deps=(s,))                   # tS is in flight
     if LAST:
         col = j * BLOCK_N + gl.arange(0, BLOCK_N, gl.SliceLayout(0, S))
