@@ -97,7 +97,20 @@ def figures(kernel) -> dict[str, int]:
         "TMA": len(re.findall(r"\bUTMALDG\b", sass)),
         "F2F": len(re.findall(r"\bF2F\b", sass)),
         "U16": len(re.findall(r"\b(?:LDG|STG)\.E\.U16\b", sass)),
+        "BAR.SYNC in loops": looped(sass, "BAR.SYNC"),
     }
+
+
+def looped(sass: str, instruction: str) -> int:
+    """How many of an instruction lie between a conditional branch and an earlier address it goes to.
+
+    What is out of line, a wait's retry, comes back by an unconditional one.
+    """
+    lines = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", sass)]
+    back = [(int(target[1], 16), at) for at, text in lines
+            if (target := re.search(r"(?:@!?U?P\d BRA|BRA\.U) .*?0x(\w+)", text))]
+    return sum(instruction in text and any(first <= at <= last for first, last in back if first < last)
+               for at, text in lines)
 
 
 def apart(launch: Callable, arch: int) -> list[dict[str, int]] | None:

@@ -56,13 +56,14 @@ def bench(*argv: str, seconds: int, peers: bool = False) -> Part:
 
 ELEMENTWISE = tuple(name for name in ops.OPS if name != "attention")
 PARTS = {                               # another part is a line here
-    "step": bench("step", "step", "phases", "kernels", "ta", "sampling", "da", seconds=110),
+    "step": bench("step", "step", "kernels", "sampling", "ta", seconds=90),
     "attention": bench("versus", "wan_1_3b", seconds=60, peers=True),
     "elementwise": bench(*ELEMENTWISE, "--seconds", "0.3", seconds=45),
-    "tests": tests("-m", "gpu", "tests/test_kernels_gpu.py", seconds=90, workers=8),
-    "kernels": tests("tests/test_kernels.py", "tests/test_kernels_attention.py", seconds=60, workers=8),
-    "attention-14b": bench("versus", "wan_14b", seconds=40, peers=True),
-    "attention-small": bench("versus", "width_64", "small", seconds=35, peers=True),
+    "phases": bench("step", "phases", "da", "zero3", seconds=60),
+    "tests": tests("-m", "gpu", "tests/test_kernels_gpu.py", seconds=80, workers=8),
+    "kernels": tests("tests/test_kernels.py", "tests/test_kernels_attention.py", seconds=45, workers=8),
+    "attention-14b": bench("versus", "wan_14b", seconds=30, peers=True),
+    "attention-small": bench("versus", "width_64", "small", seconds=30, peers=True),
     "hopper": Part(115, (*PYTHON, "bench", "hopper_card"), records=False),
 }
 

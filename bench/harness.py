@@ -5,13 +5,15 @@ the figure to keep is the median over rounds of ours / torch.  With one thread o
 process's own CPU time, which neighbours' turns do not lengthen; else it is the wall's.  The limit, a plain
 copy of the bytes a case must move or a plain matmul, is timed in the same rounds.  A share is no bound: an op
 in place spares the read of a line before its first write, which a copy pays, and can pass 100 %.  On a GPU a
-timing is of as many calls as take BURST seconds, back to back: it works on one while the next is launched.
+timing is of as many calls as take BURST seconds, by the device's own clock, queued while it is kept waiting:
+launches are not timed.
 """
 
 import ctypes
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -22,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 AGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 3e-2}       # relative, Frobenius; tests/ ask for more
 BURST = 5e-3                                                  # seconds that one timing on a GPU spans
+WAIT = 2 * 10**7                                              # cycles, 10 ms and more: launching a burst
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3                   # of malloc.h
 LARGE = 32 << 20                                              # glibc's own largest threshold
 MATMUL = {"cpu": 768, "cuda": 8192}                           # side of the square product that is the limit
@@ -143,17 +146,35 @@ def rounds(ways: dict[str, Callable], device: str, seconds: float) -> dict[str, 
     """Milliseconds of each way in each round, turn about, for so many seconds and at least three rounds."""
     now = clock(device)
     calls, ms = {}, {name: [] for name in ways}
+    timing = queued if device == "cuda" else partial(wall, now)
     for name, run in ways.items():
         run()
         calls[name] = 1 if device == "cpu" else burst(run, now)
     start = now()
     while now() < start + seconds or len(ms["ours"]) < 3:
         for name, run in ways.items():
-            before = now()
-            for _ in range(calls[name]):
-                run()
-            ms[name].append(1e3 * (now() - before) / calls[name])
+            ms[name].append(timing(run, calls[name]))
     return ms
+
+
+def wall(now: Callable[[], float], run: Callable, calls: int) -> float:
+    """Milliseconds a call."""
+    before = now()
+    for _ in range(calls):
+        run()
+    return 1e3 * (now() - before) / calls
+
+
+def queued(run: Callable, calls: int) -> float:
+    """Milliseconds a call between two events of the device, which waits until the calls are in its queue."""
+    begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(WAIT)
+    begun.record()
+    for _ in range(calls):
+        run()
+    ended.record()
+    ended.synchronize()
+    return begun.elapsed_time(ended) / calls
 
 
 def burst(run: Callable, now: Callable[[], float]) -> int:

@@ -7,8 +7,9 @@
             LoRA of rank 64, its base stored once
     da      that step with eq. 10 on top: a window decoded by Wan's VAE and seen by DINOv2 ViT-S/14, both in
             fp32; the critic and its step; AdamW's moments in 8 bits
-The last three are a step of the training loop itself (train/loop.py) on the engine of one process, with the
-objective's own networks and turns: one device, one clip, nothing sharded, weights stored as bfloat16.
+    zero3   step, under DeepSpeed ZeRO-3 in one process (no account: it takes no fake tensors)
+All but the first two are a step of the training loop itself (train/loop.py) on an engine of one process, with
+the objective's own networks and turns: one device, one clip, nothing sharded, weights stored as bfloat16.
 """
 
 import math
@@ -28,7 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from bench.account import Account
 from swiftvideo_fast import jvp, ops, path
 from swiftvideo_fast.adversary.backbones import Dino
-from swiftvideo_fast.config import Config, Model, Optim, Run
+from swiftvideo_fast.config import Config, Engine, Model, Optim, Run
 from swiftvideo_fast.config.strict import known_name
 from swiftvideo_fast.data.crops import CropOptions
 from swiftvideo_fast.data.pairs import Pairs
@@ -43,6 +44,7 @@ from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
 from swiftvideo_fast.objectives.da import Da, DistributionAlignment
 from swiftvideo_fast.objectives.ta import TrajectoryAlignment
 from swiftvideo_fast.ops import reference
+from swiftvideo_fast.train import engine as train_engine
 from swiftvideo_fast.train import loop, recipe, single
 
 TEXT, IMAGE = 512, 257                  # tokens of the two encoders
@@ -55,6 +57,7 @@ class Setting:
     """What is accounted for.  frames: 4n + 1, in pixel space; size: (width, height), multiples of 16.
 
     recompute: the student's, of models.wan.network.RECOMPUTE.  moments: AdamW's, 32 or 8 bits; da: always 8.
+    random: weights, else zero.
     """
 
     preset: str = "1.3b"
@@ -63,6 +66,7 @@ class Setting:
     dtype: torch.dtype = torch.bfloat16
     recompute: str = "blocks"
     moments: int = 32
+    random: bool = False
 
     def __post_init__(self):
         known_name("memory: --recompute", self.recompute, RECOMPUTE)
@@ -99,8 +103,18 @@ class Setting:
                 lora.attach(net, rank, torch.Generator())
             return net
 
-        net = hollow(build)
+        net = self.weighted(hollow(build))
         net.recompute = self.recompute
+        return net
+
+    def weighted(self, net: nn.Module) -> nn.Module:
+        """With weights as a trained network's where they are to be random: norms' gains 1, maps of standard
+        deviation 0.02."""
+        for name, p in net.named_parameters() if self.random else ():
+            if "norm" in name and name.endswith("weight"):
+                p.data.fill_(1)
+            elif p.dim() > 1:
+                p.data.normal_(std=0.02)
         return net
 
 
@@ -154,18 +168,26 @@ def da_pass(setting: Setting) -> tuple[Account, Callable]:
 
     def aligned(cfg: Config, setup: Setup) -> Objective:
         objective = DistributionAlignment(cfg, setup, ConsistencyDistillation(cfg, setup))
-        objective.backbone, objective.codec = Dino(dino), WanVae(vae)
+        objective.backbone, objective.codec = Dino(setting.weighted(dino)), WanVae(setting.weighted(vae))
         return objective
 
     return loop_step(replace(setting, moments=8), aligned, da=Da(start=0), vae=vae)
 
 
+def zero3_pass(setting: Setting) -> tuple[Account, Callable]:
+    from swiftvideo_fast.train.zero3 import Zero3
+
+    dtype = str(setting.dtype).removeprefix("torch.")
+    return loop_step(setting, ConsistencyDistillation, engine=Zero3, spread=Engine("zero3", dtype=dtype))
+
+
 def loop_step(setting: Setting, objective: Callable[[Config, Setup], Objective], *, da: Da | None = None,
-              rank: int = 0, **networks: nn.Module) -> tuple[Account, Callable]:
+              rank: int = 0, engine: Callable[[Config], train_engine.Engine] | None = None,
+              spread: Engine | None = None, **networks: nn.Module) -> tuple[Account, Callable]:
     """A step of the training loop on random clips.  objective: its class, or what makes it."""
     options = ConsistencyDistillation.Options() if da else objective.Options()
     cfg = Config(Run("bench", 1), Model(weights="released"), options, Optim(1e-6, moments=setting.moments),
-                 CropOptions(batch=1), da=da)
+                 CropOptions(batch=1), da=da, engine=spread or Engine())
     made = objective(cfg, Setup(
         FAMILY, torch.get_default_device(), sizes=lambda: PRESETS[setting.preset],
         start=partial(setting.network, trained=True, rank=rank),
@@ -176,7 +198,7 @@ def loop_step(setting: Setting, objective: Callable[[Config, Setup], Objective],
             patch.object(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode, create=True), \
             warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")        # in a deepcopy
-        engine = Resident(cfg)
+        engine = (engine or Resident)(cfg)
         nets, movers, averages = recipe.place(made.networks(), engine)
     x0, condition = setting.point().x0, setting.condition()
     batch = Pairs(x0, condition, [""], torch.randn_like(x0), torch.randn_like(x0))

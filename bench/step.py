@@ -1,9 +1,13 @@
 """The training step on this device: whole, by phase and by kernel.
 
-    python -m bench step [PART ...] [--record]  of step (CCD), da, ta and those below; all if none
-    python -m bench step phases                 teacher, one forward, jvp, student under each recompute policy
+    python -m bench step [PART ...] [--record]  of those below; all if none, the most valuable first
+    python -m bench step step ta da             the loop's own step of CCD, TA, CCD with DA
     python -m bench step kernels                the CCD step's kernels, most expensive first
     python -m bench step sampling               a student of four steps, latents only
+    python -m bench step phases                 teacher, one forward, jvp, student under each recompute policy
+    python -m bench step zero3                  the CCD step under DeepSpeed ZeRO-3, one process
+
+What wants a library that is not here says so and is left out.
 
 Random weights: of zeros a card draws less power and runs faster.  Each figure is written when it is there:
 runs/gpu/step.json, and with --record bench/gpu.json under "step".  TFLOP counts: bench_network.STEP, JVP.
@@ -15,19 +19,18 @@ import json
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import date
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
 import torch
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from bench import bench_network
 from bench.harness import MATMUL, device_name
-from bench.passes import PASSES, Setting, velocity
+from bench.passes import PASSES, Setting, velocity, zero3_pass
 from swiftvideo_fast import jvp, ops
 from swiftvideo_fast.atomic import whole
 from swiftvideo_fast.config import Sample
@@ -38,18 +41,9 @@ from swiftvideo_fast.sampler import generate
 OUT = Path(__file__).parents[1] / "runs" / "gpu"
 RECORD = Path(__file__).with_name("gpu.json")
 POLICY = "blocks but attention"
-STEPS = "step", "da", "ta"
+STEPS = "step", "ta", "da", "zero3"
+WANT = {"da": ("diffusers", "transformers"), "zero3": ("deepspeed",)}     # libraries
 CARD = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def randomise(*networks: nn.Module) -> None:
-    """Weights as a trained network's: norms' gains 1, maps of standard deviation 0.02."""
-    for network in networks:
-        for name, p in network.named_parameters():
-            if "norm" in name and name.endswith("weight"):
-                p.data.fill_(1)
-            elif p.dim() > 1:
-                p.data.normal_(std=0.02)
 
 
 def wait() -> None:
@@ -69,13 +63,12 @@ def milliseconds(run: Callable, repeats: int = 3) -> float:
     return median(found[1:])
 
 
-def peak_gb(run: Callable) -> float | None:
-    if CARD.type != "cuda":
-        return None
-    torch.cuda.reset_peak_memory_stats()
-    run()
-    wait()
-    return round(torch.cuda.max_memory_allocated() / 1e9, 2)
+def time_and_peak(run: Callable, repeats: int = 3) -> dict[str, float | None]:
+    if CARD.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    ms = round(milliseconds(run, repeats), 1)
+    return {"ms": ms, "peak gb": round(torch.cuda.max_memory_allocated() / 1e9, 2)
+            if CARD.type == "cuda" else None}
 
 
 def matmul_rate() -> float:
@@ -102,8 +95,7 @@ def work(setting: Setting) -> tuple[float, float]:
 def built(name: str, setting: Setting) -> Generator[Callable]:
     """One run of a pass of bench/passes.py, with random weights."""
     with CARD:
-        account, run = PASSES[name](setting)
-    randomise(*(net for role, net in account.networks.items() if role in ("student", "average", "teacher")))
+        account, run = (zero3_pass if name == "zero3" else PASSES[name])(setting)
     yield run
     del account, run
     gc.collect()
@@ -111,16 +103,18 @@ def built(name: str, setting: Setting) -> Generator[Callable]:
         torch.cuda.empty_cache()
 
 
-def whole_step(name: str, setting: Setting, rate: float) -> dict[str, float]:
+def whole_step(name: str, setting: Setting, rate: float, profile_to: Path | None, keep: Callable) -> None:
+    """The pass of that name, and for `step` its kernels where they are wanted: it is built once."""
     with built(name, setting) as run:
         before = time.perf_counter()
         run()
         wait()
-        found = {"first s": round(time.perf_counter() - before, 1), "ms": round(milliseconds(run), 1),
-                 "peak gb": peak_gb(run)}
-    if name == "step":
-        found["of matmul"] = round(flops(setting, work(setting)) / found["ms"] / 1e9 / rate, 3)
-    return found
+        found = {"first s": round(time.perf_counter() - before, 1)} | time_and_peak(run, 2)
+        if name in ("step", "zero3"):
+            found["of matmul"] = round(flops(setting, work(setting)) / found["ms"] / 1e9 / rate, 3)
+        keep(name, found)
+        if profile_to:
+            keep("kernels", kernels(run, profile_to))
 
 
 def phases(setting: Setting, rate: float, keep: Callable) -> None:
@@ -130,7 +124,6 @@ def phases(setting: Setting, rate: float, keep: Callable) -> None:
 
     with CARD:
         net, point, condition = setting.network(trained=False), setting.point(), setting.condition()
-    randomise(net)
     seeds = (point.x_t, point.t), (point.velocity, torch.ones_like(point.t))
     with torch.no_grad():
         keep("teacher, guided", share((2, 2), milliseconds(
@@ -151,19 +144,18 @@ def phases(setting: Setting, rate: float, keep: Callable) -> None:
     for net.recompute in (POLICY, "blocks", "nothing"):
         counts = {POLICY: (4, 3.5), "blocks": (4, 4.5), "nothing": (3, 3.5)}[net.recompute]
         try:
-            keep(f"student, recompute {net.recompute}",
-                 share(counts, milliseconds(student, 2)) | {"peak gb": peak_gb(student)})
+            measured = time_and_peak(student, 2)
+            keep(f"student, recompute {net.recompute}", measured | share(counts, measured["ms"]))
         except torch.OutOfMemoryError:
             keep(f"student, recompute {net.recompute}", {"out of memory": True})
 
 
-def kernels(setting: Setting, out: Path) -> dict[str, float]:
-    """{kernel: ms} of one CCD step, and all of them in kernels-step.txt."""
-    with built("step", setting) as run:
+def kernels(run: Callable, out: Path) -> dict[str, float]:
+    """{kernel: ms} of one run, and all of them in kernels-step.txt."""
+    on = ProfilerActivity.CUDA if CARD.type == "cuda" else ProfilerActivity.CPU
+    with profile(activities=[on]) as profiled:
         run()
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
-            run()
-            wait()
+        wait()
     rows: dict[str, list[float]] = {}
     for event in profiled.events():
         if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
@@ -178,7 +170,6 @@ def kernels(setting: Setting, out: Path) -> dict[str, float]:
 def sampling(setting: Setting) -> dict[str, float]:
     with CARD:
         net, point, condition = setting.network(trained=False), setting.point(), setting.condition()
-    randomise(net)
     call, rng = partial(velocity, net), torch.Generator()
     return {"ms": round(milliseconds(lambda: generate(call, point.x1, condition, 4, Sample(), rng)), 1)}
 
@@ -194,11 +185,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args(argv)
-    known = *STEPS, "phases", "kernels", "sampling"
+    known = "step", "kernels", "sampling", "ta", "phases", "da", "zero3"
     if unknown := set(args.parts) - set(known):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     width, height = map(int, args.size.split("x"))
-    setting = Setting(args.preset, args.frames, (width, height), recompute=args.recompute)
+    setting = Setting(args.preset, args.frames, (width, height), recompute=args.recompute, random=True)
     args.out.mkdir(parents=True, exist_ok=True)
     by = f"{date.today()}, torch {torch.__version__}"
     card, found, failed = device_name(CARD.type), {}, []
@@ -213,19 +204,25 @@ def main(argv: list[str]) -> int:
         for path in [args.out / f"step-{'-'.join(args.parts) or 'all'}.json"] + [RECORD] * args.record:
             record = json.loads(path.read_text()) if path.exists() else {}
             steps = record.setdefault(card, {}).setdefault("step", {})
-            before = steps.get(f"wan_{args.preset}", {"parts": {}})
-            steps[f"wan_{args.preset}"] = told | {"parts": before["parts"] | found}
+            network = f"wan_{args.preset.replace('.', '_')}"
+            steps[network] = told | {"parts": steps.get(network, {"parts": {}})["parts"] | found}
             with whole(path) as aside:
                 aside.write_text(json.dumps(record, indent=1) + "\n")
 
-    for part in args.parts or known:
+    parts = args.parts or known
+    for part in parts:
+        absent = [name for name in WANT.get(part, ()) if not find_spec(name)]
+        if absent:
+            print(f"{part}: left out, without {' and '.join(absent)}", flush=True)
+            continue
         try:
             if part == "phases":
-                phases(replace(setting), rate, keep)
-            elif part == "kernels":
-                keep("kernels", kernels(setting, args.out))
-            else:
-                keep(part, sampling(setting) if part == "sampling" else whole_step(part, setting, rate))
+                phases(setting, rate, keep)
+            elif part == "sampling":
+                keep(part, sampling(setting))
+            elif part != "kernels" or "step" not in parts:
+                whole_step("step" if part == "kernels" else part, setting, rate,
+                           args.out if "kernels" in parts and part in ("step", "kernels") else None, keep)
         except Exception as error:
             failed.append(f"{part}: {type(error).__name__}: {str(error).splitlines()[:1]}")
             print(failed[-1], flush=True)

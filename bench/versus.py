@@ -70,18 +70,8 @@ def plain(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable]:
             ways[f"backward {name}"] = partial(backward, do, q, k, v, o, lse, scale, False, False)
             if name in (primal.FLASH[1], "flash-attn 2", "flash-attn 3", "flash-attn 4"):
                 ways[f"deterministic backward {name}"] = partial(
-                    repeating, partial(backward, do, q, k, v, o, lse, scale, False, True))
+                    backward, do, q, k, v, o, lse, scale, False, True)
     return ways
-
-
-def repeating(run: Callable) -> tuple:
-    """run() under torch's own switch."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        return run()
-    finally:
-        torch.use_deterministic_algorithms(before)
 
 
 def jvps(name: str, args: list[Tensor], peers: list[str]) -> dict[str, Callable]:

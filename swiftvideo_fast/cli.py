@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from swiftvideo_fast import config, doctor, plan, release
+from swiftvideo_fast import config, doctor, plan, plan_recipe, release
 from swiftvideo_fast.atomic import whole
 from swiftvideo_fast.config import Config, Model, Sample
 from swiftvideo_fast.config.strict import known_name
@@ -261,6 +261,8 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 def run_plan(args: argparse.Namespace) -> None:
     print(plan.report(plan.from_arguments(args), args.tflops))
+    if args.recipe:
+        print(plan_recipe.report(args.preset.removeprefix("wan-"), args.gpus))
 
 
 def run_doctor(args: argparse.Namespace) -> None:

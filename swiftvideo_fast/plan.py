@@ -274,6 +274,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offload", action="store_true", help="masters and moments on the CPU")
     parser.add_argument("--recompute", choices=RECOMPUTE, default=Plan.recompute, help="the student's policy")
     parser.add_argument("--tflops", type=float, help="a measured rate, for the time of a pass")
+    parser.add_argument("--recipe", action="store_true", help="also hours of the recipe (bench/gpu.json)")
 
 
 def from_arguments(args: argparse.Namespace) -> Plan:

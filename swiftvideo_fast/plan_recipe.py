@@ -31,10 +31,10 @@ class Stage:
 
 
 def stages(steps: dict) -> list[Stage]:
-    """The recipe's, from one network's record; what is not measured takes the nearest that is, and says so."""
+    """From one network's record; what is not measured takes the nearest that is, and says so."""
     parts = {name: part for name, part in steps["parts"].items() if "ms" in part}
     for name in ("step", "one forward"):
-        want(name in parts, "plan --recipe: the record", f"without {name!r}", "one by `make gpu PART=step`")
+        want(name in parts, "plan --recipe: the record", f"without {name!r}", "one by `make gpu`")
 
     def seconds(name: str, nearest: str, what: str) -> tuple[float, str]:
         if name in parts:
@@ -51,9 +51,9 @@ def stages(steps: dict) -> list[Stage]:
 
 def report(preset: str, gpus: int, batch: int = 1, card: str | None = None, record: Path = RECORD) -> str:
     """The recipe in words.  card: a name in the record; its only or first one unless given."""
-    want(record.exists(), "plan --recipe: the record", record, "bench/gpu.json of the repository, or `make gpu`")
+    want(record.exists(), "plan --recipe: the record", record, "bench/gpu.json, or one by `make gpu`")
     cards = {name: held["step"] for name, held in json.loads(record.read_text()).items() if "step" in held}
-    want(bool(cards), "plan --recipe: the record", "without a step", "one by `make gpu PART=step`")
+    want(bool(cards), "plan --recipe: the record", "without a step", "one by `make gpu`")
     card = card or next(iter(cards))
     known_name("plan --recipe: card", card, cards)
     known_name("plan --recipe: network", f"wan_{preset.replace('.', '_')}", cards[card])
@@ -61,5 +61,6 @@ def report(preset: str, gpus: int, batch: int = 1, card: str | None = None, reco
     held = [(stage, stage.hours(gpus, batch)) for stage in stages(measured)]
     total = sum(hours for _, hours in held)
     lines = [f"the recipe for wan-{preset} on {gpus} x {card}, {batch} clips a step ({measured['measured']})"]
-    lines += [f"{hours:10.1f} h  {stage.name}: {stage.seconds:.2f} s each; {stage.note}" for stage, hours in held]
+    lines += [f"{hours:10.1f} h  {stage.name}: {stage.seconds:.2f} s each; {stage.note}"
+              for stage, hours in held]
     return "\n".join([*lines, f"{total:10.1f} h  in all: {total * gpus:.0f} GPU hours"])

@@ -77,11 +77,44 @@ def test_the_switch_of_torch_chooses_the_backward_that_repeats(card, monkeypatch
 
     monkeypatch.setattr(plain, "WAYS", {name: (None, backward(name)) for name in WAYS})
     q, k = heads()
-    for on in (False, True):
-        torch.use_deterministic_algorithms(on)
+    for on, warn_only in ((False, False), (True, False), (True, True)):
+        torch.use_deterministic_algorithms(on, warn_only=warn_only)
         plain.attention_backward(q, q, k, k, q, q[..., 0], 0.1, False)
     torch.use_deterministic_algorithms(False)
-    assert ran == [("cuDNN", False), (TORCHS, True)]
+    assert ran == [("cuDNN", False), (TORCHS, True), (TORCHS, True)]
+
+
+@pytest.mark.parametrize("enabled, warn_only", [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+def test_torchs_flash_backward_runs_under_a_full_switch_and_puts_it_back(monkeypatch, enabled, warn_only,
+                                                                         deterministic, fails):
+    """With warn_only=True, torch 2.11 to 2.13 warn and add with atomics all the same (H100, 2026-11-27)."""
+    def state():
+        return (torch.are_deterministic_algorithms_enabled(),
+                torch.is_deterministic_algorithms_warn_only_enabled())
+
+    def op(do, q, k, v, *_, scale):
+        seen.append(state())
+        if fails:
+            raise RuntimeError("no kernel")
+        return q, k, v
+
+    class Aten:
+        _scaled_dot_product_flash_attention_backward = staticmethod(op)
+
+    seen = []
+    monkeypatch.setattr(attention_ways, "aten", Aten)
+    q, k = heads()
+    torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+    try:
+        attention_ways.torchs_flash_backward(q, q, k, k, q, q[..., 0], 0.1, False, deterministic)
+    except RuntimeError:
+        assert fails
+    finally:
+        after = state()
+        torch.use_deterministic_algorithms(False)
+    assert seen == [(deterministic, False)] and after == (enabled, warn_only)
 
 
 def test_a_choice_is_logged_once(card, caplog):

@@ -9,7 +9,7 @@ import torch
 from swiftvideo_kernels import tiles
 from swiftvideo_kernels.tiles import TILES, Tile
 
-from bench import gpu, step, tune, versus
+from bench import gpu, harness, step, tune, versus
 
 FINE = {"ms": 3.0, "tflops": 500.0, "gb": 1.0, "error o": 1e-3, "error to": 1e-3}
 
@@ -67,13 +67,43 @@ def test_a_steps_figures_are_on_disk_when_each_is_there(tmp_path, monkeypatch, c
     monkeypatch.setattr(step, "RECORD", tmp_path / "record.json")
     monkeypatch.setattr(step, "milliseconds", lambda run, repeats=3: (run(), 2.0)[1])
     monkeypatch.setattr(step, "sampling", broken)
-    argv = ["sampling", "step", "phases", "--preset", "tiny", "--frames", "5", "--size", "64x64", "--record"]
+    argv = ["sampling", "step", "kernels", "phases", "--preset", "tiny", "--frames", "5", "--size", "64x64",
+            "--record"]
     assert step.main([*argv, "--out", str(tmp_path)]) == 1
     card, = json.loads((tmp_path / "record.json").read_text()).values()
     parts = card["step"]["wan_tiny"]["parts"]
-    assert parts["step"]["ms"] == 2.0
+    assert parts["step"]["ms"] == 2.0 and "all" in parts["kernels"]
     assert {"teacher, guided", "jvp", "student, recompute nothing"} <= set(parts)
     assert "sampling: RuntimeError" in capsys.readouterr().out
+
+
+def test_a_gpu_is_timed_by_its_own_clock_behind_a_wait(monkeypatch):
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            done.append("event")
+
+        def synchronize(self):
+            done.append("wait")
+
+        def elapsed_time(self, ended):
+            return 6.0
+
+    done = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: done.append(cycles))
+    assert harness.queued(lambda: done.append("run"), 3) == 2.0
+    assert done == [harness.WAIT, "event", "run", "run", "run", "event", "wait"]
+
+
+def test_what_wants_an_absent_library_is_left_out_and_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(step, "find_spec", lambda name: None)
+    argv = ["da", "zero3", "--preset", "tiny", "--frames", "5", "--size", "64x64", "--out", str(tmp_path)]
+    assert step.main(argv) == 0
+    said = capsys.readouterr().out
+    assert "da: left out, without diffusers and transformers\nzero3: left out, without deepspeed\n" in said
 
 
 def measured(ways):

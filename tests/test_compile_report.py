@@ -32,6 +32,9 @@ for change in ({}, {"spills": 2}, {"stack": 8}, {"HGMMA": 0}, {"shared": 227 * 1
     print(*compile_report.faults("attention_jvp sm90 128", 90, figures | change))
 print(*compile_report.faults("tangent", 90, figures | {"U16": 48}))
 compile_report.main(["attention_jpv"])
+lines = "BAR.SYNC 0", "BAR.SYNC 0", "@P0 BRA 0x0040", "@!P1 BRA 0x0010", "BAR.SYNC 0", "BRA 0x0000"
+sass = "".join(f"/*{16 * i:04x}*/ {line} ;" for i, line in enumerate(lines))
+print(compile_report.looped(sass, "BAR.SYNC"))
 """
 
 
@@ -44,7 +47,7 @@ def test_planted_faults_are_told_and_so_is_a_kernel_that_is_not_there():
         "", "spills (2 stores, 0 bytes of stack)", "spills (0 stores, 8 bytes of stack)", "has no HGMMA",
         "wants 232449 bytes of shared memory of 232448", "rounds one by one (64 F2F)",
         "moves two bytes at a time (48 loads and stores)",
-        "no kernel's name begins with 'attention_jpv'", ""]
+        "no kernel's name begins with 'attention_jpv'", "1", ""]
 
 
 PAIRS = """

@@ -83,7 +83,7 @@ MUTANTS = [
     ("average = decay * average + rest * tl", "average = rest * average + decay * tl"),
     ("average = decay * average + rest * tl", "average = decay * average + tl"),
     ("tl.store(average_ptr + at, average, mask)", "pass"),
-    ("        tl.store(copy_ptr + at, average, mask)", "        pass"),
+    ("        tl.store(copy_ptr + tl.max_contiguous(at, 4), average, mask)", "        pass"),
     ("mask = at < numel", "mask = at < numel - 1"),
     ("zip(average, contiguous(\"ema_\", *master)", "zip(average, master"),
     ("tl.program_id(0).to(tl.int64) * BLOCK", "tl.program_id(0).to(tl.int64) * (BLOCK - 1)"),

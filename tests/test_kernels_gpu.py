@@ -189,7 +189,7 @@ def test_the_deterministic_backward_repeats_to_the_bit():
     q, k, v, do = heads(1, 4, 4096, 128, 4)
     q, k, v = (x.requires_grad_() for x in (q, k, v))
     o = ops.attention(q, k, v)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True, warn_only=True)        # as engine.deterministic does
     try:
         first, *more = (torch.autograd.grad(o, (q, k, v), do, retain_graph=True) for _ in range(4))
     finally:

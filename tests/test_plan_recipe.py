@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from swiftvideo_fast import plan_recipe
+from swiftvideo_fast import cli, plan_recipe
 
 PARTS = {"step": {"ms": 3000.0}, "one forward": {"ms": 500.0}, "da": {"ms": 4000.0}, "ta": {"ms": 2000.0}}
 
@@ -33,12 +33,17 @@ def test_what_is_not_measured_is_said(tmp_path):
     assert "3.00 s each; TA is not measured on this card: CCD's step is counted" in said
 
 
-def test_the_repositorys_own_record_serves():
+def test_the_repositorys_own_record_serves(capsys):
     assert "H100" in plan_recipe.report("1.3b", 8)
+    argv = ["plan", "--preset", "wan-1.3b", "--gpus", "8"]
+    cli.main(argv)
+    plain = capsys.readouterr().out
+    cli.main([*argv, "--recipe"])
+    assert capsys.readouterr().out == plain + plan_recipe.report("1.3b", 8) + "\n"
 
 
 def test_a_record_without_what_is_wanted_is_one_line(tmp_path):
-    with pytest.raises(ValueError, match="plan --recipe: the record is .*; want bench/gpu.json of the repository"):
+    with pytest.raises(ValueError, match="plan --recipe: the record is .*; want bench/gpu.json"):
         plan_recipe.report("1.3b", 1, record=tmp_path / "none.json")
     with pytest.raises(ValueError, match="card is 'a carb'; want one of .*'a card'"):
         plan_recipe.report("1.3b", 1, card="a carb", record=record(tmp_path))

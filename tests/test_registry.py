@@ -33,6 +33,26 @@ def test_an_op_has_all_its_places(name):
 
 
 @pytest.mark.parametrize("name", ops.OPS)
+@pytest.mark.parametrize("place, said", [
+    ("bench", "no case in bench/"), ("mutants", "fewer than three mutants"), ("reference", "no meaning"),
+    ("csrc", "no csrc/")])
+def test_an_op_that_has_lost_a_place_fails(monkeypatch, tmp_path, name, place, said):
+    """A compile case: what tests/test_compile_report.py samples is named by the registry, and a name without
+    a case fails it."""
+    if place == "bench":
+        for case in [case for case in CASES if case.startswith(name)]:
+            monkeypatch.delitem(CASES, case)
+    elif place == "mutants":
+        monkeypatch.delitem(mutants.MUTANTS, KERNELS.get(name, (name,))[0])
+    elif place == "reference":
+        monkeypatch.delattr(reference, name)
+    else:
+        monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    with pytest.raises(AssertionError, match=said):
+        test_an_op_has_all_its_places(name)
+
+
+@pytest.mark.parametrize("name", ops.OPS)
 def test_arguments_are_drawn_for_every_custom_op(name):
     """What the bench, the compile report and the tests of all ops call it with."""
     forms = ops.custom_ops(name)

@@ -4,8 +4,8 @@ ORDER lists the ways by capability, the fastest first, with the record it rests 
 installed and passes `fits` runs: o, lse and gradients have to be within the bars of the precision, the
 backward's from another kernel's (o, lse).  The choice is logged once and shown by `swiftvideo doctor`.
 
-Under torch.use_deterministic_algorithms the backward is the fastest that repeats to the bit: cuDNN's and the
-plain flash backwards add with atomics.  (engine.deterministic sets that switch.)
+Under torch.use_deterministic_algorithms, warn_only or not, the backward is the fastest that repeats to the
+bit: cuDNN's and the plain flash backwards add with atomics.  (engine.deterministic sets that switch.)
 Shapes: q o dq (B, H, N, D)   k v dk dv (B, G, M, D)   lse (B, H, N) fp32.  Outputs lie as (B, N, H, D).
 """
 

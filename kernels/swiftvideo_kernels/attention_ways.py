@@ -7,7 +7,8 @@ softmax's denominator, so a backward accepts the (o, lse) of any forward and of 
 flash-attn 2, 3 and 4 take (B, N, H, D).  A library is imported where it is called.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import torch
@@ -100,11 +101,24 @@ def torchs_flash(q, k, v, scale, causal):
 
 
 def torchs_flash_backward(do, q, k, v, o, lse, scale, causal, deterministic):
-    """torch reads its own switch; `deterministic` is that switch."""
     no_dropout = torch.empty(2, dtype=torch.uint64, device=q.device)
-    return aten._scaled_dot_product_flash_attention_backward(
-        do, q, k, v, o, lse, None, None, q.shape[2], k.shape[2], 0.0, causal, no_dropout, no_dropout,
-        scale=scale)
+    with torchs_switch(deterministic):
+        return aten._scaled_dot_product_flash_attention_backward(
+            do, q, k, v, o, lse, None, None, q.shape[2], k.shape[2], 0.0, causal, no_dropout, no_dropout,
+            scale=scale)
+
+
+@contextmanager
+def torchs_switch(on: bool) -> Generator[None]:
+    """torch.use_deterministic_algorithms in here.  torch's flash backward takes no argument and ignores a
+    switch of warn_only=True (attention_backward.cu)."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(on)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
 def efficient(q, k, v, scale, causal):

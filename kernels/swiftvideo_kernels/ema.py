@@ -3,7 +3,8 @@
     average <- decay average + (1 - decay) master        copy <- average
 
 Traffic: read average and master, write average and copy: 4 + 4 + 4 + 2 bytes a parameter with a bf16 copy.
-One launch a tensor: under ZeRO the shards are few and long.  Arithmetic fp32.
+One launch a tensor: under ZeRO the shards are few and long.  Arithmetic fp32.  A thread has 8 values, so that
+all 64 warps of a multiprocessor fit; the copy is stored by fours, as the average lies.
 """
 
 import triton
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from swiftvideo_kernels.storage import contiguous
 
-BLOCK = 4096
+BLOCK = 1024
 
 
 @triton.jit
@@ -23,7 +24,7 @@ def _ema_kernel(average_ptr, master_ptr, copy_ptr, decay, rest, numel, BLOCK: tl
     average = decay * average + rest * tl.load(master_ptr + at, mask, 0.0)
     tl.store(average_ptr + at, average, mask)
     if copy_ptr is not None:
-        tl.store(copy_ptr + at, average, mask)
+        tl.store(copy_ptr + tl.max_contiguous(at, 4), average, mask)
 
 
 def ema_(average: list[Tensor], master: list[Tensor], decay: float, copy: list[Tensor] | None = None) -> None:

@@ -167,7 +167,7 @@ def modulate_jvp(x: Tensor, tx: Tensor | None, s: Tensor, ts: Tensor | None, b: 
 
 def _launch(x, tx, s, ts, b, tb, y, ty, eps) -> None:
     B, N, C = x.shape
-    tile = whole_rows(C, 1024)
+    tile = whole_rows(C, 1280)
     _modulate_kernel[triton.cdiv(N, tile["ROWS"]), B](x, tx, s, ts, b, tb, y, ty, N, eps, **tile)
 
 

@@ -78,7 +78,8 @@ class Engine:
     name: plain (one process, every tensor whole) or zero3 (DeepSpeed, any number of processes).  micro: clips
     a backward pass; None: a step's share of each replica in one.  dtype: of the stored weights, float32 or
     bfloat16 (masters stay float32).  offload: masters and moments on the CPU (zero3).  sequence: processes
-    that share the tokens of a clip (zero3; it must divide tokens and heads).
+    that share the tokens of a clip (zero3; it must divide tokens and heads).  deterministic: on a GPU, only
+    kernels whose results repeat to the bit (docs/distributed.md says at what cost).
     """
 
     name: str = option(one_of("plain", "zero3"), "plain")
@@ -86,6 +87,7 @@ class Engine:
     dtype: str = option(one_of("float32", "bfloat16"), "float32")
     offload: bool = False
     sequence: int = option(POSITIVE, 1)
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,14 @@ def _text_group() -> dist.ProcessGroup:
     return dist.new_group(backend="gloo", timeout=GLOO_TIMEOUT)
 
 
+def use_deterministic_kernels() -> None:
+    """Makes torch, cuBLAS and ops.attention (by torch's switch) choose kernels that repeat to the bit in this
+    process.  An op that has none warns."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")          # read at cuBLAS's first call
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False           # every torch.empty would be written
+
+
 def own_device() -> torch.device:
     """The GPU of LOCAL_RANK, made the current device; the CPU where there is none."""
     if not torch.cuda.is_available():

@@ -11,7 +11,7 @@ from swiftvideo_fast.config import Config, Optim
 from swiftvideo_fast.train.checkpoint import Shard
 from swiftvideo_fast.train.ema import Ema
 from swiftvideo_fast.train.optimizer import adamw, moments, prime, set_rate, set_steps
-from swiftvideo_fast.train.ranks import ALONE, micro_batches, own_device
+from swiftvideo_fast.train.ranks import ALONE, micro_batches, own_device, use_deterministic_kernels
 
 
 class Single:
@@ -20,6 +20,8 @@ class Single:
     mapped = False
 
     def __init__(self, cfg: Config):
+        if cfg.engine.deterministic:
+            use_deterministic_kernels()
         self.device, self.ranks = own_device(), ALONE
         self.passes, _ = micro_batches(cfg, ALONE)
 

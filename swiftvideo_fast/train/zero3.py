@@ -22,7 +22,7 @@ from swiftvideo_fast.models.ulysses import Ulysses
 from swiftvideo_fast.train import ema
 from swiftvideo_fast.train.checkpoint import Shard
 from swiftvideo_fast.train.optimizer import adamw, moments, prime, set_rate, set_steps
-from swiftvideo_fast.train.ranks import Ranks, launched, micro_batches, own_device
+from swiftvideo_fast.train.ranks import Ranks, launched, micro_batches, own_device, use_deterministic_kernels
 
 BUCKET = 100_000_000        # gradients reduced at once
 
@@ -38,6 +38,8 @@ class Zero3:
     def __init__(self, cfg: Config):
         self.options, self.ranks = cfg.engine, Ranks(*launched(), sequence=cfg.engine.sequence)
         self.passes, _ = micro_batches(cfg, self.ranks)
+        if self.options.deterministic:
+            use_deterministic_kernels()
         self.device = own_device()
         self.deepspeed = _start(self.device)
         self.ulysses = _sequence_group(self.ranks)
