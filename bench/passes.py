@@ -169,6 +169,15 @@ def da_pass(setting: Setting) -> tuple[Account, Callable]:
     def aligned(cfg: Config, setup: Setup) -> Objective:
         objective = DistributionAlignment(cfg, setup, ConsistencyDistillation(cfg, setup))
         objective.backbone, objective.codec = Dino(setting.weighted(dino)), WanVae(setting.weighted(vae))
+        build = objective.build_critic
+
+        def build_critic() -> nn.Module:                # by a CPU generator, whatever the default device
+            device = torch.get_default_device()
+            with torch.device("cpu"):
+                critic = build()
+            return critic if device.type == "cpu" else critic.to(device)
+
+        objective.build_critic = build_critic
         return objective
 
     return loop_step(replace(setting, moments=8), aligned, da=Da(start=0), vae=vae)
