@@ -17,8 +17,8 @@ help:           ## this list
 demo:           ## real clips -> teacher -> few-step student -> table and HTML report (SEEDS=3 for means)
 	$(WITH) demo swiftvideo demo $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
-test:           ## every test this machine can run (ARGS goes to pytest)
-	$(WITH) dev python -m pytest $(ARGS)
+test:           ## every test this machine can run, two processes at once (ARGS goes to pytest in their place)
+	$(WITH) dev python -m pytest $(or $(ARGS),-n 2 --dist loadfile)
 
 lint:           ## ruff, clang-format; changes nothing
 	$(WITH) dev sh -ec 'ruff check .; clang-format --dry-run -Werror $$(git ls-files "csrc/*")'

@@ -111,7 +111,6 @@ class Plan:
     preset: str
     gpus: int
     memory: float
-    objective: str = "ccd"
     frames: int = 61
     size: tuple[int, int] = (832, 480)
     micro: int = 1
@@ -120,6 +119,7 @@ class Plan:
     sequence: int = 1
     offload: bool = False
     recompute: str = "blocks"
+    objective: str = "ccd"
 
     def __post_init__(self):
         c, side = self.sizes, LATENT.stride * LATENT.patch

@@ -90,7 +90,7 @@ def test_plans_of_other_objectives_count_their_own_networks_and_passes():
     assert [(c.rows, c.tangent, c.grad) for c in plan.calls("ta")] == [(2, False, False), (2, False, True)]
     assert [(c.rows, c.tangent, c.grad) for c in plan.calls("dcd")] == [
         (2, False, False), (1, False, False), (1, False, True)]
-    ta, flow = (Plan("1.3b", 1, 80, objective).held() for objective in ("ta", "flow"))
+    ta, flow = (Plan("1.3b", 1, 80, objective=objective).held() for objective in ("ta", "flow"))
     assert "teacher" not in flow and "reference" not in ta, "its reference is the student without adapters"
     held = sum(ta[name] for name in ("parameters", "masters", "optimizer", "average"))
     assert held == pytest.approx(5.186e9, rel=0.02), "bench memory's account of the ta pass"
