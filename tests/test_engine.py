@@ -269,7 +269,7 @@ def test_a_folder_that_is_read_only_ends_the_run_on_all_before_its_first_step(in
     assert fleet.Fleet(processes, 2, sharded.read_only, cfg, tmp_path).join(60) == [0, 0]
     for rank in (0, 1):
         said = (tmp_path / f"said-{rank}").read_text()
-        assert f"{cfg.run.dir}/config.yaml: could not be written ([Errno 30] Read-only file system" in said
+        assert f"{cfg.run.dir}: could not be made ([Errno 30] Read-only file system" in said
     assert not Path(cfg.run.dir).exists()
 
 

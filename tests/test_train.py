@@ -153,6 +153,20 @@ def test_a_finished_run_ends_at_once_and_changes_nothing(inputs):
     assert {f: f.stat().st_mtime_ns for f in run.rglob("*")} == before
 
 
+def test_a_folder_that_another_process_trains_in_is_left_alone(inputs):
+    cfg = tiny.config(inputs, "flow", run="held")
+    other = tiny.config(inputs, "flow", run="held", optim={"lr": 2e-3})
+    held = run_folder.Lock(cfg)
+    assert held.acquire() == "" and held.handle is None and not Path(cfg.run.dir).exists()
+    held.acquire(create=True)
+    for one in (cfg, other):
+        with pytest.raises(ValueError, match="held: another process trains here; wait for its end"):
+            train(one)
+    assert not [*Path(cfg.run.dir).iterdir()]
+    held.close()
+    assert train(cfg) == Path(cfg.run.dir)
+
+
 def test_a_run_without_its_weights_writes_them_again(inputs):
     cfg = tiny.config(inputs, "flow", run="again")
     want = everything(train(cfg))

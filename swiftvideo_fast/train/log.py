@@ -34,6 +34,8 @@ class Log:
         kept = [line for line in read_log(run) if line["step"] <= start]
         with whole(run / LOG) as aside:
             aside.write_text("".join(map(_as_text, kept)))
+        if start:
+            print(f"{run.name}: resumed from step {start} of {steps}", file=sys.stderr, flush=True)
         self.log = open(run / LOG, "ab", buffering=0)  # noqa: SIM115  (closed in close)
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
         self.bar = tqdm(total=steps, initial=start, unit="step", desc=run.name, mininterval=1.0, disable=None)

@@ -67,6 +67,13 @@ def train(run: Run) -> Path:
     average.safetensors.  A run interrupted anywhere ends with the same bits as one that was not.
     ValueError when an input is bad or the folder holds another run; it is found before anything is written.
     """
+    ranks, lock = run.engine.ranks, run_folder.Lock(run.cfg)
+    with closing(lock):
+        ranks.together(lambda: lock.acquire() if ranks.rank == 0 else "")
+        return _train(run, lock)
+
+
+def _train(run: Run, lock: run_folder.Lock) -> Path:
     cfg, ranks = run.cfg, run.engine.ranks
     folder = Path(cfg.run.dir)
     state = run_folder.resume(cfg, run.parts, ranks, run.complete)
@@ -77,7 +84,8 @@ def train(run: Run) -> Path:
     run.source, run.watch = run.open()
     for role, mover in run.movers.items():
         mover.guard.skipped = skipped.get(role, 0)
-    ranks.together(lambda: run_folder.write_config(cfg) if ranks.rank == 0 else "")
+    ranks.together(lambda: (lock.acquire(create=True) or run_folder.write_config(cfg)) if ranks.rank == 0
+                   else "")
     with closing(Log(cfg, start, to_dict(cfg)) if ranks.rank == 0 else NoLog()) as log:
         for step in range(start, cfg.run.steps):
             values, done = take_step(run, step), step + 1

@@ -3,6 +3,8 @@
 It belongs to one config: ValueError names the keys that differ when it holds a run of another.
 """
 
+import fcntl
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +42,39 @@ def resume(cfg: Config, parts: dict[str, checkpoint.Part], ranks: Ranks, complet
     if ranks.rank == 0:
         checkpoint.tidy(run, cfg.run.keep)
     return state
+
+
+class Lock:
+    """Holds run.dir against other processes, whose log and checkpoints would interleave with this run's.
+
+    It is the kernel's lock on the folder: it leaves no file, and ends with the process, however that ends.
+    """
+
+    def __init__(self, cfg: Config):
+        self.folder, self.handle = Path(cfg.run.dir), None
+
+    def acquire(self, create: bool = False) -> str:
+        """ValueError when another process holds the folder.  create: make it where it is not there yet; else
+        that one is not held."""
+        if create:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as why:
+                raise OSError(f"{self.folder}: could not be made ({why}); take another run.dir") from why
+        if self.handle is None and self.folder.is_dir():
+            handle = os.open(self.folder, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as why:
+                os.close(handle)
+                raise ValueError(f"{self.folder}: another process trains here; wait for its end, or take "
+                                 "another run.dir") from why
+            self.handle = handle
+        return ""
+
+    def close(self) -> None:
+        if self.handle is not None:
+            os.close(self.handle)
 
 
 def write_config(cfg: Config) -> str:
