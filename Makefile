@@ -18,7 +18,7 @@ demo:           ## real clips -> teacher -> few-step student -> table and HTML r
 	$(WITH) demo swiftvideo demo $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
 test:           ## every test this machine can run, two processes at once (ARGS goes to pytest in their place)
-	$(WITH) dev python -m pytest $(or $(ARGS),-n 2 --dist loadfile)
+	$(WITH) dev $(if $(ARGS),,env OMP_NUM_THREADS=1) python -m pytest $(or $(ARGS),-n 2 --dist loadfile)
 
 lint:           ## ruff, clang-format; changes nothing
 	$(WITH) dev sh -ec 'ruff check .; clang-format --dry-run -Werror $$(git ls-files "csrc/*")'

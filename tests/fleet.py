@@ -38,8 +38,9 @@ class Fleet:
         for rank in ranks:
             self.processes[rank].kill()
 
-    def join(self, seconds: float | None = None) -> list[int]:
-        """Exit codes.  When one fails, or the time is over, the others are killed, as launchers do."""
+    def join(self, seconds: float | None = None, grace: float = 0) -> list[int]:
+        """Exit codes.  When one fails, the others are killed after `grace` seconds, as launchers do at once;
+        and when the time is over."""
         pending = list(self.processes)
         while pending:
             ready = multiprocessing.connection.wait([p.sentinel for p in pending], seconds)
@@ -48,6 +49,8 @@ class Fleet:
                 p.join()
             pending = [p for p in pending if p not in ended]
             if not ended or any(p.exitcode for p in ended):
+                for p in pending:
+                    p.join(grace)
                 for p in pending:
                     p.kill()
         return [p.exitcode for p in self.processes]

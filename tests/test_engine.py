@@ -260,7 +260,7 @@ def test_a_rank_that_is_late_is_waited_for(processes, tmp_path):
 
 def test_a_disk_that_is_full_for_one_rank_ends_the_run_on_all_and_costs_no_checkpoint(inputs, processes):
     cfg = config(inputs, "full", 2, steps=4)
-    assert fleet.Fleet(processes, 2, sharded.full_disk, cfg).join(120) == [1, 1]
+    assert fleet.Fleet(processes, 2, sharded.full_disk, cfg).join(120, grace=60) == [1, 1]
     assert checkpoint.last_good(Path(cfg.run.dir)).state["step"] == 2
 
 
