@@ -10,6 +10,7 @@ from types import MethodWrapperType
 import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor
+from torch.func import jvp as torch_jvp
 from torch.overrides import _len_torch_function_stack, handle_torch_function
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -167,7 +168,7 @@ def by_torch(func, args: tuple, kwargs: dict):
     if not torch.compiler.is_compiling() and writes_in_place(func):
         raise NoTangent(f"{name_of(func)}: no rule for this in-place write; use the out-of-place form")
     if not torch.compiler.is_compiling() and getattr(func, "__name__", "").rstrip("_") in DRAW:
-        return _by_torch_in_order(func, args, kwargs)
+        return by_forward_ad(func, args, kwargs)
     leaves, spec = tree_flatten((args, kwargs))
     moving = [i for i, x in enumerate(leaves) if isinstance(x, Dual) and x.tangent is not None]
     leaves, tangents = [parts(x)[0] for x in leaves], [leaves[i].tangent for i in moving]
@@ -189,7 +190,7 @@ def by_torch(func, args: tuple, kwargs: dict):
 
     try:
         values = tuple([leaves[i] for i in moving])
-        ys, ts, constants = torch.func.jvp(moved, values, tuple(tangents), has_aux=True)
+        ys, ts, constants = torch_jvp(moved, values, tuple(tangents), has_aux=True)
     except NoTangent:
         raise
     except Exception as error:
@@ -201,7 +202,7 @@ def by_torch(func, args: tuple, kwargs: dict):
                            for y in seen["results"]], seen["spec"])
 
 
-def _by_torch_in_order(func, args: tuple, kwargs: dict):
+def by_forward_ad(func, args: tuple, kwargs: dict):
     """By forward_ad itself: inside torch.func.jvp the draws on a transposed input come in another order."""
     with fwd.dual_level():
         def give(x):

@@ -12,6 +12,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from swiftvideo_fast import typetest
+
 BINARY = "add sub mul truediv pow matmul mod floordiv and_ or_ xor lshift rshift eq ne lt le gt ge"
 OPERATORS = {getattr(operator, name): name for name in BINARY.split()}
 IN_PLACE = {getattr(operator, f"i{name}"): f"__i{name}__" for name in
@@ -56,9 +58,7 @@ def _teach() -> None:
 
     def call_isinstance(self, tx, arg, kinds):
         if is_dual(arg):
-            given = kinds.as_python_constant()
-            given = given if isinstance(given, tuple) else (given,)
-            return ConstantVariable.create(Tensor in given or Dual in given)
+            return ConstantVariable.create(typetest.is_one(Tensor, Dual, kinds.as_python_constant()))
         return ask(self, tx, arg, kinds)
 
     BuiltinVariable._handle_insert_op_in_graph = operate_as_python

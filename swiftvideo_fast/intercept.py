@@ -8,10 +8,12 @@ from functools import partial
 from types import FunctionType
 
 from torch._functorch import apis
+from torch.autograd import Function
 from torch.utils import checkpoint
 from torch.utils._pytree import register_pytree_node, tree_map
 
-from swiftvideo_fast.dual import HERE, Dual, some
+from swiftvideo_fast.dispatch import by_forward_ad
+from swiftvideo_fast.dual import HERE, Dual, carries, some
 from swiftvideo_fast.layout import zeros_as
 from swiftvideo_fast.rules.flash import HOMES, NAMES, flash
 
@@ -29,6 +31,9 @@ def begin() -> None:
         if running == 1:
             _replace(checkpoint, "_checkpoint_without_reentrant_generator", _checkpointed)
             _replace(apis, "vmap_impl", _vmapped)
+            apply = Function.__dict__["apply"]
+            Function.apply = classmethod(partial(_applied, apply.__func__))
+            undo.append(lambda: setattr(Function, "apply", apply))
             for module in [sys.modules[m] for m in HOMES if m in sys.modules]:
                 for name in [n for n in NAMES if hasattr(module, n)]:
                     _enter(module, name)
@@ -70,6 +75,16 @@ def _checkpointed(original, function, *settings_and_args, **kwargs):
         with forward.again():
             return function(*args, **kwargs)
     return original(again, *settings_and_args, **kwargs)
+
+
+# --- autograd functions with a derivative of their own ---------------------------------------------------
+
+
+def _applied(original, cls, *args, **kwargs):
+    """One that has a jvp goes by torch's forward mode; any other gets its Duals, and refuses the first it reads."""
+    if HERE.level is None or cls.jvp == Function.jvp or not carries((args, kwargs)):
+        return original(cls, *args, **kwargs)
+    return by_forward_ad(partial(original, cls), args, kwargs)
 
 
 # --- vmap ------------------------------------------------------------------------------------------------

@@ -32,11 +32,21 @@ def claimed(self: object) -> type:
     question = _questions(frame.f_code).get(frame.f_lasti)
     if question is None:
         return type(self)
-    kinds = list(_flat(_evaluated(question, frame)))
-    if any([isinstance(kind, LEGACY) for kind in kinds]):           # C++ again
+    return torch.Tensor if known(_evaluated(question, frame)) else type(self)
+
+
+def known(kinds) -> list[type]:
+    """The classes of isinstance's second argument; torch.FloatTensor and its like, which ask in C++, raise."""
+    found = list(_flat(kinds))
+    if any([isinstance(kind, LEGACY) for kind in found]):
         raise TypeError("isinstance: of a tensor that jvp differentiates, ask x.dtype; "
                         "torch.FloatTensor and its like read C++ memory")
-    return torch.Tensor if kinds else type(self)
+    return found
+
+
+def is_one(tensor: type, dual: type, kinds) -> bool:
+    """What isinstance answers of a Dual."""
+    return any([issubclass(tensor, kind) or issubclass(dual, kind) for kind in known(kinds)])
 
 
 @cache

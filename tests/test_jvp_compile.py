@@ -64,3 +64,65 @@ def test_the_primal_trains_through_the_graph():
     y, t = run(x)
     want, = torch.autograd.grad((y * t).sum(), net.weight)
     torch.testing.assert_close(got, want)
+
+
+W = torch.rand(4, 4, generator=torch.Generator().manual_seed(0)).double() + 0.1
+
+
+class Cached(nn.Module):
+    """Keeps what it last saw."""
+
+    kept = 0
+
+    def forward(self, x):
+        y = 2 * x + self.kept
+        self.kept = x * 1
+        return y
+
+
+def every_operator(x):
+    """Dual and plain in both orders, in place through a view too; type tests; attributes; calls by name."""
+    y, z = x @ W + W @ x + x @ x.t(), x * 1
+    whole, flat = z, z.view(-1)
+    z += W
+    z *= x
+    z -= 0.5
+    z /= W
+    z @= W
+    y = y + x - W + (W - x) * x / W + W / x + 2**x + x**2 + W**x + x**W - (3 - x) + 1 / x + z + whole + flat.view(4, 4)
+    y = torch.where(x < W, y, 2 * y) + torch.where(W <= x, y, x) + (x > 0.5) * x + x.T + x.mT
+    y = y * 2 if isinstance(x, torch.Tensor) and isinstance(x, int | torch.Tensor) and torch.is_tensor(x) else y * 3
+    y = y * 2 if isinstance(x, (list, nn.Parameter)) else y
+    y = y + x.split(2, dim=1)[0].repeat(1, 2) + x.norm(dim=1) + x.unflatten(1, (2, 2)).flatten(1) + x.softmax(axis=-1)
+    return y + torch.einsum(x, [0, 1], W, [1, 2], [0, 2]) + torch.matmul(x, other=W) + torch.diff(
+        x, prepend=x[:, :1]) + torch.where(x > 0, other=W, input=x) - x % W + x // W
+
+
+def test_each_operator_means_what_it_does_in_eager():
+    assert_one_graph(every_operator, torch.rand(4, 4).double() + 0.2, backend="eager")
+
+
+def test_jvp_over_a_compiled_network_is_compiled_once():
+    net = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.SiLU(), nn.Linear(4, 4)).double()
+    x, v = torch.randn(2, 3, 4).double()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    for _ in range(3):
+        torch.testing.assert_close(jvp(compiled, (x,), (v,)), jvp(net, (x,), (v,)))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    got, = torch.autograd.grad(jvp(compiled, (x,), (v,))[0].sum(), net[0].weight)
+    torch.testing.assert_close(got, torch.autograd.grad(net(x).sum(), net[0].weight)[0])
+    assert type(compiled(x)) is torch.Tensor
+
+
+@pytest.mark.parametrize("compiled", ["jvp", "network"])
+def test_a_cache_holds_constants_when_compiled_too(compiled):
+    net, one = Cached(), torch.ones(2)
+    torch._dynamo.reset()
+    called = torch.compile(net, backend="eager") if compiled == "network" else net
+    run = lambda x, v: jvp(called, (x,), (v,))                                              # noqa: E731
+    run = torch.compile(run, backend="eager") if compiled == "jvp" else run
+    for value in (2.0, 3.0, 3.0):
+        torch.testing.assert_close(run(one, one), (value * one, 2 * one))
+    assert type(net(one)) is torch.Tensor
