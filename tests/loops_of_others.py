@@ -285,7 +285,7 @@ def main() -> int:
             if arguments.repeats == 1:
                 raise
             failed, told = failed + 1, f"| {type(error).__name__}: {str(error)[:200]} |"
-        print(f"| {name.replace("-", "/")} | {title} | 1 {told}", flush=True)
+        print(f"| {name} | {title} | 1 {told}", flush=True)
     return int(failed > 0)
 
 
