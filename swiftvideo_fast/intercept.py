@@ -81,7 +81,7 @@ def _checkpointed(original, function, *settings_and_args, **kwargs):
 
 
 def _applied(original, cls, *args, **kwargs):
-    """One that has a jvp goes by torch's forward mode; any other gets its Duals, and refuses the first it reads."""
+    """One that has a jvp goes by torch's forward mode; any other refuses the first Dual it reads."""
     if HERE.level is None or cls.jvp == Function.jvp or not carries((args, kwargs)):
         return original(cls, *args, **kwargs)
     return by_forward_ad(partial(original, cls), args, kwargs)

@@ -138,7 +138,8 @@ class Forward(TorchFunctionMode):
                 args, kwargs = self._with_twins(args, func), self._with_twins(kwargs, func)
             if args and _is_plain(args[0]) and _writes(func) and carries((args[1:], kwargs)):
                 args = (self._twin(args[0], func), *args[1:])
-            if Dual in types or args is not given and carries((args, kwargs)):     # Python's own slots refuse a Dual, tangent or not
+            # Python's own slots refuse a Dual, tangent or not
+            if Dual in types or args is not given and carries((args, kwargs)):
                 result = call(func, args, kwargs, types)
                 same = isinstance(result, Dual) and given and result.p is given[0]
                 return given[0] if same else result     # y.add_(x) is y, be it a plain tensor

@@ -36,7 +36,7 @@ def claimed(self: object) -> type:
 
 
 def known(kinds) -> list[type]:
-    """The classes of isinstance's second argument; torch.FloatTensor and its like, which ask in C++, raise."""
+    """The classes of isinstance's second argument.  torch.FloatTensor and its like ask in C++: they raise."""
     found = list(_flat(kinds))
     if any([isinstance(kind, LEGACY) for kind in found]):
         raise TypeError("isinstance: of a tensor that jvp differentiates, ask x.dtype; "
@@ -58,7 +58,8 @@ def _questions(code: CodeType) -> dict[int, list[dis.Instruction]]:
         begins = None if at.positions is None or at.positions.col_offset is None else at.positions[0::2]
         if at.opname.startswith(("LOAD_GLOBAL", "LOAD_NAME")) and at.argval == "isinstance":
             called.add(begins)
-        if at.opname in CALLS and begins is not None and begins in called:
+        asked = begins in called if begins is not None else _calls_isinstance(before)
+        if at.opname in CALLS and asked:
             found[at.offset] = _last_operand(before)
         elif at.opname == "MATCH_CLASS":
             found[at.offset] = _last_operand(before[:-1])                     # names of attributes come last
@@ -67,6 +68,16 @@ def _questions(code: CodeType) -> dict[int, list[dis.Instruction]]:
         if at.opname not in ("CACHE", "PRECALL", "EXTENDED_ARG", "PUSH_NULL"):
             before.append(at)
     return found
+
+
+def _calls_isinstance(before: list[dis.Instruction]) -> bool:
+    """Is it isinstance that comes before the last two operands?  Code that Dynamo writes has no positions."""
+    for _ in range(2):
+        operand = _last_operand(before)
+        if operand is None:
+            return False
+        before = before[:-len(operand)]
+    return bool(before) and before[-1].argval == "isinstance"
 
 
 def _last_operand(instructions: list[dis.Instruction]) -> list[dis.Instruction] | None:

@@ -1,11 +1,13 @@
 """One training step of public repositories, by their jvp and by ours: loss, gradients, time, memory.
 
     git clone https://github.com/zhuyu-cs/MeanFlow /tmp/clones/zhuyu-cs-MeanFlow      a folder OWNER-NAME each
-    python tests/loops_of_others.py /tmp/clones                                       every clone there: a table
+    python tests/loops_of_others.py /tmp/clones                                       every clone there: a
+    table
 
 Their code is read from the clones and never copied here.  Each step is their loss on their network, small and
 randomly initialised, on a CPU; what differs between two runs is the jvp function that their module calls.
-Differences are of float64 runs, times and memory of float32.  They want timm, einops, scipy, omegaconf, loguru.
+Differences are of float64 runs, times and memory of float32.  They want timm, einops, scipy, omegaconf,
+loguru.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import importlib
 import math
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from functools import cache, partial
 from importlib.machinery import ModuleSpec
@@ -35,8 +37,9 @@ FUNC, FUNCTIONAL = (torch.func, "jvp", jvp), (torch.autograd.functional, "jvp", 
 
 
 @contextmanager
-def imports_of(folder: Path, *unused: str) -> Iterator[None]:
-    """A clone's modules by their own names, gone after; unused: packages they import and this does not call."""
+def imports_of(folder: Path, *unused: str) -> Generator[None]:
+    """A clone's modules by their own names, gone after; unused: packages they import and this does not
+    call."""
     before = dict(sys.modules)
     sys.path.insert(0, str(folder))
     sys.modules.update({name: mock.MagicMock(__spec__=ModuleSpec(name, None)) for name in unused})
@@ -50,7 +53,7 @@ def imports_of(folder: Path, *unused: str) -> Iterator[None]:
 
 
 @contextmanager
-def draws_in(dtype: torch.dtype) -> Iterator[None]:
+def draws_in(dtype: torch.dtype) -> Generator[None]:
     """torch.tensor and torch.randn give this dtype, as the loops draw in the default one."""
     tensor, before = torch.tensor, torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -70,7 +73,8 @@ def stirred(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     torch.manual_seed(1)
     for p in net.parameters():
         p.data += 0.05 * torch.randn_like(p) if p.requires_grad else 0
-    for layer in net.modules():                                     # embeddings of the time are made in float32
+    # embeddings of the time are made in float32
+    for layer in net.modules():
         if isinstance(layer, nn.Linear):
             layer.register_forward_pre_hook(lambda layer, args: (args[0].to(layer.weight.dtype), *args[1:]))
     return net.to(dtype)
@@ -95,7 +99,8 @@ def sit(folder: Path, dtype: torch.dtype):
     """zhuyu-cs/MeanFlow: guidance, a batch split in two jvp calls."""
     with imports_of(folder):
         loss, network = importlib.import_module("loss"), importlib.import_module("sit")
-    net = stirred(network.SiT(input_size=SIDE, hidden_size=WIDTH, decoder_hidden_size=WIDTH, depth=DEPTH, num_heads=4,
+    net = stirred(network.SiT(input_size=SIDE, hidden_size=WIDTH, decoder_hidden_size=WIDTH, depth=DEPTH,
+        num_heads=4,
                               num_classes=10, qk_norm=False, fused_attn=False), dtype)
     x, y = images(dtype, 10)
     objective = loss.SILoss(cfg_omega=0.2, cfg_kappa=0.92, weighting="adaptive")
@@ -117,21 +122,25 @@ def meanflow(folder: Path, dtype: torch.dtype):
 
 
 def facm(folder: Path, dtype: torch.dtype, name: str = "FACMLoss"):
-    """ali-vilab/FACM: the state of the random numbers set inside the function, attention unfused for the call."""
+    """ali-vilab/FACM: the state of the random numbers set inside the function, attention unfused for the
+    call."""
     rms_norm = types.SimpleNamespace(RMSNorm=nn.RMSNorm)               # theirs is imported with fairscale
     helpers = types.SimpleNamespace(mean_flat=lambda x: x.flatten(1).mean(1))
     with imports_of(folder), mock.patch.dict(sys.modules, {"ldit.rmsnorm": rms_norm, "utils": helpers}):
         losses, network = importlib.import_module("losses"), importlib.import_module("ldit.lightningdit")
     net = stirred(network.LightningDiT(
-        input_size=SIDE, in_channels=4, hidden_size=WIDTH, depth=DEPTH, num_heads=4, use_qknorm=True, use_swiglu=True,
+        input_size=SIDE, in_channels=4, hidden_size=WIDTH, depth=DEPTH, num_heads=4, use_qknorm=True,
+        use_swiglu=True,
         use_rope=True, wo_shift=True, auxiliary_time_cond=name != "sCMLoss"), dtype)
     net.AdaLoss = lambda t, loss: loss
     x, y = images(dtype, 1000)
-    arguments = types.SimpleNamespace(mean=0.8, std=1.0, t_type="default", p=0.5, cfgw=1.75, distill=False, glow=0.0,
+    arguments = types.SimpleNamespace(mean=0.8, std=1.0, t_type="default", p=0.5, cfgw=1.75, distill=False,
+        glow=0.0,
                                       ghigh=1.0, r2t_ratio=0.25, accumulation=1)
 
     def step():
-        with mock.patch.multiple(torch.cuda, get_rng_state=torch.get_rng_state, set_rng_state=torch.set_rng_state):
+        with mock.patch.multiple(torch.cuda, get_rng_state=torch.get_rng_state,
+            set_rng_state=torch.set_rng_state):
             return getattr(losses, name)()(None, net, net, None, x, 1, {"y": y}, arguments)[0]
     return net, step, FUNC
 
@@ -194,11 +203,13 @@ def sana_sprint(folder: Path, dtype: torch.dtype):
     from diffusers import SanaTransformer2DModel
 
     file = folder / "examples/research_projects/sana/train_sana_sprint_diffusers.py"
-    wrapper = method_of(file, "SanaTrigFlow", {"torch": torch, "SanaTransformer2DModel": SanaTransformer2DModel})
+    wrapper = method_of(file, "SanaTrigFlow", {"torch": torch,
+        "SanaTransformer2DModel": SanaTransformer2DModel})
     plain = SanaTransformer2DModel(
         in_channels=4, out_channels=4, num_attention_heads=4, attention_head_dim=WIDTH // 4, num_layers=DEPTH,
         num_cross_attention_heads=4, cross_attention_head_dim=WIDTH // 4, cross_attention_dim=WIDTH,
-        caption_channels=32, sample_size=SIDE, patch_size=1, guidance_embeds=True, qk_norm="rms_norm_across_heads")
+        caption_channels=32, sample_size=SIDE, patch_size=1, guidance_embeds=True,
+        qk_norm="rms_norm_across_heads")
     attend = method_of(file, "SanaVanillaAttnProcessor", {"torch": torch, "math": math, "Attention": None,
                                                           "Optional": Optional})
     for block in plain.transformer_blocks:

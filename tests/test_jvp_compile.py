@@ -50,7 +50,9 @@ def test_whole_networks_are_one_graph(network):
 
 def test_functions_without_a_rule_stay_in_the_graph():
     conv = nn.Conv1d(4, 4, 3).double()
-    many = lambda x: F.group_norm(conv(x), 2).cumprod(-1) + torch.linalg.norm(x) - x.logsumexp(0).sum()  # noqa: E731
+
+    def many(x):
+        return F.group_norm(conv(x), 2).cumprod(-1) + torch.linalg.norm(x) - x.logsumexp(0).sum()
     assert_one_graph(many, torch.randn(1, 4, 8).double())
 
 
@@ -89,11 +91,14 @@ def every_operator(x):
     z -= 0.5
     z /= W
     z @= W
-    y = y + x - W + (W - x) * x / W + W / x + 2**x + x**2 + W**x + x**W - (3 - x) + 1 / x + z + whole + flat.view(4, 4)
-    y = torch.where(x < W, y, 2 * y) + torch.where(W <= x, y, x) + (x > 0.5) * x + x.T + x.mT
-    y = y * 2 if isinstance(x, torch.Tensor) and isinstance(x, int | torch.Tensor) and torch.is_tensor(x) else y * 3
+    y = y + x - W + (W - x) * x / W + W / x + 2**x + x**2 + W**x + x**W - (3 - x) + 1 / x
+    y = y + z + whole + flat.view(4, 4)
+    y = torch.where(x < W, y, 2 * y) + torch.where(x >= W, y, x) + (x > 0.5) * x + x.T + x.mT
+    y = y * 2 if isinstance(x, torch.Tensor) and isinstance(x, int | torch.Tensor) else y * 3
+    y = y * 2 if torch.is_tensor(x) else y * 3
     y = y * 2 if isinstance(x, (list, nn.Parameter)) else y
-    y = y + x.split(2, dim=1)[0].repeat(1, 2) + x.norm(dim=1) + x.unflatten(1, (2, 2)).flatten(1) + x.softmax(axis=-1)
+    y = y + x.split(2, dim=1)[0].repeat(1, 2) + x.norm(dim=1) + x.unflatten(1, (2, 2)).flatten(1)
+    y = y + x.softmax(axis=-1)
     return y + torch.einsum(x, [0, 1], W, [1, 2], [0, 2]) + torch.matmul(x, other=W) + torch.diff(
         x, prepend=x[:, :1]) + torch.where(x > 0, other=W, input=x) - x % W + x // W
 
@@ -126,3 +131,14 @@ def test_a_cache_holds_constants_when_compiled_too(compiled):
     for value in (2.0, 3.0, 3.0):
         torch.testing.assert_close(run(one, one), (value * one, 2 * one))
     assert type(net(one)) is torch.Tensor
+
+
+def test_a_type_is_asked_in_code_that_dynamo_writes_too():
+    """After a graph break the rest runs in a function without source positions."""
+    def net(x):
+        torch._dynamo.graph_break()
+        return x * 2 if isinstance(x, torch.Tensor) else x * 3
+    x, v = torch.randn(2, 3).double()
+    torch._dynamo.reset()
+    got = torch.compile(lambda x, v: jvp(net, (x,), (v,)), backend="eager")(x, v)
+    torch.testing.assert_close(got, (2 * x, 2 * v))

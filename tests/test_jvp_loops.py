@@ -1,7 +1,7 @@
 """Loops that people have, written anew at a small size: one step by torch.func.jvp and by ours.
 
-What is particular to each is kept: how the network is wrapped, what the function returns, how it draws.  Public
-repositories themselves: python tests/loops_of_others.py.
+What is particular to each is kept: how the network is wrapped, what the function returns, how it draws.
+Public repositories themselves: python tests/loops_of_others.py.
 """
 
 import copy
@@ -42,13 +42,16 @@ class Rope(nn.Module):
 class Block(nn.Module):
     def __init__(self, fused: bool):
         super().__init__()
-        self.norm, self.q_norm, self.qkv = nn.LayerNorm(C, elementwise_affine=False), nn.RMSNorm(C // 2), nn.Linear(C, 3 * C)
-        self.out, self.gate, self.up, self.down = nn.Linear(C, C), nn.Linear(C, 6 * C), nn.Linear(C, 4 * C), nn.Linear(2 * C, C)
+        self.norm, self.q_norm, self.qkv = nn.LayerNorm(C,
+            elementwise_affine=False), nn.RMSNorm(C // 2), nn.Linear(C, 3 * C)
+        self.out, self.gate, self.up, self.down = nn.Linear(C, C), nn.Linear(C, 6 * C), nn.Linear(C,
+            4 * C), nn.Linear(2 * C, C)
         self.rope, self.drop, self.fused = Rope(), nn.Dropout(0.1), fused
 
     def forward(self, x, c):
         shift, scale, gate, shift_2, scale_2, gate_2 = self.gate(F.silu(c))[:, None].chunk(6, dim=-1)
-        q, k, v = self.qkv(self.norm(x) * (1 + scale) + shift).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(self.norm(x) * (1 + scale) + shift).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1,
+            4)
         q, k = self.rope(self.q_norm(q)), self.rope(self.q_norm(k))
         if self.fused:
             y = F.scaled_dot_product_attention(q, k, v)
@@ -77,7 +80,8 @@ class Transformer(nn.Module):
         h = self.patch(x).flatten(2).transpose(1, 2)
         for block in self.blocks:
             h = block(h, c)
-        outs = [torch.einsum("nhwpqc->nchpwq", f(h).reshape(len(x), SIDE // 2, SIDE // 2, 2, 2, 4)).reshape(x.shape)
+        outs = [torch.einsum("nhwpqc->nchpwq", f(h).reshape(len(x), SIDE // 2, SIDE // 2, 2, 2,
+            4)).reshape(x.shape)
                 for f in self.final]
         out = outs[0] if len(outs) == 1 else tuple(outs)
         return (out, self.logvar(c)) if return_logvar else out
@@ -109,14 +113,16 @@ class UNet(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.into, self.down, self.up, self.out = MPConv(5, C, 3, 3), MPConv(C, C, 3, 3), MPConv(2 * C, C, 3, 3), MPConv(
+        self.into, self.down, self.up, self.out = MPConv(5, C, 3, 3), MPConv(C, C, 3, 3), MPConv(2 * C, C, 3,
+            3), MPConv(
             C, 4, 3, 3)
         self.noise, self.emb, self.qkv = MPConv(8, C), MPConv(C, C), MPConv(C, 3 * C, 1, 1)
         self.gain = nn.Parameter(torch.full([], 0.5))
         self.register_buffer("frequencies", torch.randn(4))
 
     def forward(self, x, t, r):
-        emb = torch.cat([(t.ger(self.frequencies.to(t.dtype))).cos(), (r.ger(self.frequencies.to(t.dtype))).sin()], 1)
+        emb = torch.cat([(t.ger(self.frequencies.to(t.dtype))).cos(),
+            (r.ger(self.frequencies.to(t.dtype))).sin()], 1)
         emb = F.silu(self.noise(emb * math.sqrt(2))) / 0.596
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         x = skip = self.into(x)
@@ -124,13 +130,15 @@ class UNet(nn.Module):
         x = x * (self.emb(emb, gain=self.gain) + 1).unsqueeze(2).unsqueeze(3)
         q, k, v = F.normalize(self.qkv(x).reshape(len(x), 2, -1, 3, x.shape[2] * x.shape[3]), dim=2).unbind(3)
         w = torch.einsum("nhcq,nhck->nhqk", q, k / math.sqrt(q.shape[2])).softmax(dim=3)
-        x = torch.lerp(x, torch.einsum("nhqk,nhck->nhcq", w, v).reshape(x.shape), 0.3) / math.sqrt(0.7**2 + 0.3**2)
+        x = torch.lerp(x, torch.einsum("nhqk,nhck->nhcq", w, v).reshape(x.shape),
+            0.3) / math.sqrt(0.7**2 + 0.3**2)
         x = F.interpolate(x, scale_factor=2, mode="nearest")
         return self.out(self.up(F.silu(torch.cat([x, skip], 1)).clip_(-256, 256)), gain=self.gain)
 
 
 def tim(transform, net, x, v, t, r):
-    """TiM: the transition target with a derivative in t alone, r far below; autocast is set inside the function."""
+    """TiM: the transition target with a derivative in t alone, r far below; autocast is set inside the
+    function."""
     def call(x, t, r):
         with torch.autocast("cpu", enabled=False):
             return net(x, t, r)
@@ -148,7 +156,8 @@ def dmf(transform, net, x, v, t, r):
                                  (v - x, torch.ones_like(t), torch.zeros_like(r)))
     error = u - (v - x - (t - r).view(-1, 1, 1, 1) * du).detach()
     weight = 1 / (error.detach().square().flatten(1).sum(1) + 1e-3)
-    return (weight * error.square().flatten(1).sum(1)).mean() + (w - (v - x) + 0.1 * dw.detach()).square().mean()
+    return (weight * error.square().flatten(1).sum(1)).mean() + (w - (v - x) +
+        0.1 * dw.detach()).square().mean()
 
 
 def re_meanflow(transform, net, x, v, t, r):
@@ -166,12 +175,14 @@ def imf(transform, net, x, v, t, r):
         torch.set_rng_state(state)
         return net(x, t, r, return_logvar=True)
     z = torch.lerp(x, v, t.view(-1, 1, 1, 1))
-    out, tangent, logvar = transform(call, (z, t, r), (v - x, torch.ones_like(t), torch.zeros_like(r)), has_aux=True)
+    out, tangent, logvar = transform(call, (z, t, r), (v - x, torch.ones_like(t), torch.zeros_like(r)),
+        has_aux=True)
     g = (v - x - (t - r).view(-1, 1, 1, 1) * tangent).clamp(-3, 3)
     return ((out - g.detach()).square().flatten(1).mean(1) / logvar.exp() + logvar).mean()
 
 
-LOOPS = {"TiM": (tim, Transformer), "dmf": (dmf, lambda: Transformer(heads=2)), "Re-MeanFlow": (re_meanflow, lambda: UNet().eval()),
+LOOPS = {"TiM": (tim, Transformer), "dmf": (dmf, lambda: Transformer(heads=2)),
+    "Re-MeanFlow": (re_meanflow, lambda: UNet().eval()),
          "iMFVideo": (imf, lambda: Transformer(fused=True))}
 
 
@@ -215,7 +226,8 @@ def test_as_well_inside_ddp(name, process_group):
     value, gradients = step(loss, jvp, DistributedDataParallel(copy.deepcopy(net)))
     want, wanted = step(loss, torch.func.jvp, net)
     torch.testing.assert_close(value, want, rtol=1e-9, atol=1e-11)
-    torch.testing.assert_close({k.removeprefix("module."): g for k, g in gradients.items()}, wanted, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close({k.removeprefix("module."): g for k, g in gradients.items()}, wanted,
+        rtol=1e-9, atol=1e-11)
 
 
 def test_under_autocast_the_loss_is_torchs_to_its_precision():
@@ -225,8 +237,10 @@ def test_under_autocast_the_loss_is_torchs_to_its_precision():
         rng = torch.Generator().manual_seed(0)
         x, v = (draw(rng, BATCH, 4, SIDE, SIDE).to(D if wide else torch.float32) for _ in range(2))
         t = torch.tensor([0.2, 0.5, 0.8], dtype=x.dtype)
-        with torch.autocast("cpu", torch.bfloat16, enabled=not wide), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            values[transform, wide] = transform(net, (x, t, t / 2), (v, torch.ones_like(t), torch.zeros_like(t)))[1].double()
+        with torch.autocast("cpu", torch.bfloat16,
+            enabled=not wide), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            values[transform, wide] = transform(net, (x, t, t / 2),
+                (v, torch.ones_like(t), torch.zeros_like(t)))[1].double()
     exact = values[torch.func.jvp, True]
     ours, theirs = ((values[transform, False] - exact).norm() for transform in (jvp, torch.func.jvp))
     assert ours <= 2 * theirs
@@ -235,7 +249,8 @@ def test_under_autocast_the_loss_is_torchs_to_its_precision():
 # --- flash attention's own functions ---------------------------------------------------------------------
 
 
-def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0,
+def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1),
+    softcap=0.0,
                     alibi_slopes=None, deterministic=False, return_attn_probs=False):
     """In the place of the package's: the function of a network imports it by name."""
     return Attend.apply(q, k, v, softmax_scale, causal)
@@ -248,7 +263,8 @@ def flash_attn_qkvpacked_func(qkv, dropout_p=0.0, softmax_scale=None, causal=Fal
 class Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v, scale, causal):
-        mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril(k.shape[1] - q.shape[1]) if causal else None
+        mask = torch.ones(q.shape[1], k.shape[1],
+            dtype=torch.bool).tril(k.shape[1] - q.shape[1]) if causal else None
         return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), mask, scale=scale,
                                               enable_gqa=True).transpose(1, 2)
 
@@ -271,14 +287,17 @@ def test_flash_attention_in_a_network_goes_to_the_fused_rule(rng, flash_package,
             s = s.masked_fill(torch.ones(5, keys).tril(keys - 5) == 0, -torch.inf)
         return torch.einsum("bhnm,bmhd->bnhd", s.softmax(-1), v.repeat_interleave(4 // heads, 2))
     code = flash_attn_func.__code__
-    got = jvp(lambda q, k, v: flash_attn_func(q, k, v, softmax_scale=0.3, causal=causal), (q, k, v), (tq, tk, tv))
+    got = jvp(lambda q, k, v: flash_attn_func(q, k, v, softmax_scale=0.3, causal=causal), (q, k, v),
+        (tq, tk, tv))
     torch.testing.assert_close(got, torch.func.jvp(meaning, (q, k, v), (tq, tk, tv)))
     assert flash_attn_func.__code__ is code and type(flash_attn_func(q, k, v)) is torch.Tensor
 
 
 def test_packed_and_refused_forms_of_flash_attention(rng, flash_package):
     qkv, t = draw(rng, 2, 5, 3, 4, 8), draw(rng, 2, 5, 3, 4, 8)
-    apart = lambda qkv: ops.attention(*(x.transpose(1, 2) for x in qkv.unbind(2))).transpose(1, 2)      # noqa: E731
+
+    def apart(qkv):
+        return ops.attention(*(x.transpose(1, 2) for x in qkv.unbind(2))).transpose(1, 2)
     torch.testing.assert_close(jvp(flash_attn_qkvpacked_func, (qkv,), (t,)), jvp(apart, (qkv,), (t,)))
     with pytest.raises(NoTangent, match=r"flash_attn_func: no tangent with window_size=\(2, 0\)"):
         jvp(lambda q: flash_attn_func(q, q, q, window_size=(2, 0)), (qkv[:, :, 0],), (t[:, :, 0],))

@@ -81,19 +81,19 @@ def test_masks_that_are_tensor_classes(rng, bias, mask):
     torch.testing.assert_close(attend(bias), attend(mask.bool()))
 
 
-class Doubling(torch.Tensor):
-    """A tensor class that decides about products itself."""
+class Shifting(torch.Tensor):
+    """A tensor class that decides about products itself: they are one more."""
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         with torch._C.DisableTorchFunctionSubclass():
-            return (2 if func is torch.matmul else 1) * func(*args, **kwargs or {})
+            return func(*args, **kwargs or {}) + (1 if func is torch.matmul else 0)
 
 
 def test_a_tensor_class_decides_for_itself(rng):
     x, w, v = draw(rng, 3, 4), draw(rng, 4, 4), draw(rng, 3, 4)
-    got = jvp(lambda x: torch.matmul(x, w.as_subclass(Doubling)), (x,), (v,))
-    torch.testing.assert_close(got, (2 * x @ w, 2 * v @ w))
+    got = jvp(lambda x: torch.matmul(x, w.as_subclass(Shifting)), (x,), (v,))
+    torch.testing.assert_close(got, (x @ w + 1, v @ w))
 
 
 # --- iMFVideo's battery: what makes a trainer's tangents overflow ----------------------------------------
