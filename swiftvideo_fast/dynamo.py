@@ -7,6 +7,7 @@ By itself it takes the operators of a Dual and a tensor for the tensor's, with t
 """
 
 import operator
+import sys
 from functools import cache
 
 import torch
@@ -26,6 +27,12 @@ REFLECTED = {"eq": "eq", "ne": "ne", "lt": "gt", "gt": "lt", "le": "ge", "ge": "
 def prepare() -> None:
     """Runs while Dynamo traces; teaches once a process."""
     _teach()
+
+
+def prepare_eager() -> None:
+    """A network inside this jvp may be compiled: teach, if Dynamo is loaded."""
+    if "torch._dynamo.variables.builtin" in sys.modules:
+        _teach()
 
 
 @cache

@@ -115,6 +115,7 @@ class Forward(TorchFunctionMode):
         if torch.compiler.is_compiling():
             dynamo.prepare()
         else:
+            dynamo.prepare_eager()
             intercept.begin()
         return super().__enter__()
 

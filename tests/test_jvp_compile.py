@@ -1,5 +1,9 @@
 """jvp under torch.compile(fullgraph=True): one graph, equal to eager."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import networks
 import pytest
 import torch
@@ -119,6 +123,19 @@ def test_jvp_over_a_compiled_network_is_compiled_once():
     got, = torch.autograd.grad(jvp(compiled, (x,), (v,))[0].sum(), net[0].weight)
     torch.testing.assert_close(got, torch.autograd.grad(net(x).sum(), net[0].weight)[0])
     assert type(compiled(x)) is torch.Tensor
+
+
+def test_a_fresh_process_knows_duals_in_a_compiled_network():
+    """Nothing before it has traced a jvp."""
+    script = """
+import torch
+from swiftvideo_fast import jvp
+W, x, v = torch.rand(3, 4, 4).double().unbind()
+net = lambda x: x @ W * (2 if isinstance(x, torch.Tensor) else 3)
+got = jvp(torch.compile(net, backend="eager", fullgraph=True), (x,), (v,))
+torch.testing.assert_close(got, (2 * x @ W, 2 * v @ W))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])
 
 
 @pytest.mark.parametrize("compiled", ["jvp", "network"])
