@@ -16,7 +16,7 @@ import argparse
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -69,16 +69,16 @@ def built(sizes: WanConfig, objective: str, family: WanFamily) -> Objective:
     cls = TABLES.objectives[objective]
     options = cls.Options()
 
-    def network(rank: int = 0) -> nn.Module:
+    def network(rank: int = 0, second_time: bool = False) -> nn.Module:
         with torch.device("meta"):
-            net = family.network(sizes)
+            net = family.network(replace(sizes, second_time=second_time))
             if rank:
                 lora.attach(net, rank, torch.Generator())
         return net
 
     cfg = Config(Run("plan", 1), Model(weights="released"), options, Optim(1e-6), CropOptions())
-    return cls(cfg, Setup(family, torch.device("meta"), lambda: sizes,
-                          lambda: network(getattr(options, "rank", 0)), network, network, None, None))
+    start = partial(network, getattr(options, "rank", 0), cls.second_time)
+    return cls(cfg, Setup(family, torch.device("meta"), lambda: sizes, start, network, network, None, None))
 
 
 @lru_cache

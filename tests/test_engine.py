@@ -110,8 +110,9 @@ def test_they_are_with_the_reference_ops_too(inputs, processes):
     assert within(found), found
 
 
-@pytest.mark.parametrize("objective, work", [("da", sharded.train_judged), ("ta", tiny.train)])
-def test_an_adversary_and_adapters_are_the_same_run_too(objective, work, inputs, processes):
+@pytest.mark.parametrize("objective, work", [("da", sharded.train_judged), ("ta", tiny.train),
+                                             ("flowmap", tiny.train)])
+def test_an_adversary_adapters_and_a_flow_map_are_the_same_run_too(objective, work, inputs, processes):
     found = compare(inputs, processes, [(2, 1)], 5, work, objective=objective)
     assert within(found), found
 

@@ -178,9 +178,8 @@ class DistributionAlignment(Objective):
     def measure(self, nets: Nets) -> LogValues:
         """The critic's accuracy on clips that it and the student have not been trained on."""
         point, clips = self.held_out
-        v = self.velocity(nets[STUDENT], point.x_t, point.t, clips.condition)
-        seen = self.critic_input(nets, point.x_t - path.over(point.t, v) * v, clips, point.t,
-                                 torch.Generator().manual_seed(0))
+        x0 = self.distillation.x0(nets[STUDENT], point.x_t, point.t, clips.condition)
+        seen = self.critic_input(nets, x0, clips, point.t, torch.Generator().manual_seed(0))
         return accuracy("held out", *self.logits(nets, seen))
 
 
