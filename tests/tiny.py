@@ -27,6 +27,7 @@ RUNS = {
     "dcd": {"name": "dcd", "guidance": 3.0},
     "da": {"name": "ccd", "guidance": 3.0, "warmup": 4},
     "flowmap": {"name": "flowmap", "guidance": 3.0, "warmup": 4, "shares": [0.25, 0.25]},
+    "lcm": {"name": "lcm", "grid": 8},
     "ta": {"name": "ta", "steps": [2, 1], "count": 3, "rank": 0},
 }
 

@@ -147,3 +147,8 @@ class Consistency(Objective):
     def loss(self, turn, nets, batch, rng, step, handed=None):
         jump = self.jump(nets, batch, rng, step)
         return Loss(jump.loss, jump.log, jump.handed)
+
+
+def huber(d: Tensor, c: float) -> Tensor:
+    """sqrt(d^2 + c^2) - c, elementwise."""
+    return (d.square() + c * c).sqrt() - c

@@ -37,6 +37,7 @@ from swiftvideo_fast.objectives.da import Da, DistributionAlignment
 from swiftvideo_fast.objectives.dcd import DiscreteDistillation
 from swiftvideo_fast.objectives.flow import FlowMatching
 from swiftvideo_fast.objectives.flowmap import FlowMapDistillation
+from swiftvideo_fast.objectives.lcm import LatentConsistency
 from swiftvideo_fast.objectives.ta import TrajectoryAlignment
 from swiftvideo_fast.seeds import generator
 from swiftvideo_fast.train import checkpoint, loop, run_folder
@@ -111,7 +112,7 @@ class Tables:
 
 TABLES = Tables(
     objectives=by_name(FlowMatching, ConsistencyDistillation, DiscreteDistillation, FlowMapDistillation,
-                       TrajectoryAlignment),
+                       LatentConsistency, TrajectoryAlignment),
     sources=by_name(EncodedCrops, ShardSource, VideoSource),
     families={family.name: family for family in (WanFamily(), ToyFamily())},
 )
