@@ -99,7 +99,8 @@ def calls(objective: str) -> tuple[Call, ...]:
                                                            torch.zeros(1, 32))
     batch, nets, handed = Pairs(x0, condition, [""], x0, x0), {role: role for role in networks}, None
     for turn in dry.turns(LATE):
-        handed = dry.loss(turn, nets, batch, torch.Generator(), LATE, handed).handed or handed
+        out = dry.loss(turn, nets, batch, torch.Generator(), LATE, handed)
+        handed = handed if out.handed is None else out.handed
     return tuple(family.calls)
 
 

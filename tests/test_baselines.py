@@ -4,13 +4,22 @@ On N(0, sd^2) data under the exact flow a(t) x, N Euler steps on a grid multiply
 student with one number a grid time can have exactly these.
 """
 
-import pytest
-import torch
-from test_gaussian import NOTHING, AtRest, Flow, Table
-from test_objectives import Net, assert_equal, column, draw, made, null_of
+from dataclasses import replace
 
+import pytest
+import tiny
+import torch
+from test_gaussian import NOTHING, AtRest, Flow, Legendre, Table
+from test_objectives import B, Net, assert_equal, column, draw, made, null_of
+
+from swiftvideo_fast import plan
+from swiftvideo_fast.config import Sample, to_dict
+from swiftvideo_fast.data.batch import Batch
+from swiftvideo_fast.objectives.dmd2 import FAKE, DistributionMatching, Dmd2
 from swiftvideo_fast.objectives.lcm import LatentConsistency, Lcm
 from swiftvideo_fast.seeds import generator
+from swiftvideo_fast.train import recipe
+from swiftvideo_fast.train.log import read_log
 
 D = torch.float64
 
@@ -88,3 +97,134 @@ def test_lcm_rests_at_the_teachers_euler_steps_which_near_the_consistency_functi
         assert loss < 1e-15 and torch.autograd.grad(loss, rest.theta)[0].abs().max() < 1e-12
         errors.append((rest.w(t) - AtRest(sd).w(t)).abs().max().item())
     assert all(1.8 < coarse / fine < 2.2 for coarse, fine in zip(errors, errors[1:], strict=False)), errors
+
+
+# --- DMD2 ------------------------------------------------------------------------------------------------
+
+
+def dmd2(shift: float = 1.0, seed: int = 0, **options) -> DistributionMatching:
+    made_ = made(DistributionMatching, Dmd2(**options))
+    made_.cfg = replace(made_.cfg, sample=Sample("consistency", shift), run=replace(made_.cfg.run, seed=seed))
+    return made_
+
+
+def rungs(steps: int) -> dict[int, int]:
+    """For each time of the ladder, the first of 50 steps that draws it."""
+    drawn = [int(torch.randint(steps, (), generator=generator(0, "rung", step))) for step in range(50)]
+    return {rung: drawn.index(rung) for rung in range(steps)}
+
+
+@pytest.mark.parametrize("simulate", [True, False])
+@pytest.mark.parametrize("rung", [0, 1, 2])
+def test_dmd2_is_its_equations_on_its_own_samples_or_on_noised_clips(nets, rung, simulate):
+    student, _, teacher = nets.values()
+    nets[FAKE] = fake = Net(5)
+    point, condition = draw()
+    batch, step = Batch(point.x0, condition, [""] * B), rungs(3)[rung]
+    objective = dmd2(2.0, steps=3, simulate=simulate, times=(0.1, 0.9))
+    out = objective.loss("student", nets, batch, generator(0, "path"), step)
+
+    rng, ladder = generator(0, "path"), [1.0, 0.8, 0.5]               # t -> 2 t / (1 + t) of 1, 2/3, 1/3
+    x = noise = torch.randn(point.x0.shape, generator=rng).double()
+
+    def jump(net, x, t):
+        t = torch.full((B,), t, dtype=D)
+        return x - column(t) * net(x, t, *told(condition))
+
+    for s in ladder[1:rung + 1] if simulate else ():
+        x0 = jump(student, x, ladder[ladder.index(s) - 1])
+        x = ((1 - s) * x0 + s * torch.randn(x.shape, generator=rng).double()).detach()
+    if not simulate:
+        x = (1 - ladder[rung]) * point.x0 + ladder[rung] * noise
+    x0 = jump(student, x, ladder[rung])
+    x1 = torch.randn(x.shape, generator=rng).double()
+    tau = 0.1 + 0.8 * torch.rand(B, generator=rng)
+    x_tau = ((1 - column(tau)) * x0 + column(tau) * x1).detach()
+    p_real = x0 - (x_tau - column(tau) * guided(teacher, x_tau, tau, condition, 3.0))
+    p_fake = x0 - (x_tau - column(tau) * fake(x_tau, tau, *told(condition)))
+    g = ((p_real - p_fake) / p_real.abs().mean((1, 2, 3, 4), keepdim=True)).detach()
+    want = 0.5 * (x0 - (x0 - g).detach()).square().mean()
+    assert_equal(out.handed, x0.detach())
+    assert_same_loss(out.value, want, student)
+    assert all(p.grad is None for p in fake.parameters())
+
+    got = objective.loss(FAKE, nets, batch, generator(1, "path"), step, out.handed).value
+    rng = generator(1, "path")
+    x1 = torch.randn(x.shape, generator=rng).double()
+    tau = 0.1 + 0.8 * torch.rand(B, generator=rng)
+    x_tau = (1 - column(tau)) * out.handed + column(tau) * x1
+    assert_same_loss(got, (x1 - out.handed - fake(x_tau, tau, *told(condition))).square().mean(), fake)
+
+
+def test_the_fake_score_moves_always_and_the_student_every_k_th_step_or_takes_turns():
+    both, apart = dmd2(every=3), dmd2(every=3, exclusive=True)
+    assert [both.turns(step) for step in range(4)] == [("student", FAKE), (FAKE,), (FAKE,), ("student", FAKE)]
+    assert [apart.turns(step) for step in range(4)] == [("student",), (FAKE,), (FAKE,), ("student",)]
+
+
+def test_a_fake_score_alone_follows_what_the_student_would_have_shown(nets):
+    nets[FAKE] = Net(5)
+    point, condition = draw()
+    batch = Batch(point.x0, condition, [""] * B)
+    shown = dmd2().loss("student", nets, batch, generator(0, "path"), 1).handed
+    assert torch.equal(dmd2().sampled(nets, batch, generator(0, "path"), 1), shown)
+    for step in range(5):                       # every rank and micro-batch of a step calls alike
+        drawn = {float(dmd2(steps=4).student_input(nets, batch, generator(seed, "path"), step)[1][0])
+                 for seed in range(4)}
+        assert len(drawn) == 1
+    assert rungs(4).keys() == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("sd", [0.5, 1.0])
+def test_dmd2_rests_where_student_and_data_have_one_distribution(sd):
+    """A ladder of one step: a fake score that is linear in x sees the outputs of a longer one through their
+    mean variance, and cannot tell these from each other."""
+    student, fake = Table(1), Legendre(4)
+    objective, lr = dmd2(steps=1, every=3), {"student": 0.4, FAKE: 0.3}
+    nets = {"student": student, FAKE: fake, "teacher": Flow(sd)}
+    movers = {turn: torch.optim.SGD(nets[turn].parameters()) for turn in lr}
+    data = torch.Generator().manual_seed(0)
+    for step in range(steps := 450):
+        batch, handed = Batch(sd * torch.randn(256, 4, generator=data, dtype=D), NOTHING, [""]), None
+        for turn in objective.turns(step):
+            out = objective.loss(turn, nets, batch, generator(0, turn, step), step, handed)
+            movers[turn].param_groups[0]["lr"] = lr[turn] * min(1, 2 * (1 - step / steps))
+            movers[turn].zero_grad()
+            out.value.backward()
+            movers[turn].step()
+            handed = out.handed
+    assert 1 - student.w(torch.ones(1, dtype=D)).item() == pytest.approx(sd, rel=0.02)
+    tau = torch.linspace(0.1, 0.95, 20, dtype=D)
+    assert (fake.w(tau) - Flow(sd).w(tau)).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("rung", [0, 1, 2])
+def test_the_gradient_vanishes_at_the_consistency_function_at_every_time_of_the_ladder(rung):
+    batch = Batch(torch.randn(8, 4, dtype=D), NOTHING, [""])
+    for fake, least, most in ((Flow(0.5), 0, 1e-15), (Flow(0.6), 0.01, 1)):
+        nets = {"student": AtRest(0.5), FAKE: fake, "teacher": Flow(0.5)}
+        found = dmd2(steps=3).jump(nets, batch, generator(0, "path"), rungs(3)[rung]).log["gradient"]
+        assert least <= found <= most
+
+
+def test_under_an_adversary_both_its_critic_and_the_fake_score_see_the_students_sample(inputs):
+    tree = to_dict(tiny.config(inputs, "da", run="dmd2-da", da={"start": 2, "lead": 0}))
+    tree["objective"] = {"name": "dmd2", "steps": 2, "every": 2, "lr": 1e-3}
+    log = read_log(recipe.train(tiny.TABLES.from_dict(tree), tiny.TABLES))
+    assert [("lr" in line, "fake/lr" in line, "critic/lr" in line) for line in log] == [
+        (True, True, False), (False, True, False)] + 2 * [(True, True, True), (False, True, False)]
+
+
+# --- what all of them share ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective, passes, roles", [
+    ("lcm", [(2, False), (1, False), (1, True)], set()),
+    ("dmd2", [(1, True), (2, False), (1, False), (1, True)], {FAKE}),
+])
+def test_a_plan_counts_the_networks_and_passes_of_each(objective, passes, roles):
+    """Before DMD2's last four come those of backward simulation, as many as the step draws."""
+    assert [(call.rows, call.grad) for call in plan.calls(objective)][-4:] == passes
+    held = plan.Plan("1.3b", 8, 80, objective).held()
+    assert roles <= plan.parameters(plan.PRESETS["1.3b"], objective).keys() and held["masters"] == (
+        1 + len(roles)) * plan.Plan("1.3b", 8, 80).held()["masters"]

@@ -28,6 +28,7 @@ RUNS = {
     "da": {"name": "ccd", "guidance": 3.0, "warmup": 4},
     "flowmap": {"name": "flowmap", "guidance": 3.0, "warmup": 4, "shares": [0.25, 0.25]},
     "lcm": {"name": "lcm", "grid": 8},
+    "dmd2": {"name": "dmd2", "steps": 2, "every": 2, "lr": 1e-3},
     "ta": {"name": "ta", "steps": [2, 1], "count": 3, "rank": 0},
 }
 

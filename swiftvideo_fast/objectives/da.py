@@ -95,20 +95,22 @@ class DistributionAlignment(Objective):
 
     def turns(self, step: int) -> tuple[str, ...]:
         own = self.distillation.turns(step)
-        return own if step < self.options.start - self.options.lead else (*own, CRITIC)
+        early = step < self.options.start - self.options.lead
+        return own if early or STUDENT not in own else (*own, CRITIC)
 
     def loss(self, turn, nets, batch, rng, step, handed=None):
         if turn == CRITIC:
-            return self.critic_loss(nets, handed)
+            return self.critic_loss(nets, handed[1])
         if turn != STUDENT:
-            return self.distillation.loss(turn, nets, batch, rng, step, handed)
+            return self.distillation.loss(turn, nets, batch, rng, step, handed and handed[0])
         return self.student_loss(nets, batch, rng, step)
 
     def student_loss(self, nets: Nets, batch: Batch, rng: torch.Generator, step: int) -> Loss:
-        """(10a) from step `start` on; before, the distillation alone.  Hands on the critic's input."""
+        """(10a) from step `start` on; before, the distillation alone.  Hands on what that does, and
+        the critic's input."""
         o, jump = self.options, self.distillation.jump(nets, batch, rng, step)
         if CRITIC not in self.turns(step):
-            return Loss(jump.loss, jump.log)
+            return Loss(jump.loss, jump.log, (jump.handed, None))
         x0 = jump.x0.detach().requires_grad_(step >= o.start)
         seen = self.critic_input(nets, x0, batch, jump.t, rng)
         loss, log = jump.loss, jump.log
@@ -120,7 +122,7 @@ class DistributionAlignment(Objective):
             log = log | {"distillation": jump.loss.item(), "adversarial": adversarial.item()} | weights
         if o.watch and (step + 1) % o.watch == 0:           # as the loop counts for its log
             log = log | self.measure(nets)
-        return Loss(loss, log, seen.detached())
+        return Loss(loss, log, (jump.handed, seen.detached()))
 
     def critic_loss(self, nets: Nets, seen: CriticInput) -> Loss:
         """(10b), on what the student's turn has shown."""

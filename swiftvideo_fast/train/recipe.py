@@ -35,6 +35,7 @@ from swiftvideo_fast.objectives.base import (
 from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
 from swiftvideo_fast.objectives.da import Da, DistributionAlignment
 from swiftvideo_fast.objectives.dcd import DiscreteDistillation
+from swiftvideo_fast.objectives.dmd2 import DistributionMatching
 from swiftvideo_fast.objectives.flow import FlowMatching
 from swiftvideo_fast.objectives.flowmap import FlowMapDistillation
 from swiftvideo_fast.objectives.lcm import LatentConsistency
@@ -112,7 +113,7 @@ class Tables:
 
 TABLES = Tables(
     objectives=by_name(FlowMatching, ConsistencyDistillation, DiscreteDistillation, FlowMapDistillation,
-                       LatentConsistency, TrajectoryAlignment),
+                       LatentConsistency, DistributionMatching, TrajectoryAlignment),
     sources=by_name(EncodedCrops, ShardSource, VideoSource),
     families={family.name: family for family in (WanFamily(), ToyFamily())},
 )
