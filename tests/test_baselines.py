@@ -9,14 +9,17 @@ from dataclasses import replace
 import pytest
 import tiny
 import torch
-from test_gaussian import NOTHING, AtRest, Flow, Legendre, Table
+from test_gaussian import NOTHING, AtRest, Flow, Legendre, Linear, Table
 from test_objectives import B, Net, assert_equal, column, draw, made, null_of
+from torch import nn
 
-from swiftvideo_fast import plan
+from swiftvideo_fast import path, plan, sampler
 from swiftvideo_fast.config import Sample, to_dict
 from swiftvideo_fast.data.batch import Batch
 from swiftvideo_fast.objectives.dmd2 import FAKE, DistributionMatching, Dmd2
 from swiftvideo_fast.objectives.lcm import LatentConsistency, Lcm
+from swiftvideo_fast.objectives.osv import OneStep, Osv
+from swiftvideo_fast.objectives.pcm import Pcm, PhasedConsistency
 from swiftvideo_fast.seeds import generator
 from swiftvideo_fast.train import recipe
 from swiftvideo_fast.train.log import read_log
@@ -209,10 +212,137 @@ def test_the_gradient_vanishes_at_the_consistency_function_at_every_time_of_the_
 
 def test_under_an_adversary_both_its_critic_and_the_fake_score_see_the_students_sample(inputs):
     tree = to_dict(tiny.config(inputs, "da", run="dmd2-da", da={"start": 2, "lead": 0}))
-    tree["objective"] = {"name": "dmd2", "steps": 2, "every": 2, "lr": 1e-3}
+    tree["objective"] = {"name": "dmd2", "steps": 2, "every": 2, "fake_lr": 1e-3}
     log = read_log(recipe.train(tiny.TABLES.from_dict(tree), tiny.TABLES))
     assert [("lr" in line, "fake/lr" in line, "critic/lr" in line) for line in log] == [
         (True, True, False), (False, True, False)] + 2 * [(True, True, True), (False, True, False)]
+
+
+# --- PCM -------------------------------------------------------------------------------------------------
+
+
+def pcm(shift: float = 1.0, **options) -> PhasedConsistency:
+    objective = made(PhasedConsistency, Pcm(**options))
+    objective.cfg = replace(objective.cfg, sample=Sample("euler", shift))
+    return objective
+
+
+@pytest.mark.parametrize("distance", ["huber", "l2"])
+def test_pcm_is_its_equations(nets, distance):
+    student, _, teacher = nets.values()
+    point, condition = draw()
+    t, s, e = torch.tensor([[1, 0.9, 0.6, 0.5, 0.1], [0.9, 0.8, 0.5, 0.4, 0], [0.5, 0.5, 0.5, 0, 0]], dtype=D)
+    x_t = (1 - column(t)) * point.x0 + column(t) * point.x1
+    x_s = x_t - column(t - s) * guided(teacher, x_t, t, condition, 3.0)
+    with torch.no_grad():
+        target = x_s - column(s - e) * student(x_s, s, *told(condition))
+    d = x_t - column(t - e) * student(x_t, t, *told(condition)) - target
+    want = d.square().mean() if distance == "l2" else ((d * d + 1e-6).sqrt() - 1e-3).mean()
+    objective = pcm(grid=10, phases=2, distance=distance)
+    assert_same_loss(objective.loss_from(x_t, t, s, e, nets, condition).value, want, student)
+
+
+def test_pcms_phases_are_the_steps_of_its_sampler():
+    objective = pcm(shift=3.0, grid=8, phases=2)
+    t, s, e = objective.times(torch.arange(1, 9))
+    ladder = path.ladder(8, 3.0)
+    assert t.tolist() == pytest.approx(ladder[-2::-1]) and s.tolist() == pytest.approx(ladder[:0:-1])
+    assert e.tolist() == pytest.approx([0] * 4 + [path.ladder(2, 3.0)[1]] * 4)
+    with pytest.raises(ValueError, match="objective.grid is 9; want a multiple of objective.phases, 2"):
+        pcm(grid=9, phases=2)
+
+
+class PhaseTable(Linear):
+    """phi(x, T_k) = theta_k x."""
+
+    def __init__(self, theta, t, e):
+        super().__init__()
+        self.theta, self.t, self.span = nn.Parameter(theta), t, t - e
+
+    def w(self, t):
+        k = (t[:, None] - self.t).abs().argmin(1)
+        return (1 - self.theta[k]) / self.span[k].clamp_min(1e-9)
+
+
+@pytest.mark.parametrize("phases", [1, 2, 4])
+def test_pcm_rests_where_its_phases_are_the_teachers_euler_steps(phases):
+    """So that Euler in as many steps as phases has the standard deviation of the teacher in N: to first order
+    that of the data, where a consistency function's is 1.41 and 1.66 times it."""
+    errors = []
+    for grid in (32, 64):
+        objective, edges = pcm(grid=grid, phases=phases), range(0, grid, grid // phases)
+        t, s, e = (x.to(D) for x in objective.times(torch.arange(1, grid + 1)))
+        ends = torch.cat([torch.zeros(1, dtype=D), e])
+        rest = PhaseTable(euler_factors(grid, 1.0, edges), torch.arange(grid + 1, dtype=D) / grid, ends)
+        ones, nets = torch.ones(grid, 1, dtype=D), {"student": rest, "teacher": Flow(1.0)}
+        found = objective.loss_from(ones, t, s, e, nets, NOTHING).value
+        assert found < 1e-10 and torch.autograd.grad(found, rest.theta)[0].abs().max() < 1e-4
+        one = torch.ones(1, 1, dtype=D)
+        by_phases, by_teacher = (sampler.euler(net, one, path.ladder(n)).item() for net, n in (
+            (rest, phases), (Flow(1.0), grid)))
+        assert by_phases == pytest.approx(by_teacher, rel=1e-12)
+        errors.append(abs(by_phases - 1))
+    assert 1.8 < errors[0] / errors[1] < 2.2 and errors[1] < 0.03
+
+
+# --- OSV -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage, null", [(1, "image"), (2, "image"), (2, "text")])
+def test_osv_is_its_two_stages(nets, stage, null):
+    student, average, teacher = nets.values()
+    point, condition = draw()
+    k = torch.tensor([1, 2, 3, 7, 10], dtype=D)
+    x_t = (1 - column(k / 10)) * point.x0 + column(k / 10) * point.x1
+    target = point.x0
+    if stage == 2:
+        rows = []
+        for i, x in enumerate(x_t):                                         # a clip at a time
+            x, one = x[None], condition[i:i + 1]
+            n = int(k[i])
+            for j in range(n, max(n - 3, 0), -1):
+                t = torch.tensor([j / 10], dtype=D)
+                u = (teacher(x, t, one.text, 0 * one.frames, 0 * one.image) if null == "image"
+                     else teacher(x, t, one.null_text[None], one.frames, one.image))
+                x = x - 0.1 * (u + 3.0 * (teacher(x, t, *told(one)) - u))
+            s = torch.tensor([max(n - 3, 0) / 10], dtype=D)
+            rows.append(x - s * average(x, s, *told(one)))
+        target = torch.cat(rows)
+    d = x_t - column(k / 10) * student(x_t, k / 10, *told(condition)) - target
+    want = (1 if stage == 1 else 0.1) * ((d.flatten(1).norm(dim=1)**2 + 1e-6).sqrt() - 1e-3).mean()
+    osv = made(OneStep, Osv(stage=stage, without=null, m=3, grid=10))
+    jump = osv.jump_from(x_t, k, point.x0, nets, condition)
+    assert_same_loss(jump.loss, want, student)
+    assert jump.real is None if stage == 1 else (jump.real - target).abs().max() < 1e-13
+
+
+@pytest.mark.parametrize("m", [1, 5])
+def test_osv_rests_at_the_teachers_euler_steps_however_many_it_takes_at_once(m):
+    """Without its adversary, which has no closed form: that is tested as da's."""
+    grid = 16
+    rest, k = Table(grid), torch.arange(1, grid + 1, dtype=D)
+    with torch.no_grad():
+        rest.theta.copy_(1 - euler_factors(grid, 0.5))
+    nets = {"student": rest, "average": rest, "teacher": Flow(0.5)}
+    ones = torch.ones(grid, 1, dtype=D)
+    loss = made(OneStep, Osv(m=m, grid=grid)).jump_from(ones, k, ones, nets, NOTHING).loss
+    assert loss < 1e-15 and torch.autograd.grad(loss, rest.theta)[0].abs().max() < 1e-12
+
+
+def test_the_first_stage_of_osv_has_no_teacher():
+    assert {*made(OneStep, Osv(stage=1)).networks()} == {"student", "average"}
+    assert {*made(OneStep, Osv(stage=2)).networks()} == {"student", "average", "teacher"}
+
+
+def test_the_critic_of_osv_holds_the_averages_side_for_real(inputs):
+    cfg = tiny.config(inputs, "osv", da={"start": 0})
+    run = recipe.build(cfg, tiny.TABLES)
+    batch = recipe.Parts(cfg, tiny.TABLES).clips.draw(2, 0, 0)
+    out = run.objective.loss("student", run.nets, batch, generator(0, "path"), 0)
+    jump = run.objective.distillation.jump(run.nets, batch, generator(0, "path"), 0)
+    seen = out.handed[1]
+    assert torch.equal(seen.real, run.objective.window(jump.real, seen.view))
+    assert not torch.equal(seen.real, run.objective.window(batch.x0, seen.view))
 
 
 # --- what all of them share ------------------------------------------------------------------------------
@@ -220,10 +350,13 @@ def test_under_an_adversary_both_its_critic_and_the_fake_score_see_the_students_
 
 @pytest.mark.parametrize("objective, passes, roles", [
     ("lcm", [(2, False), (1, False), (1, True)], set()),
+    ("pcm", [(2, False), (1, False), (1, True)], set()),
+    ("osv", [(1, False)] * 3 + [(1, True)], set()),
     ("dmd2", [(1, True), (2, False), (1, False), (1, True)], {FAKE}),
 ])
 def test_a_plan_counts_the_networks_and_passes_of_each(objective, passes, roles):
-    """Before DMD2's last four come those of backward simulation, as many as the step draws."""
+    """The last four.  Before DMD2's come those of backward simulation, as many as the step draws; before
+    OSV's the first of the teacher's steps."""
     assert [(call.rows, call.grad) for call in plan.calls(objective)][-4:] == passes
     held = plan.Plan("1.3b", 8, 80, objective).held()
     assert roles <= plan.parameters(plan.PRESETS["1.3b"], objective).keys() and held["masters"] == (

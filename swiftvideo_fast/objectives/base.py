@@ -115,7 +115,8 @@ class Objective:
 
 @dataclass(frozen=True)
 class Jump:
-    """The student's v = F_theta(x_t, t) with its graph, and the loss of it.  handed: as in Loss."""
+    """The student's v = F_theta(x_t, t) with its graph, and the loss of it.  handed: as in Loss.  real: what
+    an adversary holds x0-hat against, in place of the clips."""
 
     x_t: Tensor
     t: Tensor
@@ -123,6 +124,7 @@ class Jump:
     loss: Tensor
     log: LogValues
     handed: Any = None
+    real: Tensor | None = None
 
     @property
     def x0(self) -> Tensor:

@@ -112,7 +112,7 @@ class DistributionAlignment(Objective):
         if CRITIC not in self.turns(step):
             return Loss(jump.loss, jump.log, (jump.handed, None))
         x0 = jump.x0.detach().requires_grad_(step >= o.start)
-        seen = self.critic_input(nets, x0, batch, jump.t, rng)
+        seen = self.critic_input(nets, x0, batch, jump.t, rng, jump.real)
         loss, log = jump.loss, jump.log
         if step >= o.start:
             adversarial = hinge(self.logits(nets, seen)[1], 1)
@@ -133,13 +133,14 @@ class DistributionAlignment(Objective):
         return Loss(hinge(real, 1) + hinge(fake, -1), accuracy("seen", real, fake) | shown)
 
     def critic_input(self, nets: Nets, x0: Tensor, batch: Batch, t: Tensor,
-                     rng: torch.Generator) -> CriticInput:
-        """The student's x0 and the real clips through one window; only x0 with a graph."""
+                     rng: torch.Generator, real: Tensor | None = None) -> CriticInput:
+        """The student's x0 and the real clips, or `real`, through one window; only x0 with a graph."""
         o = self.options
         view = draw_view(len(x0), x0.shape[2], o.window, rng)
         with torch.no_grad():
             frames = self.latent.frames(view.start, o.window)
-            real = batch.filmed(frames) if o.raw else self.window(batch.x0, view)
+            own = real is None
+            real = batch.filmed(frames) if own and o.raw else self.window(batch.x0 if own else real, view)
         seen = CriticInput(real, self.window(x0, view), view, conditioning(t, batch.condition))
         if o.project:
             return seen

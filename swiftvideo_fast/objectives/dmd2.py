@@ -37,7 +37,7 @@ class Dmd2:
 
     guidance: of the teacher.  steps: of the ladder, shifted by sample.shift.  every: the student moves once
     in so many steps.  exclusive: the fake score does not move in these.  simulate: the student's input is its
-    own sample, not a noised clip.  times: tau is uniform between these, then shifted by `shift`.  lr: of the
+    own sample, not a noised clip.  times: tau is uniform between these, then shifted by `shift`.  fake_lr: of the
     fake score.
     """
 
@@ -50,7 +50,7 @@ class Dmd2:
     times: tuple[float, float] = option(
         Limit(lambda pair: 0 < pair[0] < pair[1] <= 1, "two rising times in (0, 1]"), (0.02, 0.98))
     shift: float = option(POSITIVE, 1.0)
-    lr: float = option(POSITIVE, 4e-7)
+    fake_lr: float = option(POSITIVE, 4e-7)
 
 
 class DistributionMatching(Consistency):
@@ -59,7 +59,7 @@ class DistributionMatching(Consistency):
     Options = Dmd2
 
     def networks(self) -> dict[str, Network]:
-        optim = replace(self.cfg.optim, lr=self.options.lr)
+        optim = replace(self.cfg.optim, lr=self.options.fake_lr)
         return super().networks() | {FAKE: Trains(self.build_fake, optim)}
 
     def build_fake(self) -> nn.Module:

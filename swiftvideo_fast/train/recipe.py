@@ -39,6 +39,8 @@ from swiftvideo_fast.objectives.dmd2 import DistributionMatching
 from swiftvideo_fast.objectives.flow import FlowMatching
 from swiftvideo_fast.objectives.flowmap import FlowMapDistillation
 from swiftvideo_fast.objectives.lcm import LatentConsistency
+from swiftvideo_fast.objectives.osv import OneStep
+from swiftvideo_fast.objectives.pcm import PhasedConsistency
 from swiftvideo_fast.objectives.ta import TrajectoryAlignment
 from swiftvideo_fast.seeds import generator
 from swiftvideo_fast.train import checkpoint, loop, run_folder
@@ -113,7 +115,8 @@ class Tables:
 
 TABLES = Tables(
     objectives=by_name(FlowMatching, ConsistencyDistillation, DiscreteDistillation, FlowMapDistillation,
-                       LatentConsistency, DistributionMatching, TrajectoryAlignment),
+                       LatentConsistency, PhasedConsistency, DistributionMatching, OneStep,
+                       TrajectoryAlignment),
     sources=by_name(EncodedCrops, ShardSource, VideoSource),
     families={family.name: family for family in (WanFamily(), ToyFamily())},
 )
