@@ -63,6 +63,17 @@ class CountedFamily(WanFamily):
         self.calls.append(Call(x_t.shape[0], isinstance(x_t, Dual), moves))
         return 1.0 * x_t
 
+    def features(self, net: str, x_t, t, condition: Condition) -> list[Tensor]:
+        self.calls.append(Call(x_t.shape[0], False, torch.is_grad_enabled()))
+        return [1.0 * x_t]
+
+
+class Role(str):
+    """A network by its role; called by itself, it gives what it is given."""
+
+    def __call__(self, features: list[Tensor]) -> list[Tensor]:
+        return features
+
 
 def built(sizes: WanConfig, objective: str, family: WanFamily) -> Objective:
     """The objective, its networks of these sizes and on the meta device."""
@@ -85,8 +96,9 @@ def built(sizes: WanConfig, objective: str, family: WanFamily) -> Objective:
 def parameters(sizes: WanConfig, objective: str) -> dict[str, list[tuple[int, bool]]]:
     """Role -> (elements, trained) of every parameter of the networks that an engine is given."""
     networks = built(sizes, objective, WanFamily()).networks()
-    return {role: [(p.numel(), p.requires_grad) for p in spec.build().parameters()]
-            for role, spec in networks.items() if isinstance(spec, Trains | Frozen)}
+    with torch.device("meta"):
+        return {role: [(p.numel(), p.requires_grad) for p in spec.build().parameters()]
+                for role, spec in networks.items() if isinstance(spec, Trains | Frozen)}
 
 
 @lru_cache
@@ -97,7 +109,7 @@ def calls(objective: str) -> tuple[Call, ...]:
     dry = built(PRESETS["tiny"], objective, family)
     x0, condition = torch.zeros(1, 16, 1, 2, 2), Condition(torch.zeros(1, 20, 1, 2, 2), torch.zeros(1, 1, 32),
                                                            torch.zeros(1, 32))
-    batch, nets, handed = Pairs(x0, condition, [""], x0, x0), {role: role for role in networks}, None
+    batch, nets, handed = Pairs(x0, condition, [""], x0, x0), {role: Role(role) for role in networks}, None
     for turn in dry.turns(LATE):
         out = dry.loss(turn, nets, batch, torch.Generator(), LATE, handed)
         handed = handed if out.handed is None else out.handed

@@ -21,9 +21,16 @@ from swiftvideo_fast.data.batch import Batch
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.wan.network import add_second_time, cast
 from swiftvideo_fast.objectives.da import Da
-from swiftvideo_fast.objectives.flowmap import STEP, FlowMap, FlowMapDistillation
+from swiftvideo_fast.objectives.flowmap import (
+    STEP,
+    FlowMap,
+    FlowMapDistillation,
+    central_difference,
+    total_derivative,
+)
 from swiftvideo_fast.seeds import generator
-from swiftvideo_fast.train import recipe
+from swiftvideo_fast.train import recipe, rounds
+from swiftvideo_fast.train.log import read_log
 
 D = torch.float64
 
@@ -295,6 +302,39 @@ def test_a_run_ends_with_maps_that_are_sampled_by_themselves(inputs):
         return sampler.generate(lambda *inputs: parts.family.call(net, *inputs), x1, condition, 2, how, None)
 
     assert (sampled("flowmap") - sampled("euler")).abs().max() > 1e-4
+
+
+def test_an_adversary_and_an_alignment_stand_on_a_map(inputs):
+    """The latter on the map's own samples, by the map's own sampler."""
+    how = {"sample": {"sampler": "flowmap"}}
+    tree = to_dict(tiny.config(inputs, "da", run="map-da", **how))
+    tree["objective"] = tiny.RUNS["flowmap"]
+    folder = recipe.train(tiny.TABLES.from_dict(tree), tiny.TABLES)
+    assert "held out/spatial" in read_log(folder)[-1] and "gradient/ratio" in read_log(folder)[-1]
+    ta = tiny.config(inputs, "ta", run="map-ta", model={"student": f"{folder}/average.safetensors"}, **how)
+    rounds.make_pairs(ta, tables=tiny.TABLES)
+    assert weights.sizes(recipe.train(ta, tiny.TABLES) / "average.safetensors").second_time
+
+
+def test_rounded_to_bf16_the_exact_derivative_errs_by_the_rounding_the_finite_one_by_that_over_its_step():
+    net = cast(moved(), torch.bfloat16)
+    whole = moved()
+    whole.load_state_dict(net.state_dict())
+    whole.double()
+    rng = torch.Generator().manual_seed(0)
+    x, v = (torch.randn(4, 16, 2, 8, 8, generator=rng) for _ in range(2))
+    t = 0.1 + 0.8 * torch.rand(4, generator=rng)
+    text, frames = torch.randn(4, 3, 8, generator=rng), torch.randn(4, 20, 2, 8, 8, generator=rng)
+
+    @torch.no_grad()
+    def of(net, derivative, dtype):
+        told = text.to(dtype), frames.to(dtype), None, (t / 2).to(dtype)
+        return derivative(lambda x, t: net(x, t, *told), x.to(dtype), t.to(dtype), v.to(dtype))[1].double()
+
+    want = of(whole, total_derivative, D)
+    exact, finite = (((of(net, derivative, torch.float32) - want).norm() / want.norm()).item()
+                     for derivative in (total_derivative, central_difference))
+    assert exact < 2**-7 and finite > 30 * exact                    # 0.0044 and 0.69
 
 
 def test_a_family_without_flow_maps_is_refused(inputs):

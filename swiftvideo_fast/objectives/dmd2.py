@@ -37,8 +37,8 @@ class Dmd2:
 
     guidance: of the teacher.  steps: of the ladder, shifted by sample.shift.  every: the student moves once
     in so many steps.  exclusive: the fake score does not move in these.  simulate: the student's input is its
-    own sample, not a noised clip.  times: tau is uniform between these, then shifted by `shift`.  fake_lr: of the
-    fake score.
+    own sample, not a noised clip.  times: tau is uniform between these, then shifted by `shift`.  fake_lr: of
+    the fake score.
     """
 
     name: ClassVar[str] = "dmd2"

@@ -32,6 +32,21 @@ class WanFamily:
         second = () if s is None else (s,)
         return net(x_t, t, condition.text, condition.frames, condition.image, *second)
 
+    def features(self, net: Any, x_t: Tensor, t: Tensor, condition: Condition) -> list[Tensor]:
+        """The blocks' outputs, then the velocity: DeepSpeed knows a backward by the network's own output."""
+        found = []
+        hooks = [block.register_forward_hook(lambda block, inputs, out: found.append(out))
+                 for block in net.blocks]
+        try:
+            velocity = self.call(net, x_t, t, condition)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [*found, velocity.flatten(2).mT]
+
+    def widths(self, sizes: WanConfig) -> list[int]:
+        return [sizes.dim] * sizes.layers + [sizes.latent]
+
     def add_second_time(self, net: Wan) -> Wan:
         return add_second_time(net)
 
