@@ -15,7 +15,7 @@ from test_gaussian import NOTHING, TIMES, Average, Flow, Linear, points, sigma
 from test_objectives import NORMALISED, B, Net, assert_equal, column, draw, made, null_of
 from torch import nn
 
-from swiftvideo_fast import path, plan, sampler
+from swiftvideo_fast import cli, path, plan, sampler
 from swiftvideo_fast.config import Sample, Times, to_dict
 from swiftvideo_fast.data.batch import Batch
 from swiftvideo_fast.models import weights
@@ -335,6 +335,18 @@ def test_rounded_to_bf16_the_exact_derivative_errs_by_the_rounding_the_finite_on
     exact, finite = (((of(net, derivative, torch.float32) - want).norm() / want.norm()).item()
                      for derivative in (total_derivative, central_difference))
     assert exact < 2**-7 and finite > 30 * exact                    # 0.0044 and 0.69
+
+
+@pytest.mark.parametrize("kind", ["weights", "diffusers", "original"])
+def test_an_export_carries_the_second_time_or_is_refused(kind, tmp_path, capsys):
+    weights.save(moved(), tmp_path / "map.safetensors")
+    out = tmp_path / "out.safetensors"
+    refused = cli.main(["export", str(tmp_path / "map.safetensors"), str(out), "--to", kind])
+    if kind == "weights":
+        assert not refused and weights.load(out).config.second_time
+    else:
+        assert refused == 2 and not out.exists()
+        assert "a flow map, of two times; want --to weights" in capsys.readouterr().err
 
 
 def test_a_family_without_flow_maps_is_refused(inputs):
