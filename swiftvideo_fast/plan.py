@@ -16,7 +16,7 @@ import argparse
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -63,30 +63,42 @@ class CountedFamily(WanFamily):
         self.calls.append(Call(x_t.shape[0], isinstance(x_t, Dual), moves))
         return 1.0 * x_t
 
+    def features(self, net: str, x_t, t, condition: Condition) -> list[Tensor]:
+        self.calls.append(Call(x_t.shape[0], False, torch.is_grad_enabled()))
+        return [1.0 * x_t]
+
+
+class Role(str):
+    """A network by its role; called by itself, it gives what it is given."""
+
+    def __call__(self, features: list[Tensor]) -> list[Tensor]:
+        return features
+
 
 def built(sizes: WanConfig, objective: str, family: WanFamily) -> Objective:
     """The objective, its networks of these sizes and on the meta device."""
     cls = TABLES.objectives[objective]
     options = cls.Options()
 
-    def network(rank: int = 0) -> nn.Module:
+    def network(rank: int = 0, second_time: bool = False) -> nn.Module:
         with torch.device("meta"):
-            net = family.network(sizes)
+            net = family.network(replace(sizes, second_time=second_time))
             if rank:
                 lora.attach(net, rank, torch.Generator())
         return net
 
     cfg = Config(Run("plan", 1), Model(weights="released"), options, Optim(1e-6), CropOptions())
-    return cls(cfg, Setup(family, torch.device("meta"), lambda: sizes,
-                          lambda: network(getattr(options, "rank", 0)), network, network, None, None))
+    start = partial(network, getattr(options, "rank", 0), cls.second_time)
+    return cls(cfg, Setup(family, torch.device("meta"), lambda: sizes, start, network, network, None, None))
 
 
 @lru_cache
 def parameters(sizes: WanConfig, objective: str) -> dict[str, list[tuple[int, bool]]]:
     """Role -> (elements, trained) of every parameter of the networks that an engine is given."""
     networks = built(sizes, objective, WanFamily()).networks()
-    return {role: [(p.numel(), p.requires_grad) for p in spec.build().parameters()]
-            for role, spec in networks.items() if isinstance(spec, Trains | Frozen)}
+    with torch.device("meta"):
+        return {role: [(p.numel(), p.requires_grad) for p in spec.build().parameters()]
+                for role, spec in networks.items() if isinstance(spec, Trains | Frozen)}
 
 
 @lru_cache
@@ -97,9 +109,10 @@ def calls(objective: str) -> tuple[Call, ...]:
     dry = built(PRESETS["tiny"], objective, family)
     x0, condition = torch.zeros(1, 16, 1, 2, 2), Condition(torch.zeros(1, 20, 1, 2, 2), torch.zeros(1, 1, 32),
                                                            torch.zeros(1, 32))
-    batch, nets, handed = Pairs(x0, condition, [""], x0, x0), {role: role for role in networks}, None
+    batch, nets, handed = Pairs(x0, condition, [""], x0, x0), {role: Role(role) for role in networks}, None
     for turn in dry.turns(LATE):
-        handed = dry.loss(turn, nets, batch, torch.Generator(), LATE, handed).handed or handed
+        out = dry.loss(turn, nets, batch, torch.Generator(), LATE, handed)
+        handed = handed if out.handed is None else out.handed
     return tuple(family.calls)
 
 

@@ -1,8 +1,10 @@
-"""From noise to clips down a ladder of times: along the velocity, or by jumps to x0 and back into noise.
+"""From noise to clips down a ladder of times: along the velocity, by jumps to x0 and back into noise, or by a
+flow map's own jumps from time to time.
 
 Which one belongs to which student: Euler keeps the noise it began with, so a *partly* distilled network (the
 paper's) takes it well and an exactly converged one over-shoots: on N(0, 1) data its standard deviation comes
-out 1.41 times too large at 2 steps and 1.66 at 4.  A converged consistency network wants fresh noise.
+out 1.41 times too large at 2 steps and 1.66 at 4.  A converged consistency network wants fresh noise.  A
+flow map is exact from any time to any other, with the noise it began with.
 """
 
 from collections.abc import Callable
@@ -15,16 +17,20 @@ from swiftvideo_fast.config import Sample
 from swiftvideo_fast.models.condition import Condition, guided
 
 Velocity = Callable[[Tensor, Tensor], Tensor]       # (x_t, t (B,)) -> v
+Map = Callable[[Tensor, Tensor, Tensor], Tensor]    # (x_t, t (B,), s (B,)) -> u
 
 
-def generate(call: Callable[[Tensor, Tensor, Condition], Tensor], x1: Tensor, condition: Condition,
+def generate(call: Callable[..., Tensor], x1: Tensor, condition: Condition,
              steps: int, how: Sample, rng: torch.Generator) -> Tensor:
-    """Latents from the noise x1.  call(x_t, t, condition): the velocity; rng draws fresh noise."""
-    def v(x_t: Tensor, t: Tensor) -> Tensor:
-        return guided(call, x_t, t, condition, how.guidance)
+    """Latents from the noise x1.  call(x_t, t, condition): the velocity, with s after it where a flow map is
+    sampled by itself; rng draws fresh noise."""
+    def v(x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
+        return guided(call, x_t, t, condition, how.guidance, s)
 
     times = path.ladder(steps, how.shift)
-    return euler(v, x1, times) if how.sampler == "euler" else consistency(v, x1, times, rng)
+    if how.sampler == "consistency":
+        return consistency(v, x1, times, rng)
+    return {"euler": euler, "flowmap": flowmap}[how.sampler](v, x1, times)
 
 
 @torch.no_grad()
@@ -33,6 +39,15 @@ def euler(velocity: Velocity, x1: Tensor, times: list[float]) -> Tensor:
     x = x1
     for t, s in zip(times, times[1:], strict=False):
         x = x - (t - s) * velocity(x, x.new_full((len(x),), t))
+    return x
+
+
+@torch.no_grad()
+def flowmap(u: Map, x1: Tensor, times: list[float]) -> Tensor:
+    """x_s = x_t - (t - s) u(x_t, t, s), down the ladder."""
+    x = x1
+    for t, s in zip(times, times[1:], strict=False):
+        x = x - (t - s) * u(x, x.new_full((len(x),), t), x.new_full((len(x),), s))
     return x
 
 

@@ -15,6 +15,7 @@ from swiftvideo_fast.objectives.da import Da
 from swiftvideo_fast.train.recipe import TABLES
 
 load, from_dict = TABLES.load, TABLES.from_dict
+NAMES = [*TABLES.objectives]
 
 SHIPPED = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 LEAST = """
@@ -85,10 +86,10 @@ def test_an_unknown_key_names_the_nearest_known_one(override, meant, file):
 
 
 @pytest.mark.parametrize("override, wanted", [
-    ("objective.name=cccd", "one of ['flow', 'ccd', 'dcd', 'ta'], perhaps 'ccd'"),
+    ("objective.name=cccd", f"one of {NAMES}, perhaps 'ccd'"),
     ("objective.name=7", "objective.name is 7; want one of"),
     ("objective.name=[ccd]", "objective.name is ['ccd']; want one of"),
-    ("objective=flwo", "objective.name is 'flwo'; want one of ['flow', 'ccd', 'dcd', 'ta'], perhaps 'flow'"),
+    ("objective=flwo", f"objective.name is 'flwo'; want one of {NAMES}, perhaps 'flow'"),
     ("objective=flow", "objective is 'flow'; want a section with name: flow"),
     ("objective=", "objective.name is None; want one of"),
     ("objective.norm=L2", "perhaps 'l2'"),

@@ -104,11 +104,11 @@ class Aligned:
     def student_loss(self, batch: Batch, step: int, seed: int = 7) -> Loss:
         return self.da.loss("student", self.nets, batch, torch.Generator().manual_seed(seed), step)
 
-    def critic_step(self, *seen: CriticInput) -> list[dict]:
+    def critic_step(self, *handed: tuple) -> list[dict]:
         """The critic's turn on what micro-batches of the student's have handed on; their logs."""
         self.critic.train()
         logs = []
-        for one in seen:
+        for one in handed:
             out = self.da.loss(CRITIC, self.nets, None, rng(), 2, one)
             self.trained.backward(out.value)
             logs.append({"loss": out.value.item()} | out.log)
@@ -146,7 +146,7 @@ def test_a_pair_is_told_apart_by_its_mean_logits():
 def test_the_loss_is_equation_10(codec):
     da, batch = Aligned(codec), drawn()
     out, point = da.student_loss(batch, 2), point_of(batch)
-    seen = out.handed
+    seen = out.handed[1]
     v = da.student.a * point.x_t + da.student.b
     x0_hat = point.x_t - point.t.view(-1, 1, 1, 1, 1) * v
     assert torch.allclose(seen.fake, da.da.window(x0_hat, seen.view))
@@ -208,7 +208,8 @@ def test_the_frozen_have_no_gradient_and_no_state(codec):
     out.value.backward()
     assert not any(p.grad is not None for p in da.critic.parameters()), "a student's step spares the heads"
     students = da.student.a.grad.clone()
-    assert not any(x.requires_grad for x in (out.handed.fake, *out.handed.features)), "the graph is gone"
+    seen = out.handed[1]
+    assert not any(x.requires_grad for x in (seen.fake, *seen.features)), "the graph is gone"
     da.critic_step(out.handed)
     assert torch.equal(da.student.a.grad, students), "and theirs the student"
     assert all(p.grad is None and not p.requires_grad for p in da.backbone.parameters())
@@ -217,13 +218,13 @@ def test_the_frozen_have_no_gradient_and_no_state(codec):
 
 def test_the_heads_take_one_step_down_their_hinge(codec):
     da = Aligned(codec)
-    seen = da.student_loss(drawn(), 2).handed
+    handed = da.student_loss(drawn(), 2).handed
     before = {name: p.clone() for name, p in da.critic.named_parameters()}
-    [log] = da.critic_step(seen)
+    [log] = da.critic_step(handed)
 
     twin = Aligned(codec)
     twin.critic.train()
-    on_real, on_fake = (sum(logits.values(), []) for logits in twin.logits(seen))
+    on_real, on_fake = (sum(logits.values(), []) for logits in twin.logits(handed[1]))
     loss = sum((1 - d).relu().mean() for d in on_real) + sum((1 + d).relu().mean() for d in on_fake)
     assert log["loss"] == pytest.approx(loss.item(), rel=1e-6)
     loss.backward()
@@ -246,7 +247,7 @@ def test_micro_batches_of_one_turn_count_as_one(codec):
 def test_before_it_starts_there_is_the_distillation_alone(codec):
     da, batch = Aligned(codec), drawn()
     out = da.student_loss(batch, 1)
-    assert out.value == da.jump(batch).loss and out.log == {"step": 1} and out.handed is None
+    assert out.value == da.jump(batch).loss and out.log == {"step": 1} and out.handed == (None, None)
     assert da.da.turns(1) == ("student",) and da.da.turns(2) == ("student", CRITIC)
 
 

@@ -55,16 +55,17 @@ def ended(processes, cfg, world: int, work=tiny.train, *args) -> Path:
 
 
 def distance(a: Path, b: Path) -> list[float]:
-    """The largest difference of the losses, with a critic of its losses too; the root mean square of the
-    average's weights' and of the critic's weights' and buffers'.
+    """The largest difference of the losses, of a critic's and a fake score's too; the root mean square of the
+    average's weights', of the critic's weights' and buffers', of the fake score's weights'.
 
     (Not their largest: where a gradient is zero but for rounding, Adam steps by its sign.)
     """
     lines = [*zip(read_log(a), read_log(b), strict=True)]
-    losses = {key: [abs(x[key] - y[key]) for x, y in lines if key in x] for key in ("loss", "critic/loss")}
+    losses = {key: [abs(x[key] - y[key]) for x, y in lines if key in x]
+              for key in ("loss", "critic/loss", "fake/loss")}
     saved = [checkpoint.Saved(checkpoint.newest(run)) for run in (a, b)]
     far = [max(found) for found in losses.values() if found]
-    for part in ("average/weight/", "critic/weight/", "critic/buffer/"):
+    for part in ("average/weight/", "critic/weight/", "critic/buffer/", "fake/weight/"):
         x, y = (of.tensors(part) for of in saved)
         if x or y:
             apart = torch.cat([(x[name] - y[name]).flatten() for name in x.keys() | y.keys()])
@@ -110,8 +111,10 @@ def test_they_are_with_the_reference_ops_too(inputs, processes):
     assert within(found), found
 
 
-@pytest.mark.parametrize("objective, work", [("da", sharded.train_judged), ("ta", tiny.train)])
-def test_an_adversary_and_adapters_are_the_same_run_too(objective, work, inputs, processes):
+@pytest.mark.parametrize("objective, work", [("da", sharded.train_judged), ("ta", tiny.train),
+                                             ("flowmap", tiny.train), ("dmd2", tiny.train),
+                                             ("pcm", tiny.train)])
+def test_every_kind_of_second_network_is_the_same_run_too(objective, work, inputs, processes):
     found = compare(inputs, processes, [(2, 1)], 5, work, objective=objective)
     assert within(found), found
 

@@ -24,9 +24,9 @@ swiftvideo_fast.dynamo  swiftvideo_fast.intercept
 swiftvideo_fast.jvp
 swiftvideo_fast
 swiftvideo_fast.models  swiftvideo_fast.path
-swiftvideo_fast.adversary
+swiftvideo_fast.adversary  swiftvideo_fast.sampler
 swiftvideo_fast.data
-swiftvideo_fast.objectives  swiftvideo_fast.sampler
+swiftvideo_fast.objectives
 swiftvideo_fast.evaluate
 swiftvideo_fast.train   swiftvideo_fast.doctor
 swiftvideo_fast.plan    swiftvideo_fast.plan_recipe

@@ -26,6 +26,11 @@ RUNS = {
     "ccd": {"name": "ccd", "guidance": 3.0, "warmup": 4},
     "dcd": {"name": "dcd", "guidance": 3.0},
     "da": {"name": "ccd", "guidance": 3.0, "warmup": 4},
+    "flowmap": {"name": "flowmap", "guidance": 3.0, "warmup": 4, "shares": [0.25, 0.25]},
+    "lcm": {"name": "lcm", "grid": 8},
+    "dmd2": {"name": "dmd2", "steps": 2, "every": 2, "fake_lr": 1e-3},
+    "pcm": {"name": "pcm", "phases": 2, "grid": 8},
+    "osv": {"name": "osv", "m": 2, "grid": 8},
     "ta": {"name": "ta", "steps": [2, 1], "count": 3, "rank": 0},
 }
 
@@ -82,8 +87,9 @@ def config(folder: Path, objective: str, run: str = "run", **changes: dict) -> C
         "objective": RUNS[objective],
         "optim": {"lr": 1e-3, "warmup": 2},
     }
-    if objective == "da":
-        tree["da"] = {"start": 3, "lr": 1e-3, "backbone": "filters", "crop": 16, "watch": 2}
+    if objective in ("da", "osv"):
+        tree["da"] = {"start": 3, "lr": 1e-3, "backbone": "filters", "crop": 16, "watch": 2,
+                      "project": objective == "osv"}
     for section, values in changes.items():
         tree[section] = tree.get(section, {}) | values
     return TABLES.from_dict(tree)

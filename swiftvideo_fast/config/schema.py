@@ -92,9 +92,10 @@ class Engine:
 
 @dataclass(frozen=True)
 class Sample:
-    """How the student is to be sampled; saved with its weights.  sampler: euler or consistency."""
+    """How the student is to be sampled; saved with its weights.  sampler: euler, consistency, or flowmap for
+    networks of two times."""
 
-    sampler: str = option(one_of("euler", "consistency"), "euler")
+    sampler: str = option(one_of("euler", "consistency", "flowmap"), "euler")
     shift: float = option(POSITIVE, 1.0)
     guidance: float = option(NATURAL, 1.0)
 

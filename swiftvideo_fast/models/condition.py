@@ -49,16 +49,20 @@ def first_frame_condition(pixels_BCTHW: Tensor, encode: Callable[[Tensor], Tenso
     return torch.cat([mask, latent], 1)
 
 
-def guided(call: Callable[[Tensor, Tensor, Condition], Tensor], x_t: Tensor, t: Tensor, condition: Condition,
-           guidance: float = 1.0) -> Tensor:
+def guided(call: Callable[..., Tensor], x_t: Tensor, t: Tensor, condition: Condition,
+           guidance: float | Tensor = 1.0, s: Tensor | None = None) -> Tensor:
     """u + guidance (c - u), the Ho & Salimans form; only the text differs between c and u.
 
-    Guidance 1 is one evaluation of c; any other, one evaluation of both stacked.
+    Guidance 1 is one evaluation of c; any other, and a tensor (B,), one evaluation of both stacked.
+    s: the second time of a flow map, for call(x_t, t, condition, s).
     """
-    if guidance == 1.0:
-        return call(x_t, t, condition)
+    second = () if s is None else (s,)
+    if not isinstance(guidance, Tensor) and guidance == 1.0:
+        return call(x_t, t, condition, *second)
     both = condition.map(lambda x: torch.cat([x, x]))
     null = condition.null_text.expand_as(condition.text)
-    c, u = call(torch.cat([x_t, x_t]), torch.cat([t, t]),
-                replace(both, text=torch.cat([condition.text, null]))).chunk(2)
+    both = replace(both, text=torch.cat([condition.text, null]))
+    c, u = call(torch.cat([x_t, x_t]), torch.cat([t, t]), both, *[torch.cat([s, s]) for s in second]).chunk(2)
+    if isinstance(guidance, Tensor):
+        guidance = guidance.view(-1, *[1] * (u.dim() - 1)).to(u)
     return u + guidance * (c - u)

@@ -91,6 +91,16 @@ class Family(Protocol):
     def call(self, net: Any, x_t: Tensor, t: Tensor, condition: Condition, s: Tensor | None = None) -> Tensor:
         """The velocity F(x_t, t), or u(x_t, t, s) of a flow map.  x_t and t may be Duals."""
 
+    def features(self, net: Any, x_t: Tensor, t: Tensor, condition: Condition) -> list[Tensor]:
+        """What a latent critic reads of a network: the outputs of its blocks and its velocity, (B, N, C)."""
+
+    def widths(self, sizes: Any) -> list[int]:
+        """C of each of `features`."""
+
+    def add_second_time(self, net: nn.Module) -> nn.Module:
+        """Have net take s, in place: u(x_t, t, s) = F(x_t, t) to begin with.  A family without flow maps has
+        no such method."""
+
     def load(self, file: Path | str, *, mapped: bool = False,
              dtype: torch.dtype = torch.float32) -> nn.Module:
         """The network of a weight file, stored as `cast` does it; mapped: as it lies in the file, from which

@@ -84,6 +84,7 @@ class Objective:
 
     Options: ClassVar[type]
     from_scratch: ClassVar[bool] = False        # whether it can do without model.weights
+    second_time: ClassVar[bool] = False         # whether it trains a flow map u(x_t, t, s)
 
     def __init__(self, cfg: Config, setup: Setup):
         self.cfg, self.options, self.setup = cfg, cfg.objective, setup
@@ -107,20 +108,23 @@ class Objective:
         return clips
 
     def velocity(self, net: Any, x_t: Tensor, t: Tensor, condition: Condition,
-                 guidance: float = 1.0) -> Tensor:
-        """The guided velocity of a network, by the family's call."""
-        return guided(lambda *inputs: self.setup.family.call(net, *inputs), x_t, t, condition, guidance)
+                 guidance: float | Tensor = 1.0, s: Tensor | None = None) -> Tensor:
+        """The guided velocity of a network, by the family's call; of a flow map, from t to s."""
+        return guided(lambda *inputs: self.setup.family.call(net, *inputs), x_t, t, condition, guidance, s)
 
 
 @dataclass(frozen=True)
 class Jump:
-    """One evaluation of the student, v = F_theta(x_t, t) with its graph, and the loss of it."""
+    """The student's v = F_theta(x_t, t) with its graph, and the loss of it.  handed: as in Loss.  real: what
+    an adversary holds x0-hat against, in place of the clips."""
 
     x_t: Tensor
     t: Tensor
     v: Tensor
     loss: Tensor
     log: LogValues
+    handed: Any = None
+    real: Tensor | None = None
 
     @property
     def x0(self) -> Tensor:
@@ -138,6 +142,15 @@ class Consistency(Objective):
         """The student's jump from a drawn point."""
         raise NotImplementedError
 
+    def x0(self, net: Any, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Where a network jumps to from x_t."""
+        return x_t - path.over(t, x_t) * self.velocity(net, x_t, t, condition)
+
     def loss(self, turn, nets, batch, rng, step, handed=None):
         jump = self.jump(nets, batch, rng, step)
-        return Loss(jump.loss, jump.log)
+        return Loss(jump.loss, jump.log, jump.handed)
+
+
+def huber(d: Tensor, c: float) -> Tensor:
+    """sqrt(d^2 + c^2) - c, elementwise."""
+    return (d.square() + c * c).sqrt() - c

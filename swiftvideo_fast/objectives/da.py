@@ -95,22 +95,24 @@ class DistributionAlignment(Objective):
 
     def turns(self, step: int) -> tuple[str, ...]:
         own = self.distillation.turns(step)
-        return own if step < self.options.start - self.options.lead else (*own, CRITIC)
+        early = step < self.options.start - self.options.lead
+        return own if early or STUDENT not in own else (*own, CRITIC)
 
     def loss(self, turn, nets, batch, rng, step, handed=None):
         if turn == CRITIC:
-            return self.critic_loss(nets, handed)
+            return self.critic_loss(nets, handed[1])
         if turn != STUDENT:
-            return self.distillation.loss(turn, nets, batch, rng, step, handed)
+            return self.distillation.loss(turn, nets, batch, rng, step, handed and handed[0])
         return self.student_loss(nets, batch, rng, step)
 
     def student_loss(self, nets: Nets, batch: Batch, rng: torch.Generator, step: int) -> Loss:
-        """(10a) from step `start` on; before, the distillation alone.  Hands on the critic's input."""
+        """(10a) from step `start` on; before, the distillation alone.  Hands on what that does, and
+        the critic's input."""
         o, jump = self.options, self.distillation.jump(nets, batch, rng, step)
         if CRITIC not in self.turns(step):
-            return Loss(jump.loss, jump.log)
+            return Loss(jump.loss, jump.log, (jump.handed, None))
         x0 = jump.x0.detach().requires_grad_(step >= o.start)
-        seen = self.critic_input(nets, x0, batch, jump.t, rng)
+        seen = self.critic_input(nets, x0, batch, jump.t, rng, jump.real)
         loss, log = jump.loss, jump.log
         if step >= o.start:
             adversarial = hinge(self.logits(nets, seen)[1], 1)
@@ -120,7 +122,7 @@ class DistributionAlignment(Objective):
             log = log | {"distillation": jump.loss.item(), "adversarial": adversarial.item()} | weights
         if o.watch and (step + 1) % o.watch == 0:           # as the loop counts for its log
             log = log | self.measure(nets)
-        return Loss(loss, log, seen.detached())
+        return Loss(loss, log, (jump.handed, seen.detached()))
 
     def critic_loss(self, nets: Nets, seen: CriticInput) -> Loss:
         """(10b), on what the student's turn has shown."""
@@ -131,13 +133,14 @@ class DistributionAlignment(Objective):
         return Loss(hinge(real, 1) + hinge(fake, -1), accuracy("seen", real, fake) | shown)
 
     def critic_input(self, nets: Nets, x0: Tensor, batch: Batch, t: Tensor,
-                     rng: torch.Generator) -> CriticInput:
-        """The student's x0 and the real clips through one window; only x0 with a graph."""
+                     rng: torch.Generator, real: Tensor | None = None) -> CriticInput:
+        """The student's x0 and the real clips, or `real`, through one window; only x0 with a graph."""
         o = self.options
         view = draw_view(len(x0), x0.shape[2], o.window, rng)
         with torch.no_grad():
             frames = self.latent.frames(view.start, o.window)
-            real = batch.filmed(frames) if o.raw else self.window(batch.x0, view)
+            own = real is None
+            real = batch.filmed(frames) if own and o.raw else self.window(batch.x0 if own else real, view)
         seen = CriticInput(real, self.window(x0, view), view, conditioning(t, batch.condition))
         if o.project:
             return seen
@@ -178,9 +181,8 @@ class DistributionAlignment(Objective):
     def measure(self, nets: Nets) -> LogValues:
         """The critic's accuracy on clips that it and the student have not been trained on."""
         point, clips = self.held_out
-        v = self.velocity(nets[STUDENT], point.x_t, point.t, clips.condition)
-        seen = self.critic_input(nets, point.x_t - path.over(point.t, v) * v, clips, point.t,
-                                 torch.Generator().manual_seed(0))
+        x0 = self.distillation.x0(nets[STUDENT], point.x_t, point.t, clips.condition)
+        seen = self.critic_input(nets, x0, clips, point.t, torch.Generator().manual_seed(0))
         return accuracy("held out", *self.logits(nets, seen))
 
 

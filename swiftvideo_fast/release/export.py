@@ -163,6 +163,8 @@ def _student(model: Model) -> Sampling:
 def _exact(net: Wan) -> WanConfig:
     """net.config; ValueError unless it is a Wan that other programs can load."""
     c = net.config
+    if c.second_time:
+        raise ValueError("a flow map, of two times; want --to weights: others have no place for the second")
     if (c.time_scale, c.condition, c.latent) != (1000.0, 20, 16):
         raise ValueError(f"a network of {c.latent} + {c.condition} channels and time scale {c.time_scale:g}; "
                          "want a Wan, 16 + 20 and 1000: others have no place for it")

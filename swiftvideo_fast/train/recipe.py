@@ -35,7 +35,12 @@ from swiftvideo_fast.objectives.base import (
 from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
 from swiftvideo_fast.objectives.da import Da, DistributionAlignment
 from swiftvideo_fast.objectives.dcd import DiscreteDistillation
+from swiftvideo_fast.objectives.dmd2 import DistributionMatching
 from swiftvideo_fast.objectives.flow import FlowMatching
+from swiftvideo_fast.objectives.flowmap import FlowMapDistillation
+from swiftvideo_fast.objectives.lcm import LatentConsistency
+from swiftvideo_fast.objectives.osv import OneStep
+from swiftvideo_fast.objectives.pcm import PhasedConsistency
 from swiftvideo_fast.objectives.ta import TrajectoryAlignment
 from swiftvideo_fast.seeds import generator
 from swiftvideo_fast.train import checkpoint, loop, run_folder
@@ -97,6 +102,8 @@ class Tables:
             known_name("model.preset", cfg.model.preset, family.presets)
         want(bool(cfg.model.weights) or objective.from_scratch, "model.weights", cfg.model.weights,
              f"a file: {cfg.objective.name} distils the teacher in it")
+        want(not objective.second_time or hasattr(family, "add_second_time"), "model.family",
+             cfg.model.family, f"one whose networks can take a second time, as {cfg.objective.name} has")
         frames, _, _ = cfg.data.shape(family.latent)
         want(not da or issubclass(objective, Consistency), "da", "a section",
              f"none with {cfg.objective.name}: it aligns a consistency objective")
@@ -107,7 +114,9 @@ class Tables:
 
 
 TABLES = Tables(
-    objectives=by_name(FlowMatching, ConsistencyDistillation, DiscreteDistillation, TrajectoryAlignment),
+    objectives=by_name(FlowMatching, ConsistencyDistillation, DiscreteDistillation, FlowMapDistillation,
+                       LatentConsistency, PhasedConsistency, DistributionMatching, OneStep,
+                       TrajectoryAlignment),
     sources=by_name(EncodedCrops, ShardSource, VideoSource),
     families={family.name: family for family in (WanFamily(), ToyFamily())},
 )
@@ -139,7 +148,8 @@ class Parts:
         return self.family.load(file, mapped=mapped, dtype=torch.bfloat16 if self.halved else torch.float32)
 
     def start(self, mapped: bool = False) -> nn.Module:
-        """What is trained: all of it, or the adapters put on it.  mapped: as Family.load."""
+        """What is trained: all of it, or the adapters put on it; a flow map has its second time.  mapped: as
+        Family.load."""
         cfg = self.cfg
         if cfg.model.weights:
             net = self.network(cfg.model.start, mapped)
@@ -147,6 +157,8 @@ class Parts:
             net = self.family.network(self.family.presets[cfg.model.preset])
             self.family.initialise(net, generator(cfg.run.seed, "weights"))
             net = self.family.cast(net, torch.bfloat16) if self.halved else net
+        if self.tables.objectives[cfg.objective.name].second_time:
+            self.family.add_second_time(net)
         if self.adapter_rank:
             lora.attach(net, self.adapter_rank, generator(cfg.run.seed, "adapters"), torch.float32)
             if self.halved:

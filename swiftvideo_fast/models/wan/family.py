@@ -11,7 +11,7 @@ from swiftvideo_fast.config.strict import want
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.condition import Condition
 from swiftvideo_fast.models.wan.codec import WanCodec
-from swiftvideo_fast.models.wan.network import PRESETS, Wan, WanConfig, cast, initialise
+from swiftvideo_fast.models.wan.network import PRESETS, Wan, WanConfig, add_second_time, cast, initialise
 from swiftvideo_fast.models.wan.vae import LATENT
 
 
@@ -29,7 +29,26 @@ class WanFamily:
         initialise(net, rng)
 
     def call(self, net: Any, x_t: Tensor, t: Tensor, condition: Condition, s: Tensor | None = None) -> Tensor:
-        return net(x_t, t, condition.text, condition.frames, condition.image)
+        second = () if s is None else (s,)
+        return net(x_t, t, condition.text, condition.frames, condition.image, *second)
+
+    def features(self, net: Any, x_t: Tensor, t: Tensor, condition: Condition) -> list[Tensor]:
+        """The blocks' outputs, then the velocity: DeepSpeed knows a backward by the network's own output."""
+        found = []
+        hooks = [block.register_forward_hook(lambda block, inputs, out: found.append(out))
+                 for block in net.blocks]
+        try:
+            velocity = self.call(net, x_t, t, condition)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [*found, velocity.flatten(2).mT]
+
+    def widths(self, sizes: WanConfig) -> list[int]:
+        return [sizes.dim] * sizes.layers + [sizes.latent]
+
+    def add_second_time(self, net: Wan) -> Wan:
+        return add_second_time(net)
 
     def load(self, file: Path | str, *, mapped: bool = False, dtype: torch.dtype = torch.float32) -> Wan:
         return weights.load(file, mapped=mapped, dtype=dtype)

@@ -8,8 +8,9 @@ noisy and condition channels apart: the condition has no tangent and costs none.
 Letters: B clips, T H W latent frames, height, width, N = T H/2 W/2 tokens, C channels, L text tokens.
 """
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -33,6 +34,7 @@ class WanConfig:
     time_scale: model time is time_scale * t, t in [0, 1]: 1000 for Wan.  A network trained for minutes wants
     about 10: with 1000 its time derivative explodes.
     image_dim: width of the image encoder's tokens, None for a network without image cross-attention.
+    second_time: whether it is a flow map u(x_t, t, s); published checkpoints are not (`add_second_time`).
     """
 
     dim: int
@@ -46,6 +48,7 @@ class WanConfig:
     freq_dim: int = 256
     time_scale: float = 1000.0
     eps: float = 1e-6
+    second_time: bool = False
 
     def __post_init__(self):
         if self.dim % self.heads or self.dim // self.heads % 2:
@@ -77,7 +80,7 @@ RECOMPUTE = {       # policy: context_fn of torch's checkpoint
 
 
 class Wan(nn.Module):
-    """F(x_t, t): the velocity x1 - x0 at x_t = (1 - t) x0 + t x1.
+    """F(x_t, t): the velocity x1 - x0 at x_t = (1 - t) x0 + t x1; or, with a second time s, u(x_t, t, s).
 
     recompute: what the backward runs again, of RECOMPUTE; the bits are the same.
         nothing                 every activation is kept
@@ -97,6 +100,8 @@ class Wan(nn.Module):
             nn.Linear(c.text_dim, c.dim), nn.GELU(approximate="tanh"), nn.Linear(c.dim, c.dim))
         self.time_embedding = nn.Sequential(
             WideLinear(c.freq_dim, c.dim), nn.SiLU(), WideLinear(c.dim, c.dim))
+        if c.second_time:
+            self.second_time_embedding = copy.deepcopy(self.time_embedding)
         self.time_projection = nn.Sequential(nn.SiLU(), WideLinear(c.dim, 6 * c.dim))
         if c.image_dim:
             self.img_emb = ImageEmbedding(c.image_dim, c.dim)
@@ -104,15 +109,16 @@ class Wan(nn.Module):
         self.head = Head(c)
 
     def forward(self, x_BCTHW, t_B, text_BLE: Tensor, condition_BCTHW: Tensor,
-                image_BME: Tensor | None = None):
+                image_BME: Tensor | None = None, s_B=None):
         """Velocity (B, 16, T, H, W).
 
         x: (B, 16, T, H, W), H and W even.  t: (B,) fp32 in [0, 1].  text: (B, L, text_dim).
         condition: (B, 20, T, H, W) = [mask 4 | masked video 16] (models/conditioning.py).
-        image: (B, 257, image_dim), if the network has image cross-attention.  x and t may be Duals.
+        image: (B, 257, image_dim), if the network has image cross-attention.  s: (B,) fp32, if it has a
+        second time; None is s = t.  x, t and s may be Duals.
         The stream has the network's storage dtype, whatever the inputs have; the velocity has x's.
         """
-        self._check(x_BCTHW, t_B, text_BLE, condition_BCTHW, image_BME)
+        self._check(x_BCTHW, t_B, text_BLE, condition_BCTHW, image_BME, s_B)
         B, _, T, H, W = x_BCTHW.shape
         D = self.config.dim // self.config.heads
         stored = self.patch_embedding.weight.dtype
@@ -120,6 +126,8 @@ class Wan(nn.Module):
         text_BLC = self.text_embedding(text_BLE.to(stored))
         context = text_BLC, None if image_BME is None else self.img_emb(image_BME.to(stored))
         e_BC = self.time_embedding(self._sinusoid(t_B))
+        if self.config.second_time:
+            e_BC = e_BC + self.second_time_embedding(self._sinusoid(t_B if s_B is None else s_B))
         e_B6C = self.time_projection(e_BC).unflatten(1, (6, self.config.dim))
         rotary = rotary_tables(T, H // PATCH, W // PATCH, D, x_BCTHW.device)
         if self.ulysses:
@@ -164,15 +172,18 @@ class Wan(nn.Module):
         angle = (t_B.double() * self.config.time_scale)[:, None] * frequency
         return torch.cat([angle.cos(), angle.sin()], 1).to(_wide(self.time_embedding[0].weight).dtype)
 
-    def _check(self, x, t, text, condition, image) -> None:
+    def _check(self, x, t, text, condition, image, s) -> None:
         c = self.config
         if len(x.shape) != 5 or x.shape[1] != c.latent or x.shape[3] % PATCH or x.shape[4] % PATCH:
             raise ValueError(f"Wan: x is {tuple(x.shape)}; want (B, {c.latent}, T, H, W) with H and W even")
         if (image is None) != (c.image_dim is None):
             found = "missing" if image is None else "given"
             raise ValueError(f"Wan: image is {found} and image_dim is {c.image_dim}")
+        if s is not None and not c.second_time:
+            raise ValueError("Wan: s is given and the network has no second time; train it as a flow map "
+                             "(objective.name: flowmap), or sample it by another sample.sampler")
         B, _, T, H, W = x.shape
-        for name, given, want in (("t", t, (B,)), ("text", text, (B, "L", c.text_dim)),
+        for name, given, want in (("t", t, (B,)), ("s", s, (B,)), ("text", text, (B, "L", c.text_dim)),
                                   ("condition", condition, (B, c.condition, T, H, W)),
                                   ("image", image, (B, "M", c.image_dim))):
             if given is not None and not _fits(given.shape, want):
@@ -365,9 +376,20 @@ def initialise(net: Wan, rng: torch.Generator) -> None:
     nn.init.zeros_(net.head.head.weight)
 
 
+def add_second_time(net: Wan) -> Wan:
+    """Make a network of one time a flow map, in place: u(x_t, t, s) = F(x_t, t), as the embedding of s ends
+    in zeros; its first layer is a copy of time's.  One that is a flow map already stays as it is."""
+    if not net.config.second_time:
+        net.config = replace(net.config, second_time=True)
+        net.second_time_embedding = copy.deepcopy(net.time_embedding)
+        for p in net.second_time_embedding[2].parameters():
+            nn.init.zeros_(p)
+    return net
+
+
 def cast(net: Wan, dtype: torch.dtype) -> Wan:
     """Store the stream's linear maps as dtype, in place; all of time, norms and modulations stay fp32."""
-    of_time = {*net.time_embedding, *net.time_projection}
+    of_time = {*net.time_embedding, *net.time_projection, *getattr(net, "second_time_embedding", ())}
     for module in net.modules():
         if isinstance(module, nn.Linear | nn.Conv3d) and module not in of_time:
             module.to(dtype)

@@ -1,0 +1,146 @@
+"""Phased consistency models (Wang et al. 2024, arXiv 2405.18407), for flow models.
+
+    T_0 = 0 < ... < T_N = 1: path.ladder(N, sample.shift), P phases of N / P steps,  t = T_k,  s = T_{k - 1}
+    e: the start of the phase that t is in, e <= s; E: its end      phi(x, t) = x - (t - e) F(x, t)
+    x_s  = x_t - (t - s) v(x_t, t)                          the teacher's step, guided by u + w (c - u)
+    fake = phi_theta(x_t, t),  real = sg(phi_theta(x_s, s))
+    L    = mean huber(fake - real) + weight mean_k max(0, 1 - D_k(y(fake)))                           (1)
+    L_D  = mean_k max(0, 1 - D_k(y(real))) + max(0, 1 + D_k(y(fake)))                                 (2)
+    y(x) = ((1 - q) x + (q - e) n) / (1 - e),    q ~ U(e, E), n ~ N(0, I), the same for both
+
+D_k reads block k of the frozen teacher at (y, q), the last its velocity.  As in `code/text_to_image_sd3` of
+G-U-N/Phased-Consistency-Model: the target by the student itself, not by an average, which is kept for
+sampling alone.  Sampled by Euler in P steps, without noise or guidance.  Departures: its lowest edge is its
+smallest sigma, here 0; phases are of one length, where it rounds; its w = 3 of c + w (c - u) is 4 here;
+critic and student move in every step, where it has them alternate.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from swiftvideo_fast import path
+from swiftvideo_fast.adversary.latent import LatentCritic, hinge, initialise
+from swiftvideo_fast.config.strict import NATURAL, POSITIVE, one_of, option, want
+from swiftvideo_fast.models.condition import Condition
+from swiftvideo_fast.objectives.base import (
+    STUDENT,
+    TEACHER,
+    Frozen,
+    Loss,
+    Nets,
+    Network,
+    Objective,
+    Trains,
+    huber,
+)
+from swiftvideo_fast.objectives.da import CRITIC, WithGradient
+from swiftvideo_fast.seeds import generator
+
+
+@dataclass(frozen=True)
+class Pcm:
+    """Phased consistency models, sampled by Euler in as many steps as phases.
+
+    guidance: of the teacher.  phases: P.  grid: N, a multiple.  distance: huber (with c) or l2, means over
+    elements.  weight: of the adversary, 0 for none; critic_lr: of its critic.
+    """
+
+    name: ClassVar[str] = "pcm"
+    guidance: float = 3.0
+    phases: int = option(POSITIVE, 4)
+    grid: int = option(POSITIVE, 100)
+    distance: str = option(one_of("huber", "l2"), "huber")
+    c: float = option(POSITIVE, 1e-3)
+    weight: float = option(NATURAL, 0.1)
+    critic_lr: float = option(POSITIVE, 1e-5)
+
+
+class PhasedConsistency(Objective):
+    """The student at t against itself one grid step nearer the start of the phase."""
+
+    Options = Pcm
+
+    def __init__(self, cfg, setup):
+        super().__init__(cfg, setup)
+        o = self.options
+        want(o.grid % o.phases == 0, "objective.grid", o.grid, f"a multiple of objective.phases, {o.phases}")
+        want(not o.weight or hasattr(setup.family, "features"), "objective.weight", o.weight,
+             f"0: the family {setup.family.name} has no features for a critic")
+
+    def networks(self) -> dict[str, Network]:
+        nets = super().networks() | {TEACHER: Frozen(self.build_teacher)}
+        if self.options.weight:
+            nets[CRITIC] = Trains(self.build_critic, replace(self.cfg.optim, lr=self.options.critic_lr))
+        return nets
+
+    def build_teacher(self) -> nn.Module:
+        """With a graph through it for the adversary."""
+        net = self.setup.teacher()
+        net.recompute = self.cfg.model.recompute
+        return net
+
+    def build_critic(self) -> LatentCritic:
+        critic = LatentCritic(self.setup.family.widths(self.setup.sizes()))
+        initialise(critic, generator(self.cfg.run.seed, "critic"))
+        return critic
+
+    def turns(self, step: int) -> tuple[str, ...]:
+        return (STUDENT, CRITIC) if self.options.weight else (STUDENT,)
+
+    def loss(self, turn, nets, batch, rng, step, handed=None):
+        if turn == CRITIC:
+            return self.critic_loss(nets, *handed, batch.condition)
+        x1 = path.draw_noise(batch.x0, rng)
+        k = torch.randint(1, self.options.grid + 1, (len(batch),), generator=rng)
+        times = [x.to(batch.x0.device) for x in self.times(k)]
+        return self.loss_from(path.interpolate(batch.x0, x1, times[0]), *times, nets, batch.condition, rng)
+
+    def times(self, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(t, s, e, E) of t = T_k."""
+        o = self.options
+        T = torch.tensor(path.ladder(o.grid, self.cfg.sample.shift)).flip(0)
+        length = o.grid // o.phases
+        phase = (k - 1) // length
+        return T[k], T[k - 1], T[phase * length], T[(phase + 1) * length]
+
+    def loss_from(self, x_t: Tensor, t: Tensor, s: Tensor, e: Tensor, E: Tensor, nets: Nets,
+                  condition: Condition, rng: torch.Generator) -> Loss:
+        """(1).  Hands on what the critic reads: y(fake), y(real) and their time."""
+        o = self.options
+        with torch.no_grad():
+            x_s = x_t - path.over(t - s, x_t) * self.velocity(nets[TEACHER], x_t, t, condition, o.guidance)
+            real = self.to_edge(nets, x_s, s, e, condition)
+        fake = self.to_edge(nets, x_t, t, e, condition)
+        d = fake - real
+        loss = (d.square() if o.distance == "l2" else huber(d, o.c)).mean()
+        if not o.weight:
+            return Loss(loss, {})
+        noise, share = path.draw_noise(x_t, rng), torch.rand(len(t), generator=rng).to(t)
+        q = e + share * (E - e)
+
+        def y(x: Tensor) -> Tensor:
+            return (path.over(1 - q, x) * x + path.over(q - e, x) * noise) / path.over(1 - e, x)
+
+        landed = fake.detach().requires_grad_()
+        seen = y(landed)
+        adversarial = hinge(nets[CRITIC](self.setup.family.features(nets[TEACHER], seen, q, condition)), 1)
+        [g_adv] = torch.autograd.grad(adversarial, landed)      # at once: the teacher's graph is freed
+        total = loss + o.weight * WithGradient.apply(fake, adversarial.detach(), g_adv)
+        log = {"distillation": loss.item(), "adversarial": adversarial.item()}
+        return Loss(total, log, (seen.detach(), y(real), q))
+
+    def critic_loss(self, nets: Nets, fake: Tensor, real: Tensor, q: Tensor, condition: Condition) -> Loss:
+        """(2)."""
+        twice = torch.arange(len(q)).repeat(2)
+        with torch.no_grad():
+            features = self.setup.family.features(nets[TEACHER], torch.cat([real, fake]), q[twice],
+                                                  condition[twice])
+        on_real, on_fake = zip(*(D_k.chunk(2) for D_k in nets[CRITIC](features)), strict=True)
+        return Loss(hinge(on_real, 1) + hinge(on_fake, -1), {})
+
+    def to_edge(self, nets: Nets, x: Tensor, t: Tensor, e: Tensor, condition: Condition) -> Tensor:
+        """phi."""
+        return x - path.over(t - e, x) * self.velocity(nets[STUDENT], x, t, condition)
