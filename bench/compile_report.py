@@ -36,7 +36,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 
 from bench.arguments import arguments  # noqa: E402
 from swiftvideo_fast import ops  # noqa: E402
-from swiftvideo_fast.atomic import whole  # noqa: E402
+from swiftvideo_fast.atomic import atomic_write  # noqa: E402
 
 RECORD = Path(__file__).with_name("compile_report.json")                # {triton: {card: {kernel: figures}}}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -239,7 +239,7 @@ def main(argv: list[str]) -> int:
         mine = record.setdefault(f"triton {triton.__version__}", {})
         for arch, kernels in found.items():
             mine[arch] = mine.get(arch, {}) | kernels if names else kernels
-        with whole(RECORD) as path:
+        with atomic_write(RECORD) as path:
             path.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     print("\n".join(bad), end="\n" if bad else "")
     return int(bool(bad))

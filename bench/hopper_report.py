@@ -29,7 +29,7 @@ from swiftvideo_kernels.hopper import attention_jvp_hopper  # noqa: E402
 from swiftvideo_kernels.tiles import TILES  # noqa: E402
 
 from bench.compile_report import CUOBJDUMP, SHARED, compiled, meta  # noqa: E402
-from swiftvideo_fast.atomic import whole  # noqa: E402
+from swiftvideo_fast.atomic import atomic_write  # noqa: E402
 
 RECORD = Path(__file__).with_name("hopper.json")              # {triton: {case: figures}}
 TILE, TILE_64 = (TILES["attention_jvp", "sm90", width][0] for width in (128, 64))
@@ -194,7 +194,7 @@ def main(argv: list[str]) -> int:
     if args.record:
         record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
         record.setdefault(f"triton {triton.__version__}", {}).update(found)
-        with whole(RECORD) as path:
+        with atomic_write(RECORD) as path:
             path.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     print("\n".join(bad), end="\n" if bad else "")
     return int(bool(bad))

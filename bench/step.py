@@ -32,7 +32,7 @@ from bench import bench_network
 from bench.harness import MATMUL, device_name
 from bench.passes import PASSES, Setting, velocity, zero3_pass
 from swiftvideo_fast import jvp, ops
-from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.config import Sample
 from swiftvideo_fast.models.condition import guided
 from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE
@@ -206,7 +206,7 @@ def main(argv: list[str]) -> int:
             steps = record.setdefault(card, {}).setdefault("step", {})
             network = f"wan_{args.preset.replace('.', '_')}"
             steps[network] = told | {"parts": steps.get(network, {"parts": {}})["parts"] | found}
-            with whole(path) as aside:
+            with atomic_write(path) as aside:
                 aside.write_text(json.dumps(record, indent=1) + "\n")
 
     parts = args.parts or known

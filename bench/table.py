@@ -23,7 +23,7 @@ import torch
 from torch.profiler import profile
 
 from bench.harness import CASES, Case, Row, absent, device_name, fault, heading, keep_pages, measure
-from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.atomic import atomic_write
 
 # {device: {case: {"ratio": ours / torch, "peak": bytes, "share": of the limit's rate}}}
 RECORD = Path(__file__).with_name("record.json")
@@ -155,7 +155,7 @@ def main(argv: list[str]) -> int:
             failed += losses(row, known[name], again, device)
         if args.record:
             known[name] = {"ratio": round(row.ratio, 4), "peak": row.peak, "share": round(row.share, 4)}
-            with whole(RECORD) as aside:
+            with atomic_write(RECORD) as aside:
                 aside.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
     if args.json:
         told = {"device": title, "rows": [asdict(row) for row in rows]}

@@ -18,7 +18,7 @@ from swiftvideo_kernels.attention_tangent import attention_tangent
 from swiftvideo_kernels.tiles import TILES, Tile
 from torch import Tensor
 
-from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.atomic import atomic_write
 
 WRONG = 1e-2                        # of bf16 results: each errs by at most 3.5e-3 (kernels/README.md)
 
@@ -82,6 +82,6 @@ def main(argv: list[str]) -> int:
         print(key, *(f"\n  {times[tile]:9.3f} ms  {tile}" for tile in ranked))
         text = rewritten(text, key, ranked)
     if args.write:
-        with whole(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(text)
     return 0

@@ -28,7 +28,7 @@ from swiftvideo_kernels.attention_ways import WAYS, installed
 from swiftvideo_kernels.tiles import TILES, family
 from torch import Tensor
 
-from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.ops import reference
 
 # {device: {shape: {"measured": when and by what, "ways": {way: figures}}}}
@@ -206,7 +206,7 @@ def main(argv: list[str]) -> int:
         def keep(found: dict, name: str = name) -> None:
             record.setdefault(card, {})[name] = {"measured": by, "ways": found}
             if args.record:
-                with whole(RECORD) as aside:
+                with atomic_write(RECORD) as aside:
                     aside.write_text(json.dumps(record, indent=1) + "\n")
 
         bad += at_shape(name, args.peer, keep)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 
 @contextmanager
-def whole(target: Path | str) -> Generator[Path]:
+def atomic_write(target: Path | str) -> Generator[Path]:
     """A path to write a file or a folder at; it takes the place of `target` when the block ends well.
 
     Everything in it is on the disk before it gets its name.  When the block fails nothing of it stays, and

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from swiftvideo_fast import config, doctor, plan, plan_recipe, release
-from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.config import Config, Model, Sample
 from swiftvideo_fast.config.strict import known_name
 from swiftvideo_fast.data import encode, index
@@ -255,7 +255,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
             rows.append(Row(name, steps, {metric: [value] for metric, value in figures.items()}))
     print(comparison(rows, title=f"{args.count} {args.part} clips").text())
     if args.json:
-        with whole(args.json) as aside:
+        with atomic_write(args.json) as aside:
             aside.write_text(json.dumps(as_json(rows), indent=1) + "\n")
 
 

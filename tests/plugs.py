@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from swiftvideo_fast import path
-from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.config import Optim
 from swiftvideo_fast.config.strict import POSITIVE, option
 from swiftvideo_fast.data.batch import Batch
@@ -151,7 +151,7 @@ class BarFamily:
         return net
 
     def save(self, net: nn.Module, file, **about: Any) -> None:
-        with whole(file) as aside:
+        with atomic_write(file) as aside:
             save_file(net.state_dict(), aside, {"config": json.dumps(asdict(net.config))})
 
     def codec(self, model, sizes):

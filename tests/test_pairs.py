@@ -146,7 +146,7 @@ def test_pairs_cut_short_are_finished_to_the_same_bytes(written, inputs, tmp_pat
 
 def test_a_finished_folder_is_only_read(written, monkeypatch):
     monkeypatch.setattr(sampler, "generate", None)
-    monkeypatch.setattr(pairs, "whole", None)
+    monkeypatch.setattr(pairs, "atomic_write", None)
     make_pairs(written)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.data.shots import open_video, packaged_clips, probe
 
 DEMO_CAPTIONS = {
@@ -55,7 +55,7 @@ def write_video(path: Path | str, clip_3THW: Tensor, fps: int = 25) -> None:
     if C != 3 or H % 2 or W % 2:
         raise ValueError(f"write_video: clip is {tuple(clip_3THW.shape)}; want (3, T, H, W), H and W even")
     frames = ((clip_3THW.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).contiguous().numpy()
-    with whole(path) as aside, av.open(str(aside), "w") as container:
+    with atomic_write(path) as aside, av.open(str(aside), "w") as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "12"})
         stream.height, stream.width = H, W
         stream.pix_fmt = "yuv420p"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.config import differences
 from swiftvideo_fast.config.strict import plain
 from swiftvideo_fast.data import shards
@@ -128,7 +128,7 @@ class Job:
             raise ValueError(f"{self.out} holds something else ({'; '.join(changed)}); take another --out or "
                              "delete that folder")
         if rank == 0:
-            with whole(file) as aside:
+            with atomic_write(file) as aside:
                 aside.write_text(json.dumps(self.about, indent=1) + "\n")
             rejects = {self.index[row][0]: why for row, why in self.rejects.items()}
             write_rejects(self.out / "rejects.csv", rejects)

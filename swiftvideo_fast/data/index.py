@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.data import captions, files
 from swiftvideo_fast.data.files import Place
 from swiftvideo_fast.data.probe import Video, probe
@@ -130,7 +130,7 @@ def rejects_of(out: Path) -> Path:
 
 def write_rejects(path: Path, rejects: dict[Place, str]) -> None:
     """A csv of files and reasons.  Atomic."""
-    with whole(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["file", "reason"])
         table.writerows([str(place), why] for place, why in rejects.items())
@@ -224,7 +224,7 @@ def _write(out: Path, folder: Path, rows: dict[Place, tuple[dict, str, int]]) ->
         "times": column(ticks, (values["times"] for values, _, _ in rows.values())),     # first, then steps
     }
     table = pa.table(columns).replace_schema_metadata({"folder": os.path.relpath(folder, out.parent)})
-    with whole(out) as aside:
+    with atomic_write(out) as aside:
         _parquet().write_table(table, aside, compression="zstd", row_group_size=65536)
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from swiftvideo_fast import path
-from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.config import Config, differences
 from swiftvideo_fast.data.batch import Batch
 from swiftvideo_fast.data.source import draw_rows
@@ -109,11 +109,11 @@ def write(cfg: Config, codec: dict, numbers: Iterable[int], make: Callable[[int,
         file = _file(folder, shard)
         there = is_whole(file, about)
         if shard == 0 and not (folder / MANIFEST).exists():
-            with whole(folder / MANIFEST) as aside:
+            with atomic_write(folder / MANIFEST) as aside:
                 aside.write_text(json.dumps(about, indent=1) + "\n")
         if not there:
             pairs = make(shard, min(SHARD, about["count"] - shard * SHARD))
-            with whole(file) as aside:
+            with atomic_write(file) as aside:
                 aside.write_bytes(_packed(pairs, about))
 
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.config import differences
 from swiftvideo_fast.config.strict import NATURAL, one_of, option, plain
 from swiftvideo_fast.data.batch import Batch
@@ -58,7 +58,7 @@ def write(file: Path, tensors: dict[str, Tensor], about: dict, rows: list, lost:
     """rows: what each slot is.  lost: {video: why it has no slot here}."""
     tensors = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
     header = {"about": about, "rows": rows, "lost": lost or {}, "sha256": _sha256(save(tensors))}
-    with whole(file) as aside:
+    with atomic_write(file) as aside:
         aside.write_bytes(save(tensors, {"shard": json.dumps(header)}))         # several keys keep no order
 
 

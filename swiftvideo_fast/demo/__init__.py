@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.demo import page
 from swiftvideo_fast.demo.pool import run_tasks
 from swiftvideo_fast.demo.seed import result, tasks
@@ -25,6 +25,6 @@ def demo(folder: Path, configs: Path, seeds: int = 1, clips: int = 256, override
     rows = [Row(name, steps, {m: [r.rows[name, steps][m] for r in results] for m in figures})
             for (name, steps), figures in results[0].rows.items()]
     print("".join(f"\n{table.text()}\n" for table in page.tables(results, rows, clips)))
-    with whole(folder / "table.json") as aside:
+    with atomic_write(folder / "table.json") as aside:
         aside.write_text(json.dumps(as_json(rows), indent=1) + "\n")
     return write_report(folder / "report.html", page.TITLE, page.sections(results, rows, clips))

@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.config import Config, Sample
 from swiftvideo_fast.evaluate.benchmark import REFERENCE_STEPS, Benchmark, Call
 from swiftvideo_fast.objectives.base import AVERAGE
@@ -40,7 +40,7 @@ def teacher_rows(cfg: Config, clips: int, steps: tuple[int, ...], file: Path,
     bench, net = benchmark(cfg, "test", clips, tables), network(cfg, cfg.model.weights, tables)
     guidance = cfg.objective.guidance
     reference = bench.reference(net, guidance)
-    with whole(file) as aside:
+    with atomic_write(file) as aside:
         save_file({"reference": reference}, aside)
     sampled = {n: bench.sample(net, n, Sample(guidance=guidance)) for n in steps}
     return {n: row(bench, z, reference) for n, z in ({REFERENCE_STEPS: reference} | sampled).items()}

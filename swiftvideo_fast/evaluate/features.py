@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.atomic import atomic_write
 
 WEIGHTS = Path(__file__).with_name("features.safetensors")
 FEATURES = 64
@@ -88,5 +88,5 @@ def trained_net(path: Path | str = WEIGHTS) -> FeatureNet:
 
 def save(net: FeatureNet, path: Path | str) -> None:
     """Atomic."""
-    with whole(path) as aside:
+    with atomic_write(path) as aside:
         save_file({name: w.contiguous() for name, w in net.state_dict().items()}, str(aside))

@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Protocol
 
-from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.atomic import atomic_write
 
 
 class Section(Protocol):
@@ -55,7 +55,7 @@ def write_report(path: Path | str, title: str, sections: Sequence[Section]) -> P
     """Write the page whole or not at all; returns its path."""
     path = Path(path)
     page = render(title, sections)
-    with whole(path) as draft:
+    with atomic_write(path) as draft:
         draft.write_text(page, encoding="utf-8")
     return path
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.atomic import atomic_write
 
 NAME = "default"                    # peft's, of the one adapter a layer has
 PREFIX = "diffusion_model."         # of names in files: ComfyUI's; diffusers converts from it
@@ -92,5 +92,5 @@ def save(net: nn.Module, path: Path | str, **about) -> None:
     """Write A and B under names that ComfyUI and diffusers load; `about` as JSON in the header.  Atomic."""
     tensors = {f"{PREFIX}{name}.{factor}.weight": getattr(layer, factor)[NAME].weight.detach().contiguous()
                for name, layer in adapted(net) for factor in ("lora_A", "lora_B")}
-    with whole(path) as aside:
+    with atomic_write(path) as aside:
         save_file(tensors, aside, {"about": json.dumps(about)})

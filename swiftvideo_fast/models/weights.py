@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from swiftvideo_fast import atomic
-from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.models.wan.network import Wan, WanConfig
 
 
 def save(net: Wan, path: Path | str, dtype: torch.dtype = torch.float32, **about) -> None:
     """Write the parameters and, as JSON in the header, net.config and `about`.  Atomic."""
     tensors = {k: v.detach().to(dtype).contiguous() for k, v in net.state_dict().items()}
-    with whole(path) as aside:
+    with atomic_write(path) as aside:
         save_file(tensors, aside, {"config": json.dumps(asdict(net.config)), "about": json.dumps(about)})
 
 

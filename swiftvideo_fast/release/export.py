@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.condition import Condition
 from swiftvideo_fast.models.wan import encoders, folder, lora_files
@@ -55,7 +55,7 @@ def export(model: Model, kind: str, out: Path, dtype: torch.dtype = torch.bfloat
         raise ValueError(f"{out}: want a name that ends in .safetensors for --to {kind}")
     if model.how:
         model = replace(model, how=replace(model.how, steps=steps))
-    with whole(out) as aside:
+    with atomic_write(out) as aside:
         said = WRITERS[kind](model, aside, dtype)
     return said
 

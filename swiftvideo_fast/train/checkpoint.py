@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from swiftvideo_fast.atomic import aside_of, digest, sweep, whole
+from swiftvideo_fast.atomic import aside_of, atomic_write, digest, sweep
 from swiftvideo_fast.models.weights import check
 from swiftvideo_fast.train.ranks import ALONE, Ranks
 
@@ -62,7 +62,7 @@ def save(run: Path, step: int, *, parts: dict[str, Part], state: dict, keep: int
     shards = named(parts)
     target = run / f"step-{step:08d}"
     about = {"step": step, "shapes": {name: shard.shape for name, shard in shards.items()}} | state
-    with whole(target) if ranks.rank == 0 else nullcontext(aside_of(target) / target.name) as aside:
+    with atomic_write(target) if ranks.rank == 0 else nullcontext(aside_of(target) / target.name) as aside:
         ranks.together(lambda: _begin(aside) if ranks.rank == 0 else "")
         digests = ranks.together(lambda: _write(aside / rank_file(ranks.rank), shards, ranks.rank))
         ranks.together(lambda: _complete(aside, about, digests) if ranks.rank == 0 else "")

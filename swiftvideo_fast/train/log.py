@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.config import Config
 
 LOG, WANDB_ID = "log.jsonl", "wandb-id"
@@ -32,7 +32,7 @@ class Log:
     def __init__(self, cfg: Config, start: int, about: dict):
         run, steps, wandb = Path(cfg.run.dir), cfg.run.steps, cfg.run.wandb
         kept = [line for line in read_log(run) if line["step"] <= start]
-        with whole(run / LOG) as aside:
+        with atomic_write(run / LOG) as aside:
             aside.write_text("".join(map(_as_text, kept)))
         if start:
             print(f"{run.name}: resumed from step {start} of {steps}", file=sys.stderr, flush=True)
@@ -60,7 +60,7 @@ class Log:
 
     def image(self, step: int, image_3HW: Tensor) -> None:
         """In [0, 1]: samples/step-XXXXXXXX.png, and TensorBoard."""
-        with whole(self.run / f"samples/step-{step:08d}.png") as aside:
+        with atomic_write(self.run / f"samples/step-{step:08d}.png") as aside:
             pixels = (image_3HW * 255).round().byte().permute(1, 2, 0)
             Image.fromarray(pixels.numpy()).save(aside, "png")
         self.board.add_image("samples", image_3HW, step)
@@ -129,7 +129,7 @@ def _resume_wandb(run: Path, project: str, about: dict | None):
     """wandb's run of this folder: the one that it had, if it had one."""
     file = run / WANDB_ID
     if not file.exists():
-        with whole(file) as aside:
+        with atomic_write(file) as aside:
             aside.write_text(secrets.token_hex(8))
     return require_wandb().init(project=project, name=run.name, id=file.read_text(), resume="allow",
                                dir=str(run), config=about)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.config import Config, differences, to_dict
 from swiftvideo_fast.train import checkpoint
 from swiftvideo_fast.train.ranks import Ranks
@@ -78,7 +78,7 @@ class Lock:
 
 
 def write_config(cfg: Config) -> str:
-    with whole(Path(cfg.run.dir) / CONFIG) as aside:
+    with atomic_write(Path(cfg.run.dir) / CONFIG) as aside:
         aside.write_text(yaml.safe_dump(to_dict(cfg), sort_keys=False))
     return ""
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from swiftvideo_fast.atomic import whole
+from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.models import weights
 
 STRIDE_T, STRIDE_S, CHANNELS = 4, 8, 16
@@ -81,7 +81,7 @@ class PcaCodec:
 
     def save(self, path: Path | str) -> None:
         """Atomic."""
-        with whole(path) as aside:
+        with atomic_write(path) as aside:
             save_file(self.tensors, aside)
 
     @classmethod
