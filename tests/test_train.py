@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,6 +98,7 @@ def test_a_run_interrupted_between_checkpoints_ends_with_the_same_bits(inputs, m
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Ema, "update", interrupt)
         train(cfg)
+    time.sleep(1)               # TensorBoard orders the event files of one process by the second
     train(cfg)
     assert_same(everything(run), scalars(run), *want)
 
