@@ -4,9 +4,10 @@ The first entry of a row is launched.  The others are candidates: `python -m ben
 all of them, and `python -m bench tune` times them on the card at hand and puts the fastest first.
 
 Timed: sm90 at width 128 (H100, 2026-11-27, triton 3.6.0), (1, 12, 24960, 128), in TFLOP/s of 12 B H N M D:
-680 and 668 by hand (kernels/README.md), then 571, 398, 444, 420, in the order of the row; the 571 is 505 with
-triton 3.8.0 and 515 with 3.9.0, which put a barrier of the whole block behind every wait.  At width 64 three
-slots by hand have 539, two 532, four 536.  The other rows are ordered by registers and size of the tile.
+680 to 733 by hand and 668 to 725 with h first (two runs, kernels/README.md), then 571, 398, 444, 420, in the
+order of the row; the 571 is 505 with triton 3.8.0 and 515 with 3.9.0, which put a barrier of the whole block
+behind every wait.  At width 64 three slots by hand have 539 to 591, two 532 to 592, four 536.  The other rows
+are ordered by registers and size of the tile.
 
 Families, by compute capability:
     sm100   10.x, tensor memory        sm90   9.0, wgmma and TMA, 227 KB of shared memory a block
@@ -36,8 +37,9 @@ class Tile(NamedTuple):
         return f"{self.block_m}x{self.block_n}, {self.warps} warps, {self.stages} stages{form}"
 
 
-# By triton 3.6 and 3.8 neither order spills in a loop, and p tv before h v is 2 % faster at 24,960 tokens
-# (H100, 3.6.0); by 3.9 that order spills 6 registers a turn, h v first 2.
+# TFLOP/s at 24,960 tokens, p tv before h v and after it (H100, 2026-11-27): 733, 725 by triton 3.6.0; in the
+# round before, 697 by 3.6.0, 687, 679 by 3.8.0, 633, 643 by 3.9.0.  By 3.6 and 3.8 neither order spills in a
+# loop; by 3.9 the first spills 6 registers a turn, h v first 2.
 H_FIRST = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9)
 
 # Width 256 has no one-pass row below sm100: two accumulators of 256 columns are more than a thread's
