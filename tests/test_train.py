@@ -248,6 +248,13 @@ def test_a_step_without_a_finite_gradient_is_skipped_and_counted(inputs, monkeyp
     assert all(x.isfinite().all() for x in saved.tensors("average/weight/").values())
 
 
+def test_skipped_steps_are_counted_on_over_a_resume(inputs):
+    cfg = tiny.config(inputs, "flow", run="counted-on", optim={"max_skips": 2})
+    for _ in range(2):              # the second time from the checkpoint of step 4, one skipped before it
+        with pytest.raises(FloatingPointError, match="at step 5 the loss is nan.* 2 steps before it"):
+            recipe.train(cfg, diverging({3, 4, 5}))
+
+
 def test_a_full_disk_leaves_a_run_to_go_on_with(inputs, monkeypatch):
     cfg = tiny.config(inputs, "flow", run="full")
     real, steps = checkpoint.save_file, []
