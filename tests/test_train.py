@@ -442,6 +442,18 @@ def test_bfloat16_on_one_device_has_fp32_masters_and_resumes_to_the_same_bits(in
     assert everything(train(cfg)) == want
 
 
+def test_stored_weights_follow_the_masters_and_averages_that_are_restored():
+    net = torch.nn.Linear(4, 4).bfloat16()
+    trained = Trained(net, Optim(1e-3), 1)
+    average = Ema(trained, decay=0.5)
+    for value, part, stored in ((2.0, trained, net), (3.0, average, average.net)):
+        for name, shard in part.shards().items():
+            if name.startswith("weight/"):
+                shard.data.fill_(value)
+        part.after_restore()
+        assert all((p == value).all() for p in stored.parameters())
+
+
 def test_a_log_that_the_disk_refuses_names_the_run(tmp_path):
     report = logging_to(tmp_path, start=0, steps=2)
     report.log.close()
