@@ -8,10 +8,13 @@ By itself it takes the operators of a Dual and a tensor for the tensor's, with t
 
 import operator
 import sys
+from collections.abc import Iterator
 from functools import cache
+from types import CodeType, FunctionType
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 
 from swiftvideo_fast import typetest
 
@@ -33,6 +36,33 @@ def prepare_eager() -> None:
     """A network inside this jvp may be compiled: teach, if Dynamo is loaded."""
     if "torch._dynamo.variables.builtin" in sys.modules:
         _teach()
+
+
+def leave_to_python(*members) -> None:
+    """Dynamo never compiles these functions, methods and properties, nor what they call, as frames of their
+    own: in code that runs as Python after a graph break, `is_compiling` must be false.  It still traces
+    through them when it compiles what calls them.
+    """
+    skip = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP)
+    for member in members:
+        for code in _codes(member):
+            set_code_exec_strategy(code, skip)
+
+
+def _codes(member) -> Iterator[CodeType]:
+    """The code of a function, of a property's or of a class method's functions; and all code within."""
+    if isinstance(member, property):
+        for function in (member.fget, member.fset):
+            yield from _codes(function)
+    elif isinstance(member, classmethod | staticmethod):
+        yield from _codes(member.__func__)
+    elif isinstance(member, FunctionType):
+        yield from _codes(member.__code__)
+        yield from _codes(getattr(member, "__wrapped__", None))
+    elif isinstance(member, CodeType):
+        yield member
+        for constant in member.co_consts:
+            yield from _codes(constant)
 
 
 @cache

@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import networks
@@ -9,8 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from swiftvideo_fast import jvp
+from swiftvideo_fast import intercept, jvp
+from swiftvideo_fast.dual import HERE
 from swiftvideo_fast.models.wan.network import PRESETS, Wan
 
 
@@ -148,6 +152,55 @@ def test_a_cache_holds_constants_when_compiled_too(compiled):
     for value in (2.0, 3.0, 3.0):
         torch.testing.assert_close(run(one, one), (value * one, 2 * one))
     assert type(net(one)) is torch.Tensor
+
+
+def filtered(x):
+    torch._dynamo.graph_break()
+    return [y for y in (x @ W, W @ x, 3) if isinstance(y, torch.Tensor)]
+
+
+def nested(x):
+    """The break is in the inner frame; the outer one goes on as Python."""
+    def inner(x):
+        with nullcontext():
+            torch._dynamo.graph_break()
+            return x * 2 if isinstance(x.cumprod(0), int | torch.Tensor) else x * 3
+    y = inner(x)
+    return y @ W if torch.is_tensor(y) and len([*filter(lambda z: isinstance(z, torch.Tensor), [y])]) else y
+
+
+def inside_a_context_manager(x):
+    """Dynamo gives up the whole function, and enters what it calls."""
+    with warnings.catch_warnings():
+        torch._dynamo.graph_break()
+        y = sum(y for y in torch.tensor_split(x, 2) if isinstance(y * 1, torch.Tensor))
+        match x.sin():
+            case torch.Tensor():
+                y = W[:2] @ y.mT - y @ W[:, :2]
+    return y
+
+
+def buffered(x):
+    kept = torch.zeros(4, 4, dtype=x.dtype)
+    torch._dynamo.graph_break()
+    kept[:2] = x[:2] if isinstance(x, torch.Tensor) else 0
+    torch._dynamo.graph_break()
+    return W @ kept + torch.vmap(lambda row: row * 2)(x) + checkpoint(nested, x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("compiled", ["jvp", "network"])
+@pytest.mark.parametrize("network", [filtered, nested, inside_a_context_manager, buffered],
+                         ids=lambda n: n.__name__)
+def test_a_graph_break_changes_nothing(network, compiled):
+    x, v = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(1)).double()
+    want = torch.func.jvp(network, (x,), (v,))
+    torch._dynamo.reset()
+    called = torch.compile(network, backend="eager") if compiled == "network" else network
+    run = lambda x, v: jvp(called, (x,), (v,))                                              # noqa: E731
+    run = torch.compile(run, backend="eager") if compiled == "jvp" else run
+    for _ in range(2):
+        torch.testing.assert_close(run(x, v), want)
+    assert HERE.level is None and intercept.running == 0
 
 
 def test_a_type_is_asked_in_code_that_dynamo_writes_too():
