@@ -139,6 +139,23 @@ net = lambda x: x @ W * (2 if isinstance(x, torch.Tensor) else 3)
 got = jvp(torch.compile(net, backend="eager", fullgraph=True), (x,), (v,))
 torch.testing.assert_close(got, (2 * x @ W, 2 * v @ W))
 """
+    in_a_fresh_process(script)
+
+
+def test_a_fresh_process_compiles_one_jvp_after_another():
+    """Before any has run as Python."""
+    in_a_fresh_process("""
+import torch
+from swiftvideo_fast import jvp
+x, v = torch.rand(2, 4, 4).double().unbind()
+for net in (torch.sin, torch.cos):
+    torch._dynamo.reset()
+    got = torch.compile(lambda x, v: jvp(net, (x,), (v,)), backend="eager")(x, v)
+    torch.testing.assert_close(got, torch.func.jvp(net, (x,), (v,)))
+""")
+
+
+def in_a_fresh_process(script):
     subprocess.run([sys.executable, "-c", script], check=True, cwd=Path(__file__).parents[1])
 
 
