@@ -314,6 +314,7 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--forms", nargs="+", default=FORMS, choices=[*FORMS, "compiled"])
     parser.add_argument("--compiled", action="store_true", help="under torch.compile as well")
+    parser.add_argument("--slice", default="0/1", metavar="I/N", help="the I-th of N parts of the operators")
     parser.add_argument("--complex", action="store_true", help="complex128 in place of float64")
     parser.add_argument("--programs", type=int, help="so many random programs of views and writes instead")
     arguments = parser.parse_args()
@@ -323,7 +324,9 @@ def main() -> int:
     else:
         dtype = torch.complex128 if arguments.complex else torch.float64
         forms = [*arguments.forms, *["compiled"] * arguments.compiled]
-        results = sweep(operators(arguments.words, dtype), arguments.samples, forms, dtype)
+        part, parts_in_all = map(int, arguments.slice.split("/"))
+        chosen = list(operators(arguments.words, dtype))[part::parts_in_all]
+        results = sweep(chosen, arguments.samples, forms, dtype)
     counts, told = tally(results)
     print("\n".join(sorted(set(told))))
     print(f"{'':12}{'right':>8}{'refused':>9}{'wrong':>7}{'not torch':>11}")
