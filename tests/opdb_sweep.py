@@ -6,6 +6,7 @@ mode.
     python tests/opdb_sweep.py softmax linalg     only operators whose name holds one of the words
     python tests/opdb_sweep.py --forms keyword slice
     python tests/opdb_sweep.py --compiled         under torch.compile as well (backend eager): an hour
+    python tests/opdb_sweep.py --slice 3/12       one of twelve parts: under torch.compile a process each
     python tests/opdb_sweep.py --programs 3000    random programs of views and writes instead (programs.py)
 
 Forms: as the database calls it, as a method, in place; by keyword, by keyword in reversed order, with numpy's
