@@ -19,10 +19,10 @@ from swiftvideo_fast.data.clips import write_video
 from swiftvideo_fast.data.crops import EncodedCrops, fit_codec
 from swiftvideo_fast.data.pairs import folder_of
 from swiftvideo_fast.demo import demo
-from swiftvideo_fast.evaluate.benchmark import Benchmark, sample
-from swiftvideo_fast.evaluate.tables import Row, as_json, comparison
+from swiftvideo_fast.metrics.benchmark import Benchmark, sample
 from swiftvideo_fast.models.family import sizes_of
 from swiftvideo_fast.objectives.ta import Ta
+from swiftvideo_fast.report.tables import Row, as_json, comparison
 from swiftvideo_fast.train import checkpoint, recipe, run_folder
 from swiftvideo_fast.train.recipe import TABLES, Parts, Tables
 from swiftvideo_fast.train.rounds import make_pairs, rounds, run_ta_rounds

@@ -26,11 +26,11 @@ from swiftvideo_fast.demo.stages import (
     needed,
     students,
 )
-from swiftvideo_fast.evaluate.benchmark import REFERENCE_STEPS
-from swiftvideo_fast.evaluate.report import render
-from swiftvideo_fast.evaluate.tables import METRICS, Row
+from swiftvideo_fast.metrics.benchmark import REFERENCE_STEPS
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.objectives.base import AVERAGE
+from swiftvideo_fast.report.page import render
+from swiftvideo_fast.report.tables import METRICS, Row
 from swiftvideo_fast.train import recipe
 
 CONFIGS = Path(__file__).parents[1] / "configs/demo"

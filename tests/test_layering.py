@@ -27,9 +27,10 @@ swiftvideo_fast.models  swiftvideo_fast.path
 swiftvideo_fast.adversary  swiftvideo_fast.sampler
 swiftvideo_fast.data
 swiftvideo_fast.objectives
-swiftvideo_fast.evaluate
+swiftvideo_fast.metrics
 swiftvideo_fast.train   swiftvideo_fast.doctor
 swiftvideo_fast.plan    swiftvideo_fast.plan_recipe
+swiftvideo_fast.report
 swiftvideo_fast.demo    swiftvideo_fast.release
 swiftvideo_fast.cli
 swiftvideo_fast.__main__
@@ -81,7 +82,7 @@ def test_imports_point_upwards(module):
 
 
 def test_the_loop_knows_no_plug():
-    plugs = "objectives models data adversary evaluate demo".split()
+    plugs = "objectives models data adversary metrics report demo".split()
     known = [name for name in imports("swiftvideo_fast.train.loop")
              if name.split(".")[1:2] and name.split(".")[1] in plugs]
     assert not known, f"train/loop.py imports {known}: it is handed everything"

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from swiftvideo_fast.evaluate.charts import Chart, Curves, Series, logged
-from swiftvideo_fast.evaluate.report import Headline, Text, write_report
-from swiftvideo_fast.evaluate.samples import Samples, png, sprite_sheet
-from swiftvideo_fast.evaluate.tables import Row, comparison
+from swiftvideo_fast.report.charts import Chart, Curves, Series, logged
+from swiftvideo_fast.report.page import Headline, Text, write_report
+from swiftvideo_fast.report.samples import Samples, png, sprite_sheet
+from swiftvideo_fast.report.tables import Row, comparison
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from swiftvideo_fast.demo import page
 from swiftvideo_fast.demo.pool import run_tasks
 from swiftvideo_fast.demo.seed import result, tasks
 from swiftvideo_fast.demo.stages import LAST, students
-from swiftvideo_fast.evaluate.report import write_report
-from swiftvideo_fast.evaluate.tables import Row, as_json
+from swiftvideo_fast.report.page import write_report
+from swiftvideo_fast.report.tables import Row, as_json
 
 
 def demo(folder: Path, configs: Path, seeds: int = 1, clips: int = 256, overrides: list[str] = ()) -> Path:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.config import Config, Sample
-from swiftvideo_fast.evaluate.benchmark import REFERENCE_STEPS, Benchmark, Call
+from swiftvideo_fast.metrics.benchmark import REFERENCE_STEPS, Benchmark, Call
 from swiftvideo_fast.objectives.base import AVERAGE
 from swiftvideo_fast.seeds import seed_of
 from swiftvideo_fast.train.recipe import FILES, TABLES, Parts, Tables

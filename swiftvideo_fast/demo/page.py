@@ -6,11 +6,11 @@ from swiftvideo_fast.adversary.discriminator import KINDS
 from swiftvideo_fast.demo.measure import SHOWN
 from swiftvideo_fast.demo.seed import REAL, TEACHER, Seed
 from swiftvideo_fast.demo.stages import ALIGNED, FIRST, FULL, LAST, PAIRED, STAGES, TWICE, UNJUDGED, VARIANTS
-from swiftvideo_fast.evaluate.benchmark import REFERENCE_STEPS
-from swiftvideo_fast.evaluate.charts import Chart, Curves, Series, logged
-from swiftvideo_fast.evaluate.report import Headline, Section, Text
-from swiftvideo_fast.evaluate.samples import Samples
-from swiftvideo_fast.evaluate.tables import Metric, Row, Table, ablation, comparison, ratio
+from swiftvideo_fast.metrics.benchmark import REFERENCE_STEPS
+from swiftvideo_fast.report.charts import Chart, Curves, Series, logged
+from swiftvideo_fast.report.page import Headline, Section, Text
+from swiftvideo_fast.report.samples import Samples
+from swiftvideo_fast.report.tables import Metric, Row, Table, ablation, comparison, ratio
 
 TITLE = "From 25 steps to 4, 2 and 1"
 TOLD_APART = {f"held out/{kind}": Metric(f"by {kind} heads, held out", 2) for kind in KINDS}

@@ -16,7 +16,7 @@ from torch import Tensor
 from swiftvideo_fast import sampler
 from swiftvideo_fast.config import Config, Sample
 from swiftvideo_fast.data.batch import Batch
-from swiftvideo_fast.evaluate.fidelity import motion_ratio
+from swiftvideo_fast.metrics.fidelity import motion_ratio
 from swiftvideo_fast.models.family import Codec
 from swiftvideo_fast.seeds import generator
 from swiftvideo_fast.train import checkpoint

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from swiftvideo_fast.evaluate.frechet import Gaussian, distance, fit
+from swiftvideo_fast.metrics.frechet import Gaussian, distance, fit
 
 
 def draw(rng, clips, features):

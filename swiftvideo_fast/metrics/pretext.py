@@ -1,4 +1,4 @@
-"""How the feature net was taught: `python -m swiftvideo_fast.evaluate.pretext` writes features.safetensors.
+"""How the feature net was taught: `python -m swiftvideo_fast.metrics.pretext` writes features.safetensors.
 
 It starts as the random net.  Crops of the training time ranges, half of them through a PCA codec, some with
 noise in its latents, are damaged in several ways at once (corrupt.py); the net tells the strength of each
@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from swiftvideo_fast.data.clips import demo_clips
 from swiftvideo_fast.data.crops import CropSource
-from swiftvideo_fast.evaluate.corrupt import KINDS, corrupt
-from swiftvideo_fast.evaluate.features import FEATURES, WEIGHTS, FeatureNet, random_net, save
+from swiftvideo_fast.metrics.corrupt import KINDS, corrupt
+from swiftvideo_fast.metrics.features import FEATURES, WEIGHTS, FeatureNet, random_net, save
 from swiftvideo_fast.models.toy.codec import PcaCodec
 
 FRAMES, SIZE, BATCH = 17, 64, 16

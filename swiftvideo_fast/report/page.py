@@ -62,7 +62,7 @@ def write_report(path: Path | str, title: str, sections: Sequence[Section]) -> P
 
 def render(title: str, sections: Sequence[Section]) -> str:
     """The page: style and script inline, links to the sections that have a heading."""
-    assets = files("swiftvideo_fast.evaluate")
+    assets = files("swiftvideo_fast.report")
     style, script = ((assets / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     headed = [(f"s{i}", s) for i, s in enumerate(sections)]
     links = "".join(f'<a href="#{i}">{escape(s.title)}</a>' for i, s in headed if s.title)

@@ -8,8 +8,8 @@ from torch import Tensor
 from swiftvideo_fast import sampler
 from swiftvideo_fast.config import Sample
 from swiftvideo_fast.data.batch import Batch
-from swiftvideo_fast.evaluate import fidelity, frechet
-from swiftvideo_fast.evaluate.features import random_net, trained_net
+from swiftvideo_fast.metrics import fidelity, frechet
+from swiftvideo_fast.metrics.features import random_net, trained_net
 from swiftvideo_fast.models.condition import Condition
 from swiftvideo_fast.models.family import Codec
 from swiftvideo_fast.seeds import generator
@@ -46,7 +46,7 @@ class Benchmark:
         return self.sample(teacher, REFERENCE_STEPS, Sample(guidance=guidance))
 
     def figures(self, z: Tensor, reference: Tensor) -> dict[str, float]:
-        """metric -> value (evaluate.tables.METRICS), of generated latents for these clips."""
+        """metric -> value (report.tables.METRICS), of generated latents for these clips."""
         pixels = self.codec.decode(z)
         return {name: self.distance(pixels, name) for name in self.nets} | {
             "trajectory": fidelity.trajectory_error(z, reference).mean().item(),

@@ -5,9 +5,9 @@ import torch
 
 from swiftvideo_fast.data.clips import demo_clips
 from swiftvideo_fast.data.crops import CropSource
-from swiftvideo_fast.evaluate.corrupt import KINDS, corrupt
-from swiftvideo_fast.evaluate.features import FEATURES, random_net, trained_net
-from swiftvideo_fast.evaluate.frechet import distance, fit
+from swiftvideo_fast.metrics.corrupt import KINDS, corrupt
+from swiftvideo_fast.metrics.features import FEATURES, random_net, trained_net
+from swiftvideo_fast.metrics.frechet import distance, fit
 
 CLIPS = 96
 NEAR, FAR = 2.0, 5.0    # half and gross damage are at least so many times as far as other real clips
@@ -62,7 +62,7 @@ def test_the_shipped_weights_are_small():
 
 def test_a_damaged_weights_file_says_how_to_make_it_again(tmp_path):
     (tmp_path / "features.safetensors").write_bytes(b"no weights")
-    with pytest.raises(ValueError, match=r"not the feature net's weights .*evaluate\.pretext"):
+    with pytest.raises(ValueError, match=r"not the feature net's weights .*metrics\.pretext"):
         trained_net(tmp_path / "features.safetensors")
 
 

@@ -1,7 +1,7 @@
 """Frozen video features for the Frechet distance: one small 3-D convolution net, trained or seeded random.
 
 The trained weights lie beside this file; pretext.py says how they were made, and makes them again.  A net is
-worth using as a metric only if it tells real clips from damaged ones: tests/test_evaluate_features.py asks.
+worth using as a metric only if it tells real clips from damaged ones: tests/test_features.py asks.
 """
 
 from itertools import chain
@@ -82,7 +82,7 @@ def trained_net(path: Path | str = WEIGHTS) -> FeatureNet:
         net.load_state_dict(load_file(str(path)))
     except Exception as why:
         raise ValueError(f"{path}: not the feature net's weights ({why}); make them again with "
-                         "`python -m swiftvideo_fast.evaluate.pretext`") from why
+                         "`python -m swiftvideo_fast.metrics.pretext`") from why
     return net.eval().requires_grad_(False)
 
 

@@ -5,7 +5,7 @@ import json
 import expecttest
 import pytest
 
-from swiftvideo_fast.evaluate.tables import Cell, Row, Table, as_json, comparison, ratio
+from swiftvideo_fast.report.tables import Cell, Row, Table, as_json, comparison, ratio
 
 ROWS = [
     Row("real", None, {"frechet": [3.0, 3.2], "motion": [1.0, 1.0]}),

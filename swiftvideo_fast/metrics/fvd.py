@@ -6,7 +6,7 @@ A figure means something only with its backbone, number of clips, frames, rate a
 import numpy as np
 import torch
 
-from swiftvideo_fast.evaluate.frechet import Gaussian, distance
+from swiftvideo_fast.metrics.frechet import Gaussian, distance
 
 
 def fvd(real_BTHWC: np.ndarray, generated_BTHWC: np.ndarray, *, net: str = "i3d",

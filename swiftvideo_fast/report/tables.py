@@ -10,7 +10,7 @@ from html import escape
 from statistics import fmean, stdev
 from textwrap import fill
 
-from swiftvideo_fast.evaluate.fidelity import STILL
+from swiftvideo_fast.metrics.fidelity import STILL
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from swiftvideo_fast.evaluate.corrupt import corrupt
-from swiftvideo_fast.evaluate.fidelity import (
+from swiftvideo_fast.metrics.corrupt import corrupt
+from swiftvideo_fast.metrics.fidelity import (
     STILL,
     detail_ratio,
     first_frame_psnr,
     motion_ratio,
     trajectory_error,
 )
-from swiftvideo_fast.evaluate.frechet import distance, fit
-from swiftvideo_fast.evaluate.fvd import fvd
+from swiftvideo_fast.metrics.frechet import distance, fit
+from swiftvideo_fast.metrics.fvd import fvd
 
 
 @pytest.fixture

@@ -1,1 +1,0 @@
-"""Measuring and showing: distances, figures of fidelity, tables, and the report."""

@@ -1,0 +1,1 @@
+"""What is measured: distances between sets of clips, and figures of fidelity."""
