@@ -145,13 +145,13 @@ def test_a_missing_a_damaged_and_a_foreign_file_are_named(small, tmp_path):
 
 
 def test_a_save_that_fails_leaves_the_old_codec(small, tmp_path, monkeypatch):
-    def fail(tensors, path):
+    def fail(tensors, path, header):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     path = tmp_path / "codec.safetensors"
     path.write_bytes(b"old")
-    monkeypatch.setattr(module, "save_file", fail)
+    monkeypatch.setattr(module.sealed, "save_file", fail)
     with pytest.raises(OSError, match="codec.safetensors: could not be written"):
         small.save(path)
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == [path.name]

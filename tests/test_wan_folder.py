@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import released
 import torch
+from safetensors.torch import save_file
 
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.wan import folder
@@ -122,7 +123,7 @@ def cut(place):
 def drop_tensor(place):
     tensors = released.network().state_dict()
     del tensors["head.head.bias"]
-    weights.save_file(tensors, place / folder.FILE)
+    save_file(tensors, place / folder.FILE)
 
 
 BAD = {

@@ -100,7 +100,7 @@ def test_a_write_that_fails_midway_leaves_the_old_file(file, tmp_path, monkeypat
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(weights, "save_file", fail)
+    monkeypatch.setattr(weights.sealed, "save_file", fail)
     with pytest.raises(OSError, match="net.safetensors: could not be written .*No space left"):
         weights.save(tiny.network(1), tmp_path / "net.safetensors")
     assert (tmp_path / "net.safetensors").read_bytes() == old

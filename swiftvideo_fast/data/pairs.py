@@ -1,13 +1,12 @@
 """Preferences on disk: pairs of clips from one noise and one condition, the winner and the loser.
 
     pairs.json                  what the pairs are of: student, steps, ladders, seed, count, ...
-    pairs-00000.safetensors     SHARD pairs, and in the header what they are of and their bytes' sha256
+    pairs-00000.safetensors     SHARD pairs; in the header what they are of, and a sha256 of each pair
 
 A shard is whole or absent and depends on nothing but its number, so many ranks write one folder, and a folder
 cut short is finished to the same bytes.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from swiftvideo_fast import path
+from swiftvideo_fast import path, sealed
 from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.config import Config, differences
 from swiftvideo_fast.data.batch import Batch
@@ -43,7 +42,9 @@ class Pairs(Batch):
 
 
 class PairShards:
-    """A finished folder; pairs are read as they are drawn.  codec: the identity of the config's codec.
+    """A finished folder, held against its digests at once, each pair again when it is drawn.
+
+    codec: the identity of the config's codec.
 
     ValueError names what is missing, damaged, or of another student or other options than the config's.
     """
@@ -59,6 +60,7 @@ class PairShards:
         if missing:
             raise ValueError(f"{folder} lacks {len(missing)} of {len(self.files)} shards, {missing[0]} the "
                              "first; finish them with `swiftvideo pairs`")
+        self.shards = [Shard(file, about) for file in self.files]
 
     def __len__(self) -> int:
         return self.count
@@ -68,20 +70,63 @@ class PairShards:
 
     def draw(self, count: int, seed: int, position: int) -> Pairs:
         """`count` pairs drawn with replacement; the same (seed, position) draws the same."""
-        picked = [self._row(row) for row in draw_rows(len(self), count, seed, position).tolist()]
-        tensors = {name: torch.stack([tensors[name] for tensors, _, _ in picked]) for name in picked[0][0]}
+        rows = [divmod(row, SHARD) for row in draw_rows(len(self), count, seed, position).tolist()]
+        picked = [self.shards[shard].pair(slot) for shard, slot in rows]
+        tensors = {name: torch.stack([tensors[name] for tensors in picked]) for name in picked[0]}
         condition = Condition(**{name: tensors[name] for name in PER_CLIP if name in tensors},
-                              null_text=picked[0][1])
+                              null_text=self.shards[rows[0][0]].null_text())
         clips = (tensors[name] for name in ("loser", "noise"))
-        return Pairs(tensors["x0"], condition, [caption for *_, caption in picked], *clips)
+        captions = [self.shards[shard].header["captions"][slot] for shard, slot in rows]
+        return Pairs(tensors["x0"], condition, captions, *clips)
 
-    def _row(self, row: int) -> tuple[dict[str, Tensor], Tensor, str]:
-        """(what has a row a pair, the null text, the caption)."""
-        with safe_open(self.files[row // SHARD], "pt") as file:
-            caption = json.loads(file.metadata()["pairs"])["captions"][row % SHARD]
-            names = [name for name in file.keys() if name != NULL_TEXT]  # noqa: SIM118
-            tensors = {name: file.get_slice(name)[row % SHARD] for name in names}
-            return tensors, file.get_tensor(NULL_TEXT), caption
+
+class Shard:
+    """An open file of pairs.  header: {"about", "captions", "digests", "null_text"}.
+
+    ValueError when the file holds other pairs, or is damaged: in its header at once, in a pair when that is
+    read.
+    """
+
+    def __init__(self, file: Path, about: dict):
+        self.file = file
+        try:
+            self.opened = safe_open(file, "pt")
+            self.header = sealed.unsealed(self.opened.metadata()["pairs"])
+            self.names = sorted(name for name in self.opened.keys() if name != NULL_TEXT)  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as why:
+            raise self._damaged(why) from why
+        if self.header["about"] != about:
+            changed = "; ".join(differences(self.header["about"], about))
+            raise ValueError(f"{file} holds other pairs ({changed}); delete {file.parent}")
+
+    def pair(self, slot: int) -> dict[str, Tensor]:
+        """What has a row a pair."""
+        try:
+            found = {name: self.opened.get_slice(name)[slot] for name in self.names}
+        except (SafetensorError, IndexError) as why:
+            raise self._damaged(why) from why
+        return self._checked(found, self.header["digests"][slot])
+
+    def null_text(self) -> Tensor:
+        try:
+            found = {NULL_TEXT: self.opened.get_tensor(NULL_TEXT)}
+        except SafetensorError as why:
+            raise self._damaged(why) from why
+        return self._checked(found, self.header["null_text"])[NULL_TEXT]
+
+    def check(self) -> None:
+        """Read all of it."""
+        self.null_text()
+        for slot in range(len(self.header["digests"])):
+            self.pair(slot)
+
+    def _checked(self, tensors: dict[str, Tensor], digest: str) -> dict[str, Tensor]:
+        if sealed.digest(*tensors.values()) != digest:
+            raise self._damaged(f"{', '.join(tensors)}: not the bytes that were written")
+        return tensors
+
+    def _damaged(self, why: object) -> ValueError:
+        return ValueError(f"{self.file}: damaged ({why}); delete it and run `swiftvideo pairs` again")
 
 
 def describe(cfg: Config, codec: dict) -> dict:
@@ -139,17 +184,7 @@ def is_whole(file: Path, about: dict) -> bool:
     """Whether a shard is there; ValueError when it is damaged or holds other pairs."""
     if not file.exists():
         return False
-    try:
-        raw = file.read_bytes()
-        with safe_open(file, "pt") as opened:
-            header = json.loads(opened.metadata()["pairs"])
-        if _sha256(raw) != header["sha256"]:
-            raise ValueError("its bytes are not those that were written")
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as why:
-        raise ValueError(f"{file}: damaged ({why}); delete it and run `swiftvideo pairs` again") from why
-    if header["about"] != about:
-        changed = "; ".join(differences(header["about"], about))
-        raise ValueError(f"{file} holds other pairs ({changed}); delete {file.parent}")
+    Shard(file, about).check()
     return True
 
 
@@ -157,13 +192,11 @@ def _packed(pairs: Pairs, about: dict) -> bytes:
     """One key of metadata: safetensors does not keep the order of several."""
     condition = {name: x for name, x in vars(pairs.condition).items() if x is not None}
     tensors = {name: getattr(pairs, name).contiguous() for name in CLIPS} | condition
-    header = {"about": about, "captions": pairs.captions, "sha256": _sha256(save(tensors))}
-    return save(tensors, {"pairs": json.dumps(header)})
-
-
-def _sha256(raw: bytes) -> str:
-    """Of a safetensors file's tensors, its header left out."""
-    return hashlib.sha256(raw[8 + int.from_bytes(raw[:8], "little"):]).hexdigest()
+    rows = [tensors[name] for name in sorted(tensors) if name != NULL_TEXT]
+    digests = [sealed.digest(*(x[slot] for x in rows)) for slot in range(len(pairs))]
+    header = {"about": about, "captions": pairs.captions, "digests": digests,
+              "null_text": sealed.digest(tensors[NULL_TEXT])}
+    return save(tensors, {"pairs": sealed.seal(header)})
 
 
 def _file(folder: Path, shard: int) -> Path:

@@ -5,14 +5,15 @@
     clips-00000.safetensors     CLIPS windows: x0, first-frame condition, image tokens
     rejects.csv                 videos of the index that are too short for a window
 
-A shard is whole or absent, carries its tensors' sha256 and depends on its number and encode.json alone: many
-ranks write one folder, and a folder cut short is finished to the same bytes.
+A shard is whole or absent and depends on its number and encode.json alone: many ranks write one folder, and a
+folder cut short is finished to the same bytes.  Its header has a sha256 of each slot, checked whenever that
+slot is read, and of itself.
 """
 
-import hashlib
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from swiftvideo_fast import sealed
 from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.config import differences
 from swiftvideo_fast.config.strict import NATURAL, one_of, option, plain
@@ -57,39 +59,60 @@ def file_of(folder: Path, kind: str, shard: int) -> Path:
 def write(file: Path, tensors: dict[str, Tensor], about: dict, rows: list, lost: dict | None = None) -> None:
     """rows: what each slot is.  lost: {video: why it has no slot here}."""
     tensors = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
-    header = {"about": about, "rows": rows, "lost": lost or {}, "sha256": _sha256(save(tensors))}
+    slots = [sealed.digest(*slot_of(tensors, slot).values()) for slot in range(len(rows))]
+    header = sealed.seal({"about": about, "rows": rows, "lost": lost or {}, "slots": slots})
     with atomic_write(file) as aside:
-        aside.write_bytes(save(tensors, {"shard": json.dumps(header)}))         # several keys keep no order
+        aside.write_bytes(save(tensors, {"shard": header}))                     # several keys keep no order
+
+
+def slot_of(tensors: Mapping, slot: int) -> dict[str, Tensor]:
+    """What a shard holds of one slot, by name: a row of each tensor, or the tokens of a caption."""
+    if "ends" in tensors:
+        begin, end = tensors["ends"][slot:slot + 2].tolist()
+        return {"text": tensors["text"][begin:end]}
+    return {name: tensors[name][slot] for name in sorted(tensors)}
 
 
 def is_whole(file: Path, about: dict) -> bool:
     """Whether a shard is there; ValueError when it is damaged or of something else."""
     if not file.exists():
         return False
-    raw = file.read_bytes()
-    if _sha256(raw) != header_of(file, about)["sha256"]:
-        raise ValueError(f"{file}: its bytes are not those that were written; delete it and run "
-                         "`swiftvideo encode` again")
+    shard = Shard(file)
+    if shard.header["about"] != about:
+        changed = "; ".join(differences(shard.header["about"], about))
+        raise ValueError(f"{file} holds something else ({changed}); delete {file.parent} or take another "
+                         "--out")
+    for slot in range(len(shard.header["rows"])):
+        shard.slot(slot)
     return True
 
 
-def header_of(file: Path, about: dict | None = None) -> dict:
-    """{"about", "rows", "lost", "sha256"}; ValueError when the file is damaged, or not of `about`."""
-    try:
-        with safe_open(file, "pt") as opened:
-            header = json.loads(opened.metadata()["shard"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as why:
-        raise ValueError(f"{file}: damaged ({why}); delete it and run `swiftvideo encode` again") from why
-    if about is not None and header["about"] != about:
-        changed = "; ".join(differences(header["about"], about))
-        raise ValueError(f"{file} holds something else ({changed}); delete {file.parent} or take another "
-                         "--out")
-    return header
+class Shard:
+    """An open file by `write`.  header: {"about", "rows", "lost", "slots"}.
 
+    ValueError when the file is damaged: for the header at once, for a slot when it is read.
+    """
 
-def _sha256(raw: bytes) -> str:
-    """Of a safetensors file's tensors, its header left out."""
-    return hashlib.sha256(raw[8 + int.from_bytes(raw[:8], "little"):]).hexdigest()
+    def __init__(self, file: Path):
+        self.file = file
+        try:
+            opened = safe_open(file, "pt")
+            self.header = sealed.unsealed(opened.metadata()["shard"])
+            self.tensors = {name: opened.get_slice(name) for name in opened.keys()}       # noqa: SIM118
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as why:
+            raise self._damaged(why) from why
+
+    def slot(self, slot: int) -> dict[str, Tensor]:
+        try:
+            found = slot_of(self.tensors, slot)
+        except (SafetensorError, KeyError, ValueError, IndexError, OverflowError) as why:
+            raise self._damaged(f"slot {slot}: {why!r}") from why
+        if sealed.digest(*found.values()) != self.header["slots"][slot]:
+            raise self._damaged(f"the bytes of slot {slot} are not those that were written")
+        return found
+
+    def _damaged(self, why: object) -> ValueError:
+        return ValueError(f"{self.file}: damaged ({why}); delete it and run `swiftvideo encode` again")
 
 
 def read_manifest(folder: Path) -> dict:
@@ -166,7 +189,7 @@ class ShardSource:
 
     def batch(self, rows: list[Row]) -> Batch:
         """x0 is widened to float32; the rest stays as it was stored."""
-        picked = [self.files.slot("clips", row.shard, row.slot) for row in rows]
+        picked = [self.files.shard("clips", row.shard).slot(row.slot) for row in rows]
         tensors = {name: torch.stack([tensors[name] for tensors in picked]) for name in picked[0]}
         text = torch.stack([self._text(row.text) for row in rows])
         condition = Condition(tensors["frames"], text, self.null_text, tensors.get("image"))
@@ -177,7 +200,7 @@ class ShardSource:
     def _captions(self) -> list[str]:
         shards = range(-(-self.about["texts"] // TEXTS))
         self._whole("text", shards)
-        return [caption for s in shards for caption in self.files.header("text", s)["rows"]]
+        return [caption for s in shards for caption in self.files.shard("text", s).header["rows"]]
 
     def _rows(self) -> list[list[Row]]:
         """By pass."""
@@ -185,7 +208,7 @@ class ShardSource:
         self._whole("clips", shards)
         passes = [[] for _ in range(self.about["passes"])]
         for shard in shards:
-            for slot, (turn, row, start, text) in enumerate(self.files.header("clips", shard)["rows"]):
+            for slot, (turn, row, start, text) in enumerate(self.files.shard("clips", shard).header["rows"]):
                 passes[turn].append(Row(row, start, text, shard, slot))
         return [rows for rows in passes if rows]
 
@@ -198,7 +221,8 @@ class ShardSource:
     def _text(self, number: int) -> Tensor:
         """(L, E), zeros after the caption's own length."""
         shard, slot = divmod(number, TEXTS)
-        return self.files.text(shard, slot, self.about["text_length"])
+        text = self.files.shard("text", shard).slot(slot)["text"]
+        return torch.nn.functional.pad(text, (0, 0, 0, self.about["text_length"] - len(text)))
 
 
 class OpenFiles:
@@ -207,24 +231,11 @@ class OpenFiles:
     def __init__(self, folder: Path):
         self.folder, self.opened, self.lock = folder, OrderedDict(), threading.Lock()
 
-    def header(self, kind: str, shard: int) -> dict:
-        return header_of(file_of(self.folder, kind, shard))
-
-    def slot(self, kind: str, shard: int, slot: int) -> dict[str, Tensor]:
-        file = self._open(kind, shard)
-        return {name: file.get_slice(name)[slot] for name in file.keys()}           # noqa: SIM118
-
-    def text(self, shard: int, slot: int, length: int) -> Tensor:
-        file = self._open("text", shard)
-        begin, end = file.get_slice("ends")[slot:slot + 2].tolist()
-        cut = file.get_slice("text")[begin:end]
-        return torch.nn.functional.pad(cut, (0, 0, 0, length - len(cut)))
-
-    def _open(self, kind: str, shard: int):
-        key = kind, shard
+    def shard(self, kind: str, number: int) -> Shard:
+        key = kind, number
         with self.lock:
             if key not in self.opened:
-                self.opened[key] = safe_open(file_of(self.folder, *key), "pt")
+                self.opened[key] = Shard(file_of(self.folder, *key))
                 if len(self.opened) > OPEN:
                     self.opened.popitem(last=False)
             self.opened.move_to_end(key)

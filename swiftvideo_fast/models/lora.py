@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from swiftvideo_fast import sealed
 from swiftvideo_fast.atomic import atomic_write
 
 NAME = "default"                    # peft's, of the one adapter a layer has
@@ -90,7 +90,7 @@ def merged(net: nn.Module) -> nn.Module:
 
 def save(net: nn.Module, path: Path | str, **about) -> None:
     """Write A and B under names that ComfyUI and diffusers load; `about` as JSON in the header.  Atomic."""
-    tensors = {f"{PREFIX}{name}.{factor}.weight": getattr(layer, factor)[NAME].weight.detach().contiguous()
+    tensors = {f"{PREFIX}{name}.{factor}.weight": getattr(layer, factor)[NAME].weight
                for name, layer in adapted(net) for factor in ("lora_A", "lora_B")}
     with atomic_write(path) as aside:
-        save_file(tensors, aside, {"about": json.dumps(about)})
+        sealed.save(tensors, aside, {"about": json.dumps(about)})

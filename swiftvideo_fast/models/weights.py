@@ -8,38 +8,39 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from swiftvideo_fast import atomic
+from swiftvideo_fast import atomic, sealed
 from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.models.wan.network import Wan, WanConfig
 
 
 def save(net: Wan, path: Path | str, dtype: torch.dtype = torch.float32, **about) -> None:
     """Write the parameters and, as JSON in the header, net.config and `about`.  Atomic."""
-    tensors = {k: v.detach().to(dtype).contiguous() for k, v in net.state_dict().items()}
+    tensors = {k: v.detach().to(dtype) for k, v in net.state_dict().items()}
     with atomic_write(path) as aside:
-        save_file(tensors, aside, {"config": json.dumps(asdict(net.config)), "about": json.dumps(about)})
+        sealed.save(tensors, aside, {"config": json.dumps(asdict(net.config)), "about": json.dumps(about)})
 
 
 class Stored:
-    """Tensors of one or more safetensors files, each read when it is asked for.
+    """Tensors of one or more safetensors files, each read, and held against its digest, when it is asked for.
 
     ValueError names a file that is missing or damaged, and how to mend it.
     """
 
     def __init__(self, *paths: Path | str, mend: str = "restore it from its source"):
-        self._files = {}
+        self._files, self._paths, self._digests, self._mend = {}, {}, {}, mend
         for path in paths:
             try:
                 file = safe_open(str(path), "pt")
+                digests, self.header = sealed.opened(file.metadata())
             except FileNotFoundError as why:
                 raise ValueError(f"{path}: no such file; {mend}") from why
-            except (SafetensorError, OSError) as why:
+            except (SafetensorError, OSError, sealed.Changed) as why:
                 raise ValueError(f"{path}: damaged, or no safetensors file ({why}); {mend}") from why
             self._files |= dict.fromkeys(file.keys(), file)
-            self.header = file.metadata() or {}
+            self._paths |= dict.fromkeys(file.keys(), path)
+            self._digests |= digests
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -48,8 +49,11 @@ class Stored:
         return tuple(self._files[name].get_slice(name).get_shape())
 
     def __getitem__(self, name: str) -> Tensor:
-        """Mapped: its bytes are read from the file when they are first used."""
-        return self._files[name].get_tensor(name)
+        """Mapped: its bytes stay in the page cache.  ValueError when they are not those that were written."""
+        tensor = self._files[name].get_tensor(name)
+        if name in self._digests and sealed.digest(tensor) != self._digests[name]:
+            raise ValueError(f"{self._paths[name]}: damaged: {name} is not what was written; {self._mend}")
+        return tensor
 
 
 def stored(folder: Path, file: str) -> Stored:

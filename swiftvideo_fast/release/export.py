@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor
 
+from swiftvideo_fast import sealed
 from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.condition import Condition
@@ -64,7 +64,7 @@ def to_weights(model: Model, out: Path, dtype: torch.dtype) -> str:
     if not model.weights.is_file():
         raise ValueError(f"{model.weights}: want a run, a checkpoint or its weight file")
     tensors, header = weights.read(model.weights, dtype=None)
-    save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, out, header)
+    sealed.save({name: tensor.to(dtype) for name, tensor in tensors.items()}, out, header)
     back, _ = weights.read(out, dtype=None)
     if wrong := [name for name in tensors if not torch.equal(back[name], tensors[name].to(dtype))]:
         raise ValueError(f"{wrong[0]} is not read back as it was written")
@@ -111,7 +111,7 @@ def to_original(model: Model, out: Path, dtype: torch.dtype) -> str:
     out.mkdir()
     net = folder.load(model.weights, dtype=torch.float32)
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in net.state_dict().items()}
-    save_file(tensors, out / folder.FILE, {"format": "pt"})
+    sealed.save(tensors, out / folder.FILE, {"format": "pt"})
     (out / "config.json").write_text(json.dumps(_released_config(_exact(net)), indent=2) + "\n")
     for name in (encoders.TEXT.file, encoders.IMAGE.file, encoders.AUTOENCODER.file, encoders.TEXT.subfolder,
                  encoders.IMAGE.subfolder, encoders.AUTOENCODER.subfolder, *encoders.TOKENIZERS):
@@ -144,8 +144,8 @@ def _lora(model: Model, out: Path, dtype: torch.dtype, rename) -> str:
     """Writes adapters; verifies them through diffusers' reader, which takes both naming sets."""
     how = _student(model)
     adapters = lora_files.read(model.weights.with_name(f"lora-{model.weights.name}"))
-    save_file({name: tensor.to(dtype).contiguous() for name, tensor in rename(adapters).items()}, out,
-              {"format": "pt", "sampling": json.dumps(vars(how))})
+    sealed.save({name: tensor.to(dtype) for name, tensor in rename(adapters).items()}, out,
+                {"format": "pt", "sampling": json.dumps(vars(how))})
     pipeline = encoders.wanted("diffusers").WanImageToVideoPipeline
     read = pipeline.lora_state_dict(out.parent, weight_name=out.name)
     want = {name: tensor.to(dtype) for name, tensor in lora_files.diffusers(adapters).items()}

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
+from swiftvideo_fast import sealed
 from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.models import weights
 
@@ -82,7 +82,7 @@ class PcaCodec:
     def save(self, path: Path | str) -> None:
         """Atomic."""
         with atomic_write(path) as aside:
-            save_file(self.tensors, aside)
+            sealed.save(self.tensors, aside, {})
 
     @classmethod
     def load(cls, path: Path | str) -> "PcaCodec":
