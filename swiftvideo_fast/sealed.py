@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,11 +23,11 @@ class Changed(ValueError):
     """Bytes that are not those that were written."""
 
 
-def digest(*tensors: Tensor) -> str:
-    """sha256 of the tensors' dtypes, shapes and bytes, in their order."""
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of the tensors' names, dtypes, shapes and bytes, in the order of their names."""
     found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(f"{tensor.dtype} {list(tensor.shape)} ".encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
         found.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
     return found.hexdigest()
 
@@ -34,16 +35,16 @@ def digest(*tensors: Tensor) -> str:
 def save(tensors: Mapping[str, Tensor], path: Path | str, header: Mapping[str, str]) -> None:
     """Write a safetensors file with `header` and the digests as its metadata.  Not atomic by itself."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    digests = {"header": _of_text(header), "tensors": {name: digest(x) for name, x in tensors.items()}}
-    save_file(tensors, path, {**header, SEAL: json.dumps(digests)})
+    digests = {name: digest({name: tensor}) for name, tensor in tensors.items()}
+    save_file(tensors, path, {**header, SEAL: json.dumps({"header": _of_text(header), "tensors": digests})})
 
 
-def opened(metadata: Mapping[str, str] | None) -> tuple[dict[str, str], dict[str, str]]:
-    """({tensor: digest}, the other metadata) of a file's metadata; no digests where another writer gave none.
+def opened(file: safe_open) -> tuple[dict[str, str], dict[str, str]]:
+    """({tensor: digest}, the other metadata) of an open file; no digests where another writer gave none.
 
-    Changed when the metadata is not what was written.
+    Changed when the metadata, or the names of the tensors, are not what was written.
     """
-    header = dict(metadata or {})
+    header = dict(file.metadata() or {})
     if SEAL not in header:
         return {}, header
     try:
@@ -51,7 +52,7 @@ def opened(metadata: Mapping[str, str] | None) -> tuple[dict[str, str], dict[str
         same, digests = found["header"] == _of_text(header), dict(found["tensors"])
     except (ValueError, KeyError, TypeError) as why:
         raise Changed(f"its digests cannot be read: {why!r}") from why
-    if not same:
+    if not same or digests.keys() != set(file.keys()):
         raise Changed("its header is not what was written")
     return digests, header
 

@@ -8,6 +8,7 @@ import io
 import re
 import threading
 import zipfile
+import zlib
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
@@ -46,7 +47,7 @@ def walk(folder: Path) -> tuple[dict[Place, int], dict[Place, str]]:
     for archive in sorted(archives):
         try:
             members = open_archive(folder, archive).infolist()
-        except (ValueError, OSError, zipfile.BadZipFile) as why:
+        except (ValueError, OSError, NotImplementedError, zipfile.BadZipFile) as why:
             unread[Place("", archive)] = f"archive: {why}"
             continue
         for member in members:
@@ -57,25 +58,32 @@ def walk(folder: Path) -> tuple[dict[Place, int], dict[Place, str]]:
 
 
 def open_file(folder: Path, place: Place) -> Path | io.BytesIO:
-    """What a decoder opens: the path, or the bytes of an archive's member."""
-    return io.BytesIO(read(folder, place)) if place.archive else folder / place.path
+    """What a decoder opens: the path, or the bytes of an archive's member.  ValueError outside the folder."""
+    return io.BytesIO(read(folder, place)) if place.archive else _inside(folder, place.path)
 
 
 def read(folder: Path, place: Place) -> bytes:
     """All bytes of a file.  ValueError when its archive does not give them."""
     if not place.archive:
-        return (folder / place.path).read_bytes()
+        return _inside(folder, place.path).read_bytes()
     try:
         return open_archive(folder, place.archive).read(place.path)
-    except (KeyError, RuntimeError, zipfile.BadZipFile, NotImplementedError) as why:
+    except (KeyError, RuntimeError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as why:
         raise ValueError(f"archive: {why}") from why
 
 
 @lru_cache(maxsize=256)
 def open_archive(folder: Path, archive: str) -> zipfile.ZipFile:
     """A zip file, or the pieces of one; kept open, as a directory of thousands of members takes a while."""
-    path = folder / archive
+    path = _inside(folder, archive)
     return zipfile.ZipFile(path if path.exists() else Joined(pieces(path)))
+
+
+def _inside(folder: Path, path: str) -> Path:
+    """Members of archives are read by name and never unpacked, so that a path is the one way out."""
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ValueError(f"{path}: not inside {folder}; index the folder again")
+    return folder / path
 
 
 def pieces(path: Path) -> list[Path]:

@@ -44,11 +44,17 @@ class Index:
     def __init__(self, path: Path | str):
         self.path = Path(path)
         parquet = _parquet()
+        from pyarrow import ArrowException
+
         try:
             self.table = parquet.read_table(self.path, memory_map=True)
-            self.folder = self.path.parent / self.table.schema.metadata[b"folder"].decode()
-        except (OSError, TypeError, KeyError) as why:
-            raise ValueError(f"{path}: no index ({why}); make one with `swiftvideo index`") from why
+            about = {key.decode(): value.decode() for key, value in self.table.schema.metadata.items()}
+            self.folder = self.path.parent / about["folder"]
+            if about["sha256"] != _digest(self.table, about["folder"]):
+                raise ValueError("its rows are not those that were written")
+        except (ArrowException, OSError, AttributeError, KeyError, ValueError) as why:
+            why = " ".join(str(why).split())
+            raise ValueError(f"{path}: no index ({why}); make one with `swiftvideo index`") from None
         if not len(self.table):
             raise ValueError(f"{path}: lists no video; see {rejects_of(self.path)}")
 
@@ -223,9 +229,29 @@ def _write(out: Path, folder: Path, rows: dict[Place, tuple[dict, str, int]]) ->
         "tick": column(ticks, ([v.tick.numerator, v.tick.denominator] for v in videos)),
         "times": column(ticks, (values["times"] for values, _, _ in rows.values())),     # first, then steps
     }
-    table = pa.table(columns).replace_schema_metadata({"folder": os.path.relpath(folder, out.parent)})
+    table, place = pa.table(columns), os.path.relpath(folder, out.parent)
+    table = table.replace_schema_metadata({"folder": place, "sha256": _digest(table, place)})
     with atomic_write(out) as aside:
         _parquet().write_table(table, aside, compression="zstd", row_group_size=65536)
+
+
+def _digest(table: "pyarrow.Table", folder: str) -> str:
+    """sha256 of the rows' values and of the folder; the same for any chunks."""
+    from pyarrow import compute, types
+
+    found = hashlib.sha256(f"{folder} {len(table)} {table.column_names}".encode())
+    for column in table.columns:
+        kind = column.type.value_type if types.is_list(column.type) else column.type
+        found.update(str(kind).encode())                        # a list's own type changes on disk
+        if types.is_string(column.type):
+            found.update(compute.binary_length(column).to_numpy().tobytes())
+            found.update("".join(column.to_pylist()).encode())
+        elif types.is_list(column.type):
+            found.update(compute.list_value_length(column).to_numpy().tobytes())
+            found.update(compute.list_flatten(column).to_numpy().tobytes())
+        else:
+            found.update(column.to_numpy().tobytes())
+    return found.hexdigest()
 
 
 def _parquet():

@@ -121,7 +121,7 @@ class Shard:
             self.pair(slot)
 
     def _checked(self, tensors: dict[str, Tensor], digest: str) -> dict[str, Tensor]:
-        if sealed.digest(*tensors.values()) != digest:
+        if sealed.digest(tensors) != digest:
             raise self._damaged(f"{', '.join(tensors)}: not the bytes that were written")
         return tensors
 
@@ -192,10 +192,10 @@ def _packed(pairs: Pairs, about: dict) -> bytes:
     """One key of metadata: safetensors does not keep the order of several."""
     condition = {name: x for name, x in vars(pairs.condition).items() if x is not None}
     tensors = {name: getattr(pairs, name).contiguous() for name in CLIPS} | condition
-    rows = [tensors[name] for name in sorted(tensors) if name != NULL_TEXT]
-    digests = [sealed.digest(*(x[slot] for x in rows)) for slot in range(len(pairs))]
+    digests = [sealed.digest({name: x[slot] for name, x in tensors.items() if name != NULL_TEXT})
+               for slot in range(len(pairs))]
     header = {"about": about, "captions": pairs.captions, "digests": digests,
-              "null_text": sealed.digest(tensors[NULL_TEXT])}
+              "null_text": sealed.digest({NULL_TEXT: tensors[NULL_TEXT]})}
     return save(tensors, {"pairs": sealed.seal(header)})
 
 

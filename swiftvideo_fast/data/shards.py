@@ -59,7 +59,7 @@ def file_of(folder: Path, kind: str, shard: int) -> Path:
 def write(file: Path, tensors: dict[str, Tensor], about: dict, rows: list, lost: dict | None = None) -> None:
     """rows: what each slot is.  lost: {video: why it has no slot here}."""
     tensors = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
-    slots = [sealed.digest(*slot_of(tensors, slot).values()) for slot in range(len(rows))]
+    slots = [sealed.digest(slot_of(tensors, slot)) for slot in range(len(rows))]
     header = sealed.seal({"about": about, "rows": rows, "lost": lost or {}, "slots": slots})
     with atomic_write(file) as aside:
         aside.write_bytes(save(tensors, {"shard": header}))                     # several keys keep no order
@@ -70,7 +70,7 @@ def slot_of(tensors: Mapping, slot: int) -> dict[str, Tensor]:
     if "ends" in tensors:
         begin, end = tensors["ends"][slot:slot + 2].tolist()
         return {"text": tensors["text"][begin:end]}
-    return {name: tensors[name][slot] for name in sorted(tensors)}
+    return {name: tensor[slot] for name, tensor in tensors.items()}
 
 
 def is_whole(file: Path, about: dict) -> bool:
@@ -107,7 +107,7 @@ class Shard:
             found = slot_of(self.tensors, slot)
         except (SafetensorError, KeyError, ValueError, IndexError, OverflowError) as why:
             raise self._damaged(f"slot {slot}: {why!r}") from why
-        if sealed.digest(*found.values()) != self.header["slots"][slot]:
+        if sealed.digest(found) != self.header["slots"][slot]:
             raise self._damaged(f"the bytes of slot {slot} are not those that were written")
         return found
 

@@ -33,7 +33,7 @@ class Stored:
         for path in paths:
             try:
                 file = safe_open(str(path), "pt")
-                digests, self.header = sealed.opened(file.metadata())
+                digests, self.header = sealed.opened(file)
             except FileNotFoundError as why:
                 raise ValueError(f"{path}: no such file; {mend}") from why
             except (SafetensorError, OSError, sealed.Changed) as why:
@@ -51,7 +51,7 @@ class Stored:
     def __getitem__(self, name: str) -> Tensor:
         """Mapped: its bytes stay in the page cache.  ValueError when they are not those that were written."""
         tensor = self._files[name].get_tensor(name)
-        if name in self._digests and sealed.digest(tensor) != self._digests[name]:
+        if name in self._digests and sealed.digest({name: tensor}) != self._digests[name]:
             raise ValueError(f"{self._paths[name]}: damaged: {name} is not what was written; {self._mend}")
         return tensor
 
@@ -61,7 +61,10 @@ def stored(folder: Path, file: str) -> Stored:
     mend, index = "download it again", folder / f"{file}.index.json"
     if (folder / file).exists() or not index.exists():
         return Stored(folder / file, mend=mend)
-    where = read_json(index).get("weight_map", {})
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict) or any(not isinstance(shard, str) or Path(shard).name != shard
+                                          for shard in where.values()):
+        raise ValueError(f"{index}: weight_map does not map tensors to files of that folder; {mend}")
     found = Stored(*(folder / shard for shard in sorted(set(where.values()))),
                    mend=f"{index.name} names it: {mend}")
     if missing := sorted(where.keys() - set(found)):

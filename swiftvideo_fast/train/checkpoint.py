@@ -146,6 +146,8 @@ class Saved:
             step, self.digests, self.shapes = (self.state[key] for key in ("step", "files", "shapes"))
             if folder.name != f"step-{step:08d}":
                 raise ValueError(f"it says step {step}")
+            if [*self.digests] != [rank_file(rank) for rank in range(len(self.digests))]:
+                raise ValueError("it names other files than the ranks'")
         except (OSError, ValueError, KeyError, TypeError) as why:
             raise self._damaged(STATE, why) from why
 
