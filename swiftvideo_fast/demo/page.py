@@ -102,7 +102,8 @@ def samples(result: Seed) -> Samples:
     choices = {name: [column(name, steps) for steps in (4, 2)] for name in (*STAGES, *ALIGNED)}
     choices |= {FULL: [column(FULL, 1)]}
     columns = [Column("condition", real[:, :, :1]), Column("real", real), column(TEACHER, REFERENCE_STEPS)]
-    return Samples("", result.captions, columns, choices, note="Real clips went through the codec, as measured.")
+    return Samples("", result.captions, columns, choices,
+                   note="Real clips went through the codec, as measured.")
 
 
 INTRODUCTION = """
