@@ -107,15 +107,16 @@ class Moments:
 
     def gaussian(self, without: int | None = None) -> Gaussian:
         """Of all clips, or of all but one group's.  ValueError for fewer than two clips."""
-        whole = Moments.__new__(Moments)
-        whole.counts, whole.means = torch.zeros(1, dtype=torch.int64), torch.zeros_like(self.means[:1])
-        whole.scatters = torch.zeros_like(self.scatters[:1])
-        for g in range(GROUPS):
-            if g != without:
-                whole._add(0, int(self.counts[g]), self.means[g], self.scatters[g])
-        if whole.count < 2:
-            raise ValueError(f"gaussian: {whole.count} clips were seen; want at least 2 clips")
-        return Gaussian(whole.means[0], whole.scatters[0] / whole.count, whole.count)
+        counts = self.counts.double()
+        if without is not None:
+            counts[without] = 0
+        count, kept = int(counts.sum()), (counts > 0).double()
+        if count < 2:
+            raise ValueError(f"gaussian: {count} clips were seen; want at least 2 clips")
+        mean = counts @ self.means / count
+        e = self.means - mean
+        scatter = torch.tensordot(kept, self.scatters, 1) + (counts[:, None] * e).T @ e             # (1)
+        return Gaussian(mean, scatter / count, count)
 
     def _add(self, g: int, count: int, mean: Tensor, scatter: Tensor) -> None:
         """(1)"""
