@@ -22,7 +22,7 @@ def detail_ratio(generated: Tensor, real: Tensor) -> float:
 
     Energy is that of the frames' Laplacian; a Fourier band would count the crop's edges as detail.
     """
-    return (_laplacian_energy(generated).mean() / _laplacian_energy(real).mean()).item()
+    return (detail(generated).mean() / detail(real).mean()).item()
 
 
 def first_frame_psnr(clips: Tensor, first_BCHW: Tensor) -> Tensor:
@@ -33,17 +33,19 @@ def first_frame_psnr(clips: Tensor, first_BCHW: Tensor) -> Tensor:
 
 def motion_ratio(generated: Tensor, real: Tensor) -> float:
     """Mean absolute change from frame to frame, of generated over real; below STILL it is a static copy."""
-    return (_change(generated) / _change(real)).item()
+    return (motion(generated).mean() / motion(real).mean()).item()
 
 
-def _laplacian_energy(clips: Tensor) -> Tensor:
+def detail(clips: Tensor) -> Tensor:
+    """(B,) energy of the frames' Laplacian."""
     x = clips.float()
     middle = x[..., 1:-1, 1:-1]
     sides = x[..., :-2, 1:-1] + x[..., 2:, 1:-1] + x[..., 1:-1, :-2] + x[..., 1:-1, 2:]
     return (sides - 4 * middle).square().flatten(1).mean(1)
 
 
-def _change(clips: Tensor) -> Tensor:
+def motion(clips: Tensor) -> Tensor:
+    """(B,) mean absolute change from frame to frame."""
     if clips.shape[2] < 2:
         raise ValueError(f"motion_ratio: clips are {tuple(clips.shape)}; want at least 2 frames")
-    return clips.float().diff(dim=2).abs().mean()
+    return clips.float().diff(dim=2).abs().flatten(1).mean(1)
