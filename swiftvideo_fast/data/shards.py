@@ -62,24 +62,25 @@ def write(file: Path, tensors: dict[str, Tensor], about: dict, rows: list, lost:
         aside.write_bytes(save(tensors, {"shard": json.dumps(header)}))         # several keys keep no order
 
 
-def is_whole(file: Path, about: dict) -> bool:
-    """Whether a shard is there; ValueError when it is damaged or of something else."""
+def is_whole(file: Path, about: dict, command: str = "encode") -> bool:
+    """Whether a shard is there; ValueError when it is damaged or of something else.  command: what wrote it.
+    """
     if not file.exists():
         return False
     raw = file.read_bytes()
-    if _sha256(raw) != header_of(file, about)["sha256"]:
+    if _sha256(raw) != header_of(file, about, command)["sha256"]:
         raise ValueError(f"{file}: its bytes are not those that were written; delete it and run "
-                         "`swiftvideo encode` again")
+                         f"`swiftvideo {command}` again")
     return True
 
 
-def header_of(file: Path, about: dict | None = None) -> dict:
+def header_of(file: Path, about: dict | None = None, command: str = "encode") -> dict:
     """{"about", "rows", "lost", "sha256"}; ValueError when the file is damaged, or not of `about`."""
     try:
         with safe_open(file, "pt") as opened:
             header = json.loads(opened.metadata()["shard"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as why:
-        raise ValueError(f"{file}: damaged ({why}); delete it and run `swiftvideo encode` again") from why
+        raise ValueError(f"{file}: damaged ({why}); delete it and run `swiftvideo {command}` again") from why
     if about is not None and header["about"] != about:
         changed = "; ".join(differences(header["about"], about))
         raise ValueError(f"{file} holds something else ({changed}); delete {file.parent} or take another "
@@ -158,11 +159,14 @@ class ShardSource:
         out = sum(map(len, self.held.values()))
         return f"{self.order.total} windows, {len(self.order.passes)} of each clip; {out} clips held out"
 
-    def clips(self, split: str, count: int, seed: int) -> Batch:
-        """`count` clips held out (of training, where none are), in an order drawn from the seed."""
+    def clips(self, split: str, count: int, seed: int, first: int = 0) -> Batch:
+        """Clips held out (of training, where none are), in an order drawn from the seed."""
         rows = [self.first[row] for row in self.held.get(split, ())]
         order = Order([rows]) if rows else self.order
-        return self.batch([order.at(seed, p) for p in range(count)])
+        return self.batch([order.at(seed, p) for p in range(first, first + count)])
+
+    def size(self, split: str) -> int:
+        return len(self.held.get(split) or self.order.passes[0])
 
     def batch(self, rows: list[Row]) -> Batch:
         """x0 is widened to float32; the rest stays as it was stored."""
