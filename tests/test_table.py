@@ -21,7 +21,8 @@ from swiftvideo_fast.demo.table.work import Table
 from swiftvideo_fast.models import weights
 
 CONFIGS = Path(__file__).parents[1] / "configs/demo"
-FEW = ["CCD", "CCD, half", "CCD + DA", "CCD + DA, 7/10", PAIRED, "CCD + DA + TA", "DPO alone", layout.MAP]
+RATES = {"CCD": (1e-3, 1e-2), "CCD + DA": (1e-3, 1e-2), PAIRED: (1e-3,), layout.MAP: (1e-3,)}
+FEW = [*RATES, "CCD, half", "CCD + DA, 7/10", "DPO alone"]
 
 
 class Crops(work.KeptCrops):
@@ -30,7 +31,7 @@ class Crops(work.KeptCrops):
 
 @pytest.fixture
 def table(inputs, tmp_path, monkeypatch) -> Table:
-    """The demo's configs on tiny clips and networks; a few of the methods, two rates each; one process."""
+    """The demo's configs on tiny clips and networks; a few of the methods and rates; one process."""
     (tmp_path / "configs").mkdir()
     for file in CONFIGS.glob("*.yaml"):
         tree = yaml.safe_load(file.read_text())
@@ -43,9 +44,8 @@ def table(inputs, tmp_path, monkeypatch) -> Table:
         (tmp_path / "configs" / file.name).write_text(yaml.safe_dump(tree))
     for name in {*METHODS} - {*FEW}:
         monkeypatch.delitem(METHODS, name)
-    for name in FEW:
-        if isinstance(METHODS[name].rates, tuple):
-            monkeypatch.setitem(METHODS, name, replace(METHODS[name], rates=(1e-3, 1e-2)))
+    for name, rates in RATES.items():
+        monkeypatch.setitem(METHODS, name, replace(METHODS[name], rates=rates))
     monkeypatch.setattr(layout, "COMPARED", [name for name in layout.COMPARED if name in FEW])
     monkeypatch.setattr(work, "TABLES", replace(work.TABLES, sources=work.by_name(Crops)))
     monkeypatch.setattr(work, "TEACHER_STEPS", (4, 2))
