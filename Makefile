@@ -2,7 +2,7 @@
 #     make demo SEEDS=3       make test ARGS="-k attention"       make test PYTHON=/usr/bin/python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench gpu sanitize wheel clean
+.PHONY: help demo table test lint format bench gpu sanitize wheel clean
 
 PYTHON = $(or $(shell for p in python3 python3.13 python3.12 python3.11; do \
     $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; \
@@ -16,6 +16,9 @@ help:           ## this list
 
 demo:           ## real clips -> teacher -> few-step student -> table and HTML report (SEEDS=3 for means)
 	$(WITH) demo swiftvideo demo $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+
+table:          ## every method on the demo's benchmark, in the layouts of the paper's tables; 65 minutes, resumable
+	$(WITH) demo python -m swiftvideo_fast.demo.table $(ARGS)
 
 test:           ## every test this machine can run, two processes at once (ARGS goes to pytest in their place)
 	$(WITH) dev $(if $(ARGS),,env OMP_NUM_THREADS=1) python -m pytest $(or $(ARGS),-n 2 --dist loadfile)

@@ -7,7 +7,7 @@ out 1.41 times too large at 2 steps and 1.66 at 4.  A converged consistency netw
 flow map is exact from any time to any other, with the noise it began with.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,10 +18,11 @@ from swiftvideo_fast.models.condition import Condition, guided
 
 Velocity = Callable[[Tensor, Tensor], Tensor]       # (x_t, t (B,)) -> v
 Map = Callable[[Tensor, Tensor, Tensor], Tensor]    # (x_t, t (B,), s (B,)) -> u
+Rng = torch.Generator | Sequence[torch.Generator]   # of a batch, or one a clip
 
 
 def generate(call: Callable[..., Tensor], x1: Tensor, condition: Condition,
-             steps: int, how: Sample, rng: torch.Generator) -> Tensor:
+             steps: int, how: Sample, rng: Rng) -> Tensor:
     """Latents from the noise x1.  call(x_t, t, condition): the velocity, with s after it where a flow map is
     sampled by itself; rng draws fresh noise."""
     def v(x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
@@ -52,10 +53,17 @@ def flowmap(u: Map, x1: Tensor, times: list[float]) -> Tensor:
 
 
 @torch.no_grad()
-def consistency(velocity: Velocity, x1: Tensor, times: list[float], rng: torch.Generator) -> Tensor:
+def consistency(velocity: Velocity, x1: Tensor, times: list[float], rng: Rng) -> Tensor:
     """x0 = x_t - t v(x_t, t), then x_s = (1 - s) x0 + s e with fresh e ~ N(0, I), down the ladder."""
     x = x1
     for t, s in zip(times, times[1:], strict=False):
         x0 = x - t * velocity(x, x.new_full((len(x),), t))
-        x = (1 - s) * x0 + s * torch.randn(x.shape, generator=rng).to(x) if s > 0 else x0
+        x = (1 - s) * x0 + s * noise(x.shape, rng).to(x) if s > 0 else x0
     return x
+
+
+def noise(shape: Sequence[int], rng: Rng) -> Tensor:
+    """N(0, I) of a shape (B, ...).  With a generator a clip, a clip's noise does not depend on its batch."""
+    if isinstance(rng, torch.Generator):
+        return torch.randn(*shape, generator=rng)
+    return torch.stack([torch.randn(*shape[1:], generator=one) for one in rng])

@@ -29,6 +29,7 @@ from swiftvideo_fast.demo.stages import (
 from swiftvideo_fast.metrics.benchmark import REFERENCE_STEPS
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.objectives.base import AVERAGE
+from swiftvideo_fast.report.about import About
 from swiftvideo_fast.report.page import render
 from swiftvideo_fast.report.tables import METRICS, Row
 from swiftvideo_fast.train import recipe
@@ -197,23 +198,24 @@ def test_the_tables_have_the_papers_layouts(result):
         *((name, "") for name in measure.REAL_ROWS),
         *((TEACHER, str(n)) for n in (REFERENCE_STEPS, *STEPS[TEACHER])), ("CCD", "4")]
     assert not {row[0] for row in methods.rows} & {UNJUDGED, *VARIANTS, TWICE}
-    settings = [row[1] for row in added.rows]
+    settings = [row[0] for row in added.rows]
     questions = [UNJUDGED, LAST, LAST, *ALIGNED, LAST, PAIRED, TWICE]
     assert settings == ["CCD", *questions, ALIGNED[0], *VARIANTS]
-    assert [row[-1] for row in added.rows if row[1] == "CCD"][0] == "172.54"
-    assert [row[1] for row in rounds.rows] == questions
+    assert [row[-1] for row in added.rows if row[0] == "CCD"][0] == "172.54"
+    assert [row[0] for row in rounds.rows] == questions
 
 
 def test_ratios_in_the_second_table_are_to_the_first_of_their_group(result):
     _, added, *_ = page.tables([result], rows_of(result), clips=256)
     by = {place: found["frechet"] for place, found in result.rows.items()}
-    aligned = next(row for row in added.rows if row[1] == ALIGNED[0])
-    assert aligned[2].remark == f"×{by[ALIGNED[0], 4] / by[LAST, 4]:.2f}"
-    assert next(row for row in added.rows if row[1] == LAST and row[0])[2].remark == ""
+    aligned = next(row for row in added.rows if row[0] == ALIGNED[0])
+    assert aligned[1].remark == f"×{by[ALIGNED[0], 4] / by[LAST, 4]:.2f}"
+    first = {question: added.rows[i] for i, question in added.groups.items()}
+    assert first["trajectory alignment"][0] == LAST and first["trajectory alignment"][1].remark == ""
 
 
 def test_the_page_shows_figures_6_and_8_and_the_samples(result):
-    html = render(page.TITLE, page.sections([result, result], rows_of(result), clips=256))
+    html = render(page.TITLE, page.sections([result, result], rows_of(result), clips=256), About({}))
     for said in ("2 seeds in all", "looks through filters", "temporal heads", "reflow alone from 5 to 4",
-                 "Frechet distance at 4 steps", "Win Diff", f"{ALIGNED[1]}, 2", "FVD in the paper"):
+                 "Frechet distance at 4 steps", "Win Diff", ALIGNED[1], "FVD in the paper"):
         assert said in html

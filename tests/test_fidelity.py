@@ -1,7 +1,6 @@
-"""Figures of fidelity on clips whose answer is known, and the face of cd-fvd."""
+"""Figures of fidelity on clips whose answer is known."""
 
-import sys
-from types import SimpleNamespace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,13 +9,15 @@ import torch
 from swiftvideo_fast.metrics.corrupt import corrupt
 from swiftvideo_fast.metrics.fidelity import (
     STILL,
+    colour_drift,
     detail_ratio,
     first_frame_psnr,
     motion_ratio,
+    sharpness_kept,
+    static_share,
+    temporal_flickering,
     trajectory_error,
 )
-from swiftvideo_fast.metrics.frechet import distance, fit
-from swiftvideo_fast.metrics.fvd import fvd
 
 
 @pytest.fixture
@@ -61,33 +62,59 @@ def test_a_frozen_clip_has_no_motion_and_a_slow_one_half(clips, rng):
         motion_ratio(clips[:, :, :1], clips)
 
 
-def test_fvd_names_its_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cdfvd", None)
-    clips = np.zeros((2, 16, 32, 32, 3), np.uint8)
-    with pytest.raises(ImportError, match=r"swiftvideo_fast\[eval\]"):
-        fvd(clips, clips)
-    with pytest.raises(ValueError, match="generated is float32"):
-        fvd(clips, clips.astype(np.float32))
+def bytes_of(clips):
+    """(B, T, H, W, 3) uint8, as write_video rounds them."""
+    return ((clips.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 4, 1).numpy()
 
 
-def test_fvd_is_our_distance_of_the_package_features(monkeypatch, rng):
-    """The package is stood in for by one that takes each clip's pixel means for features."""
-    class Stats:
-        def get_mean_cov(self):
-            return self.features.mean(0), np.cov(self.features.T, ddof=0)
+def test_flickering_is_vbenchs_formula_on_bytes(clips, rng):
+    """VBench 0.1.5: per pair of frames the mean absolute difference in float32, then the mean over pairs."""
+    noisy = corrupt(clips, "flicker", 1.0, rng)
+    for x in (clips, noisy):
+        pairs = [[np.abs(a.astype(np.float32) - b.astype(np.float32)).mean() for a, b in pairwise(clip)]
+                 for clip in bytes_of(x)]
+        want = [(255.0 - np.mean(clip).item()) / 255.0 for clip in pairs]
+        np.testing.assert_allclose(temporal_flickering(x), want, rtol=1e-6)
+    assert (temporal_flickering(noisy) < temporal_flickering(clips)).all()
+    assert temporal_flickering(torch.ones(1, 3, 4, 8, 8)).tolist() == [1.0]
+    black_and_white = torch.tensor([-1.0, 1.0]).repeat(3)[None, None, :, None, None].expand(1, 3, 6, 8, 8)
+    assert temporal_flickering(black_and_white).tolist() == [0.0]
 
-    class Package:
-        def __init__(self, net, n_real, n_fake, device):
-            assert (net, n_real, n_fake, device) == ("videomae", "full", "full", "cpu")
-            self.real_stats, self.fake_stats = Stats(), Stats()
 
-        def add_real_stats(self, clips):
-            self.real_stats.features, self.real_stats.num_items = clips.mean((1, 2, 3)), len(clips)
+def test_a_static_copy_is_counted_one_by_one(clips, rng):
+    mixed = torch.cat([corrupt(clips[:1], "freeze", 1.0, rng), clips[1:]])
+    assert static_share(mixed, clips) == 0.25
+    assert static_share(clips, clips) == 0.0
+    assert static_share(corrupt(clips, "freeze", 1.0, rng), clips) == 1.0
 
-        def add_fake_stats(self, clips):
-            self.fake_stats.features, self.fake_stats.num_items = clips.mean((1, 2, 3)), len(clips)
 
-    monkeypatch.setitem(sys.modules, "cdfvd", SimpleNamespace(fvd=SimpleNamespace(cdfvd=Package)))
-    real, fake = torch.randint(256, (2, 6, 4, 8, 8, 3), generator=rng, dtype=torch.uint8).numpy()
-    means = [fit(torch.from_numpy(x.mean((1, 2, 3)))) for x in (real, fake)]
-    assert fvd(real, fake, net="videomae", device="cpu") == pytest.approx(distance(*means), rel=1e-9)
+def test_sharpness_falls_where_the_end_is_blurred_alone(clips, rng):
+    assert sharpness_kept(clips[:, :, :1].expand_as(clips)).tolist() == [1.0] * 4
+    blurred = torch.cat([clips[:, :, :-1], corrupt(clips[:, :, :1], "blur", 1.0, rng)], 2)
+    assert (sharpness_kept(blurred) < 0.5).all()
+    assert sharpness_kept(torch.cat([clips[:, :, :1], 2 * clips[:, :, :1]], 2)) == pytest.approx([4.0] * 4)
+
+
+def test_colour_drift_is_in_grey_levels_from_the_first_frame(clips):
+    still = clips[:, :, :1].expand_as(clips).clone()
+    assert colour_drift(still).tolist() == [0.0] * 4
+    still[1, 0, 4] += 20 / 127.5                            # one frame turns red and back
+    still[1, 1, 6] += 10 / 127.5
+    drift = colour_drift(still)
+    assert drift[[0, 2, 3]].tolist() == [0.0] * 3
+    assert drift[1] == pytest.approx(20.0, abs=0.1)
+    tinted = still.clone()
+    tinted[2, :, -1] += 20 / 127.5
+    assert colour_drift(tinted)[2] == pytest.approx(20 * 3 ** 0.5, abs=0.2)
+
+
+@pytest.mark.parametrize("figure", [temporal_flickering, colour_drift])
+def test_what_is_no_clip_in_unit_range_is_refused(figure, clips):
+    for broken in (clips[0], clips[:, :2], (clips * 127).byte()):
+        with pytest.raises(ValueError, match=r"want floats \(B, 3, T, H, W\) in \[-1, 1\]"):
+            figure(broken)
+    clips[0, 0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        figure(clips)
+    with pytest.raises(ValueError, match="at least 2 frames"):
+        temporal_flickering(clips[1:, :, :1])

@@ -130,17 +130,20 @@ class EncodedCrops:
     def pool(self) -> Batch:
         return self.clips("train", self.options.pool, self.seed)
 
-    def clips(self, split: str, count: int, seed: int) -> Batch:
+    def clips(self, split: str, count: int, seed: int, first: int = 0) -> Batch:
         """Warns of clips that are left out."""
-        source, batches = self.cropper(self.options, split), []
+        source, batches, end = self.cropper(self.options, split), [], first + count
         for clip in source.skipped:
             warnings.warn(f"left out: {clip}", stacklevel=2)
-        for start in range(0, count, CHUNK):
-            crops = source.draw(min(CHUNK, count - start), seed_of(seed, "crops", start))
+        for start in range(first - first % CHUNK, end, CHUNK):
+            crops = source.draw(min(CHUNK, end - start), seed_of(seed, "crops", start))
             x0, condition = self.codec.encode(crops.pixels, crops.captions)
             pixels = ((crops.pixels + 1) * 127.5).round().byte() if self.pixels else None
             batches.append(Batch(x0, condition, crops.captions, pixels=pixels))
-        return joined(batches)
+        return joined(batches)[first % CHUNK:]
+
+    def size(self, split: str) -> None:
+        return None
 
     def summary(self) -> str:
         crops = self.cropper(self.options, "train")

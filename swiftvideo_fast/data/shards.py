@@ -73,11 +73,14 @@ def slot_of(tensors: Mapping, slot: int) -> dict[str, Tensor]:
     return {name: tensor[slot] for name, tensor in tensors.items()}
 
 
-def is_whole(file: Path, about: dict) -> bool:
-    """Whether a shard is there; ValueError when it is damaged or of something else."""
+def is_whole(file: Path, about: dict, command: str = "encode") -> bool:
+    """Whether a shard is there; ValueError when it is damaged or of something else.
+
+    command: what wrote it.
+    """
     if not file.exists():
         return False
-    shard = Shard(file)
+    shard = Shard(file, command)
     if shard.header["about"] != about:
         changed = "; ".join(differences(shard.header["about"], about))
         raise ValueError(f"{file} holds something else ({changed}); delete {file.parent} or take another "
@@ -93,8 +96,8 @@ class Shard:
     ValueError when the file is damaged: for the header at once, for a slot when it is read.
     """
 
-    def __init__(self, file: Path):
-        self.file = file
+    def __init__(self, file: Path, command: str = "encode"):
+        self.file, self.command = file, command
         try:
             opened = safe_open(file, "pt")
             self.header = sealed.unsealed(opened.metadata()["shard"])
@@ -112,7 +115,8 @@ class Shard:
         return found
 
     def _damaged(self, why: object) -> ValueError:
-        return ValueError(f"{self.file}: damaged ({why}); delete it and run `swiftvideo encode` again")
+        return ValueError(f"{self.file}: damaged ({why}); delete it and run `swiftvideo {self.command}` "
+                          "again")
 
 
 def read_manifest(folder: Path) -> dict:
@@ -181,11 +185,14 @@ class ShardSource:
         out = sum(map(len, self.held.values()))
         return f"{self.order.total} windows, {len(self.order.passes)} of each clip; {out} clips held out"
 
-    def clips(self, split: str, count: int, seed: int) -> Batch:
-        """`count` clips held out (of training, where none are), in an order drawn from the seed."""
+    def clips(self, split: str, count: int, seed: int, first: int = 0) -> Batch:
+        """Clips held out (of training, where none are), in an order drawn from the seed."""
         rows = [self.first[row] for row in self.held.get(split, ())]
         order = Order([rows]) if rows else self.order
-        return self.batch([order.at(seed, p) for p in range(count)])
+        return self.batch([order.at(seed, p) for p in range(first, first + count)])
+
+    def size(self, split: str) -> int:
+        return len(self.held.get(split) or self.order.passes[0])
 
     def batch(self, rows: list[Row]) -> Batch:
         """x0 is widened to float32; the rest stays as it was stored."""

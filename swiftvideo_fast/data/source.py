@@ -39,8 +39,12 @@ class Source(Protocol):
     def summary(self) -> str:
         """One line for --dry-run: what there is to draw, what is left out.  ValueError as drawing would."""
 
-    def clips(self, split: str, count: int, seed: int) -> Batch:
-        """`count` clips of a split: train, valid or test.  The same arguments give the same clips."""
+    def clips(self, split: str, count: int, seed: int, first: int = 0) -> Batch:
+        """Clips `first` to first + count of a split: train, valid or test.  Clip n depends on the split, the
+        seed and n."""
+
+    def size(self, split: str) -> int | None:
+        """How many clips a split has, after which `clips` begins again; None where there is no end."""
 
 
 def draw_rows(rows: int, count: int, seed: int, position: int) -> torch.Tensor:

@@ -90,10 +90,13 @@ class VideoSource:
         short, out = len(self.index) - len(self.rows), sum(map(len, self.held.values()))
         return f"{self.order.total} videos; {short} too short for a window, {out} held out"
 
-    def clips(self, split: str, count: int, seed: int) -> Batch:
-        """`count` clips held out (of training, where none are), in an order drawn from the seed."""
+    def clips(self, split: str, count: int, seed: int, first: int = 0) -> Batch:
+        """Clips held out (of training, where none are), in an order drawn from the seed."""
         order = Order([self.held[split]]) if self.held.get(split) else self.order
-        return self.batch([(0, order.at(seed, p)) for p in range(count)], seed)
+        return self.batch([(0, order.at(seed, p)) for p in range(first, first + count)], seed)
+
+    def size(self, split: str) -> int:
+        return len(self.held.get(split) or self.order.passes[0])
 
     def batch(self, picked: list[tuple[int, int]], seed: int) -> Batch:
         windows = list(self.pool.map(lambda one: self.window(*one, seed), picked))

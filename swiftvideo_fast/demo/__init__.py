@@ -8,6 +8,7 @@ from swiftvideo_fast.demo import page
 from swiftvideo_fast.demo.pool import run_tasks
 from swiftvideo_fast.demo.seed import result, tasks
 from swiftvideo_fast.demo.stages import LAST, students
+from swiftvideo_fast.report.about import About, here
 from swiftvideo_fast.report.page import write_report
 from swiftvideo_fast.report.tables import Row, as_json
 
@@ -27,4 +28,5 @@ def demo(folder: Path, configs: Path, seeds: int = 1, clips: int = 256, override
     print("".join(f"\n{table.text()}\n" for table in page.tables(results, rows, clips)))
     with atomic_write(folder / "table.json") as aside:
         aside.write_text(json.dumps(as_json(rows), indent=1) + "\n")
-    return write_report(folder / "report.html", page.TITLE, page.sections(results, rows, clips))
+    sections = page.sections(results, rows, clips)
+    return write_report(folder / "report.html", page.TITLE, sections, About(here()))

@@ -10,6 +10,7 @@ from swiftvideo_fast.config import Sample
 from swiftvideo_fast.data.batch import Batch
 from swiftvideo_fast.metrics import fidelity, frechet
 from swiftvideo_fast.metrics.features import random_net, trained_net
+from swiftvideo_fast.metrics.moments import Moments, moments
 from swiftvideo_fast.models.condition import Condition
 from swiftvideo_fast.models.family import Codec
 from swiftvideo_fast.seeds import generator
@@ -30,13 +31,19 @@ def sample(call: Call, clips: Batch, steps: int, how: Sample, seed: int, batch: 
 
 
 class Benchmark:
-    """Real clips through the codec, to hold samples of the same conditions against."""
+    """Real clips through the codec, to hold samples of the same conditions against.
+
+    figures() are plain, biased distances, compared at equal numbers of clips.  estimate() is unbiased and has
+    an interval from the clips, which counts samples of the same conditions as dependent.  A spread over seeds
+    of training is another thing: it needs runs.
+    """
 
     def __init__(self, clips: Batch, codec: Codec, seed: int):
         self.clips, self.codec, self.seed = clips, codec, seed
         self.nets = {"frechet": trained_net(), "frechet_random": random_net()}
         self.real = codec.decode(clips.x0)
-        self.fits = {name: frechet.fit(net.extract(self.real)) for name, net in self.nets.items()}
+        self.moments = {name: self.moments_of(self.real, name) for name in self.nets}
+        self.fits = {name: seen.gaussian() for name, seen in self.moments.items()}
 
     def sample(self, call: Call, steps: int, how: Sample) -> Tensor:
         return sample(call, self.clips, steps, how, self.seed)
@@ -57,4 +64,11 @@ class Benchmark:
 
     def distance(self, pixels: Tensor, name: str = "frechet") -> float:
         """Between the features of these clips and of the real ones."""
-        return frechet.distance(frechet.fit(self.nets[name].extract(pixels)), self.fits[name])
+        return frechet.distance(self.moments_of(pixels, name).gaussian(), self.fits[name])
+
+    def estimate(self, pixels: Tensor, name: str = "frechet") -> frechet.Estimate:
+        """Unbiased, with an interval.  ValueError below frechet.fewest(64) = 128 clips."""
+        return frechet.estimate(self.moments_of(pixels, name), self.moments[name])
+
+    def moments_of(self, pixels: Tensor, name: str) -> Moments:
+        return moments(self.nets[name].extract, [pixels])

@@ -1,6 +1,7 @@
 """Figures a distribution distance cannot give: is it the teacher's trajectory, as sharp, as moving, as begun?
 
-Clips are (B, 3, T, H, W) in [-1, 1].  Functions of one clip give (B,); ratios are of the sets' means.
+Clips are (B, 3, T, H, W) in [-1, 1].  Functions of one clip give (B,); ratios are of the sets' means.  Grey
+levels are those of a byte, 0 to 255, rounded as write_video does.
 """
 
 import torch
@@ -22,7 +23,7 @@ def detail_ratio(generated: Tensor, real: Tensor) -> float:
 
     Energy is that of the frames' Laplacian; a Fourier band would count the crop's edges as detail.
     """
-    return (_laplacian_energy(generated).mean() / _laplacian_energy(real).mean()).item()
+    return (detail(generated).mean() / detail(real).mean()).item()
 
 
 def first_frame_psnr(clips: Tensor, first_BCHW: Tensor) -> Tensor:
@@ -33,17 +34,57 @@ def first_frame_psnr(clips: Tensor, first_BCHW: Tensor) -> Tensor:
 
 def motion_ratio(generated: Tensor, real: Tensor) -> float:
     """Mean absolute change from frame to frame, of generated over real; below STILL it is a static copy."""
-    return (_change(generated) / _change(real)).item()
+    return (motion(generated).mean() / motion(real).mean()).item()
 
 
-def _laplacian_energy(clips: Tensor) -> Tensor:
+def detail(clips: Tensor) -> Tensor:
+    """(B,) energy of the frames' Laplacian."""
     x = clips.float()
     middle = x[..., 1:-1, 1:-1]
     sides = x[..., :-2, 1:-1] + x[..., 2:, 1:-1] + x[..., 1:-1, :-2] + x[..., 1:-1, 2:]
     return (sides - 4 * middle).square().flatten(1).mean(1)
 
 
-def _change(clips: Tensor) -> Tensor:
+def motion(clips: Tensor) -> Tensor:
+    """(B,) mean absolute change from frame to frame."""
     if clips.shape[2] < 2:
         raise ValueError(f"motion_ratio: clips are {tuple(clips.shape)}; want at least 2 frames")
-    return clips.float().diff(dim=2).abs().mean()
+    return clips.float().diff(dim=2).abs().flatten(1).mean(1)
+
+
+def static_share(generated: Tensor, real: Tensor) -> float:
+    """Share of clips that stand still: motion below STILL of the real clips' mean."""
+    return (motion(generated) < STILL * motion(real).mean()).double().mean().item()
+
+
+def temporal_flickering(clips: Tensor) -> Tensor:
+    """(B,) VBench's: (255 - mean absolute change from frame to frame in grey levels) / 255; 1 stands still.
+
+    It counts motion as flicker.  VBench's own range over models is 0.6293 to 1.
+    """
+    grey = grey_levels(clips)
+    if grey.shape[2] < 2:
+        raise ValueError(f"temporal_flickering: clips are {tuple(grey.shape)}; want at least 2 frames")
+    change = grey.diff(dim=2).abs().flatten(1)
+    return 1 - change.sum(1).double() / (255 * change.shape[1])
+
+
+def sharpness_kept(clips: Tensor) -> Tensor:
+    """(B,) detail of the last frame over that of the first: below 1 the clip blurs as it goes on."""
+    return detail(clips[:, :, -1:]).double() / detail(clips[:, :, :1]).double().clamp(min=1e-12)
+
+
+def colour_drift(clips: Tensor) -> Tensor:
+    """(B,) largest distance of a frame's mean colour to the first frame's, in grey levels."""
+    mean_BCT = grey_levels(clips).sum((3, 4)).double() / (clips.shape[3] * clips.shape[4])
+    return (mean_BCT - mean_BCT[:, :, :1]).norm(dim=1).amax(1)
+
+
+def grey_levels(clips: Tensor) -> Tensor:
+    """Integers 0 to 255 as int16.  ValueError for what is no clip in [-1, 1]."""
+    if clips.ndim != 5 or clips.shape[1] != 3 or not clips.is_floating_point():
+        raise ValueError(f"clips are {clips.dtype} {tuple(clips.shape)}; want floats (B, 3, T, H, W) "
+                         "in [-1, 1]")
+    if not clips.isfinite().all():
+        raise ValueError("clips have pixels that are NaN or infinite")
+    return ((clips.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.int16)

@@ -6,7 +6,6 @@
 import math
 from dataclasses import dataclass
 from html import escape
-from itertools import accumulate
 
 WIDTH, HEIGHT = 380, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 40, 40      # margins, with room for tick labels and the legend
@@ -18,7 +17,8 @@ INK, GRID = "var(--muted, #667085)", "var(--line, #d5d9e0)"
 
 @dataclass(frozen=True)
 class Series:
-    """smooth: half-life in points of a running mean drawn over the faint raw line; 0 draws the raw line."""
+    """smooth: half-life in points of a running mean drawn over the faint raw line, from the first value to
+    the last; 0 draws the raw line."""
 
     name: str
     x: list[float]
@@ -28,7 +28,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart; values that are not finite, or not positive on a log axis, leave a gap."""
+    """One chart; values that are not finite, or not positive on a log axis, are left out."""
 
     title: str
     series: list[Series]
@@ -36,6 +36,12 @@ class Chart:
     y_label: str = ""
     log_x: bool = False
     log_y: bool = False
+
+    def constant(self) -> float | None:
+        """The value that all points share to six digits: to be said, not drawn."""
+        values = [y for s in self.series for x, y in zip(s.x, s.y, strict=True) if self._drawable(x, y)]
+        same = len(values) > 1 and max(values) - min(values) <= 1e-6 * abs(values[0])
+        return values[0] if same else None
 
     def svg(self) -> str:
         lines = [(s, [p for p in zip(s.x, s.y, strict=True) if self._drawable(*p)]) for s in self.series]
@@ -99,16 +105,19 @@ class Chart:
 
 @dataclass(frozen=True)
 class Curves:
-    """A section of the report: charts side by side."""
+    """A section of the report: charts side by side; one of a constant is said in words instead."""
 
     title: str
     charts: list[Chart]
     note: str = ""
 
     def html(self) -> str:
-        note = f'<p class="note">{escape(self.note)}</p>' if self.note else ""
-        figures = "".join(f"<figure>{c.svg()}</figure>" for c in self.charts)
-        return f'<div class="charts">{figures}</div>{note}'
+        constants = {id(c): c.constant() for c in self.charts}
+        said = [f"Constant, hence not drawn: {c.title}, {_number(constants[id(c)])}."
+                for c in self.charts if constants[id(c)] is not None]
+        figures = "".join(f"<figure>{c.svg()}</figure>" for c in self.charts if constants[id(c)] is None)
+        notes = "".join(f'<p class="note">{escape(line)}</p>' for line in [self.note, *said] if line)
+        return f'<div class="charts">{figures}</div>{notes}'
 
 
 def logged(log: list[dict], key: str, *, name: str = "", smooth: float = 0.0) -> Series:
@@ -166,18 +175,17 @@ def _path(points: list[tuple[float, float]], x_axis: _Axis, y_axis: _Axis) -> st
 
 
 def _running_mean(points: list[tuple[float, float]], half_life: float) -> list[tuple[float, float]]:
-    """Exponential weights to both sides, so that the line does not lag."""
-    y = [p[1] for p in points]
-    ones = [1.0] * len(y)
-    sums, weights = _two_sided(y, half_life), _two_sided(ones, half_life)
-    return [(x, s / w) for (x, _), s, w in zip(points, sums, weights, strict=True)]
+    """Exponential weights, as many points to either side as there are on the shorter one.
 
-
-def _two_sided(values: list[float], half_life: float) -> list[float]:
-    keep = 0.5 ** (1 / half_life)
-    forward = list(accumulate(values, lambda total, v: keep * total + v))
-    backward = list(accumulate(values[::-1], lambda total, v: keep * total + v))[::-1]
-    return [f + b - v for f, b, v in zip(forward, backward, values, strict=True)]
+    So the line does not lag, and it begins and ends at the data.
+    """
+    n, keep, reach = len(points), 0.5 ** (1 / half_life), math.ceil(10 * half_life)
+    smoothed = []
+    for i, (x, _) in enumerate(points):
+        sides = range(-min(i, n - 1 - i, reach), min(i, n - 1 - i, reach) + 1)
+        total = sum(keep ** abs(k) for k in sides)
+        smoothed.append((x, sum(keep ** abs(k) * points[i + k][1] for k in sides) / total))
+    return smoothed
 
 
 def _number(v: float) -> str:

@@ -1,32 +1,42 @@
 // Each player: one clock for all its canvases.  Frames lie from top to bottom in each canvas's sheet.
 for (const player of document.querySelectorAll(".player")) {
   const frames = Number(player.dataset.frames), fps = Number(player.dataset.fps);
-  const button = player.querySelector("button"), slider = player.querySelector("input");
-  const counter = player.querySelector("output");
+  const period = frames + Math.round(Number(player.dataset.hold) * fps);    // the last frame stays a while
+  const button = player.querySelector("button"), slider = player.querySelector("input[type=range]");
+  const counter = player.querySelector("output"), sheets = new Map();
 
-  const cells = [...player.querySelectorAll("canvas")].map((canvas) => {
-    const sheet = new Image(), pen = canvas.getContext("2d"), { width, height } = canvas;
-    const draw = () => {
-      const frame = Math.min(Number(slider.value), Number(canvas.dataset.frames) - 1);
-      if (sheet.complete) pen.drawImage(sheet, 0, frame * height, width, height, 0, 0, width, height);
-    };
-    sheet.onload = draw;
-    sheet.src = canvas.dataset.sheet;
-    return draw;
-  });
+  function draw(canvas) {
+    const sheet = sheets.get(canvas), { width, height } = canvas;
+    if (!sheet?.complete) return;
+    const frame = Math.min(Number(slider.value), Number(canvas.dataset.frames) - 1);
+    canvas.getContext("2d").drawImage(sheet, 0, frame * height, width, height, 0, 0, width, height);
+  }
 
   function show(frame) {
     slider.value = frame;
     slider.setAttribute("aria-valuetext", `frame ${frame + 1} of ${frames}`);
     counter.textContent = `${frame + 1} / ${frames}`;
-    for (const draw of cells) draw();
+    for (const canvas of sheets.keys()) draw(canvas);
+  }
+
+  function choose(choice) {       // the sheets of what is hidden are not decoded
+    for (const cell of player.querySelectorAll("figure")) {
+      const canvas = cell.querySelector("canvas");
+      cell.hidden = cell.dataset.choice !== undefined && cell.dataset.choice !== choice;
+      if (cell.hidden || sheets.has(canvas)) continue;
+      const sheet = new Image();
+      sheet.onload = () => draw(canvas);
+      sheets.set(canvas, sheet);
+      sheet.src = canvas.dataset.sheet;
+    }
+    show(Number(slider.value));
   }
 
   let started = null;           // when frame 0 was, or null while paused
 
   function tick(now) {
     if (started === null) return;
-    const frame = Math.max(0, Math.floor(((now - started) / 1000) * fps)) % frames;
+    const frame = Math.min(Math.max(0, Math.floor(((now - started) / 1000) * fps)) % period, frames - 1);
     if (frame !== Number(slider.value)) show(frame);
     requestAnimationFrame(tick);
   }
@@ -39,6 +49,8 @@ for (const player of document.querySelectorAll(".player")) {
 
   button.addEventListener("click", () => play(started === null));
   slider.addEventListener("input", () => { play(false); show(Number(slider.value)); });
-  show(0);                      // a reloaded page remembers the slider
+  for (const mark of player.querySelectorAll(".choice input"))
+    mark.addEventListener("change", () => choose(mark.value));
+  choose(player.querySelector(".choice input:checked")?.value ?? "0");      // a reloaded page remembers both
   play(!matchMedia("(prefers-reduced-motion: reduce)").matches);
 }

@@ -1,6 +1,6 @@
 """One HTML file that shows a run: text, figures, tables, curves and playing samples; it fetches nothing.
 
-    write_report("runs/demo/report.html", "Four steps for 25", [Text("", "..."), table, curves, samples])
+    write_report("runs/demo/report.html", "Four steps for 25", [samples, headline, table], About(here()))
 """
 
 import re
@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Protocol
 
 from swiftvideo_fast.atomic import atomic_write
+from swiftvideo_fast.report.about import About
 
 
 class Section(Protocol):
-    """What a report is made of: Text, Headline, tables.Table, charts.Curves, samples.Samples.
+    """What a report is made of: Text, Headline, Pending, tables.Table, charts.Curves, samples.Samples.
 
     title: its heading, "" for none.  html(): its body, with every string escaped.
     """
@@ -40,38 +41,51 @@ class Text:
 
 @dataclass(frozen=True)
 class Headline:
-    """Large figures, each with what it is: [("×0.31", "Frechet distance at 4 steps"), ...]."""
+    """The result: a large figure ("12.5 times faster"), what it means in one sentence, and a remark."""
 
-    title: str
-    figures: list[tuple[str, str]]
+    figure: str
+    meaning: str
+    remark: str = ""
+    title: str = ""
 
     def html(self) -> str:
-        tiles = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd></div>"
-                        for value, what in self.figures)
-        return f'<dl class="headline">{tiles}</dl>'
+        remark = f'<p class="note">{escape(self.remark)}</p>' if self.remark else ""
+        return (f'<div class="headline"><p class="figure">{escape(self.figure)}</p>'
+                f'<p class="meaning">{escape(self.meaning)}</p>{remark}</div>')
 
 
-def write_report(path: Path | str, title: str, sections: Sequence[Section]) -> Path:
+@dataclass(frozen=True)
+class Pending:
+    """A section still to come.  after: what it waits for, as in "CCD is trained"."""
+
+    title: str
+    after: str
+
+    def html(self) -> str:
+        return f'<p class="pending">Still to come, after {escape(self.after)}.</p>'
+
+
+def write_report(path: Path | str, title: str, sections: Sequence[Section], about: About) -> Path:
     """Write the page whole or not at all; returns its path."""
     path = Path(path)
-    page = render(title, sections)
+    page = render(title, sections, about)
     with atomic_write(path) as draft:
         draft.write_text(page, encoding="utf-8")
     return path
 
 
-def render(title: str, sections: Sequence[Section]) -> str:
+def render(title: str, sections: Sequence[Section], about: About) -> str:
     """The page: style and script inline, links to the sections that have a heading."""
     assets = files("swiftvideo_fast.report")
     style, script = ((assets / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    headed = [(f"s{i}", s) for i, s in enumerate(sections)]
+    headed = [(f"s{i}", s) for i, s in enumerate([*sections, about])]
     links = "".join(f'<a href="#{i}">{escape(s.title)}</a>' for i, s in headed if s.title)
     body = "".join(_section(i, s) for i, s in headed)
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f'<meta name="color-scheme" content="light dark"><style>{style}</style></head><body>'
             f'<header><p class="brand">swiftvideo_fast</p><h1>{escape(title)}</h1>'
-            f'<nav aria-label="Sections">{links}</nav></header>'
+            f'<p class="about">{escape(about.line())}</p><nav aria-label="Sections">{links}</nav></header>'
             f"<main>{body}</main><script>{script}</script></body></html>\n")
 
 

@@ -1,67 +1,117 @@
-"""Clips side by side, playing in step: each clip a sprite sheet (PNG in base64) drawn on a canvas."""
+"""Clips side by side, playing in step: each clip a sprite sheet (in base64) drawn on a canvas.
+
+    Samples("Samples", captions, [Column("condition", stills), Column("teacher, 25 steps", clips)],
+            choices={"CCD": [Column("4 steps", a), Column("2 steps", b)], "CCD + DA": [...]})
+"""
 
 import base64
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+
+SMALL = 128     # pixels: a clip within is stored as it is, a larger one shrunk to twice that, as JPEG
+HOLD = 0.5      # seconds that the last frame stays
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one sampler made.  clips: one a row, (3, T, H, W) in [-1, 1]; T = 1 stands still.
+    about: a remark under the label."""
+
+    label: str
+    clips: Sequence[Tensor]
+    about: str = ""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """A section of the report.  rows[i][j]: (3, T, H, W) in [-1, 1], under columns[j]; T = 1 stands still.
+    """A section of the report: a row a clip, a column a sampler, all playing by one clock.
 
-    names: what each row shows, for the eye and for screen readers.
+    names: what each row shows.  columns: always there.  choices: columns to their right of which one set is
+    shown at a time, the first at first; the reader chooses by its name.
     """
 
     title: str
-    columns: list[str]
-    names: list[str]
-    rows: list[list[Tensor]]
-    fps: float = 8.0
+    names: Sequence[str]
+    columns: Sequence[Column]
+    choices: Mapping[str, Sequence[Column]] = field(default_factory=dict)
+    fps: float = 10.0
     note: str = ""
 
     def html(self) -> str:
-        clips = [clip for row in self.rows for clip in row]
-        if len(self.names) != len(self.rows) or any(len(row) != len(self.columns) for row in self.rows):
-            raise ValueError(f"Samples: {len(self.names)} names and columns {self.columns} for rows of "
-                             f"{[len(row) for row in self.rows]} clips")
-        frames = max(clip.shape[1] for clip in clips)
-        rows = "".join(self._row(name, row) for name, row in zip(self.names, self.rows, strict=True))
+        columns = [*self.columns, *(c for chosen in self.choices.values() for c in chosen)]
+        short = [f"{c.label!r} has {len(c.clips)}" for c in columns if len(c.clips) != len(self.names)]
+        if short or not columns:
+            raise ValueError(f"Samples {self.title!r}: {len(self.names)} names, but "
+                             f"{'; '.join(short) or 'no columns'}; want a clip a name in every column")
+        frames = max(clip.shape[1] for column in columns for clip in column.clips)
+        rows = "".join(self._row(i) for i in range(len(self.names)))
         note = f'<p class="note">{escape(self.note)}</p>' if self.note else ""
-        return (f'<div class="player" data-frames="{frames}" data-fps="{self.fps:g}">'
-                '<div class="controls"><button type="button">Play</button>'
+        return (f'<div class="player" data-frames="{frames}" data-fps="{self.fps:g}" data-hold="{HOLD:g}">'
+                f'<form class="controls">{self._choice()}'
+                '<div class="clock"><button type="button">Play</button>'
                 f'<input type="range" min="0" max="{frames - 1}" value="0" step="1" aria-label="Frame">'
-                f'<output aria-live="off">1 / {frames}</output></div>{rows}</div>{note}')
+                f'<output aria-live="off">1 / {frames}</output></div></form>{rows}</div>{note}')
 
-    def _row(self, name: str, clips: list[Tensor]) -> str:
-        cells = "".join(_cell(clip, column, f"{name}: {column}")
-                        for clip, column in zip(clips, self.columns, strict=True))
+    def _choice(self) -> str:
+        if len(self.choices) < 2:
+            return ""
+        marks = "".join(f'<label><input type="radio" name="choice" value="{i}"{" checked" * (i == 0)}>'
+                        f"<span>{escape(name)}</span></label>" for i, name in enumerate(self.choices))
+        return f'<fieldset class="choice"><legend>Show</legend>{marks}</fieldset>'
+
+    def _row(self, i: int) -> str:
+        name = self.names[i]
+        cells = [_cell(c, i, name) for c in self.columns]
+        cells += [_cell(c, i, name, f' data-choice="{k}"' + " hidden" * (k > 0))
+                  for k, columns in enumerate(self.choices.values()) for c in columns]
         return (f'<section class="clip" aria-label="{escape(name)}"><h3>{escape(name)}</h3>'
-                f'<div class="cells">{cells}</div></section>')
+                f'<div class="cells">{"".join(cells)}</div></section>')
 
 
-def _cell(clip: Tensor, column: str, label: str) -> str:
-    _, T, H, W = clip.shape
-    sheet = base64.b64encode(png(sprite_sheet(clip))).decode()
-    return (f'<figure><canvas role="img" aria-label="{escape(label)}" width="{W}" height="{H}" '
-            f'data-frames="{T}" data-sheet="data:image/png;base64,{sheet}"></canvas>'
-            f"<figcaption>{escape(column)}</figcaption></figure>")
+def _cell(column: Column, i: int, name: str, more: str = "") -> str:
+    clip = column.clips[i]
+    about = f"<small>{escape(column.about)}</small>" if column.about else ""
+    H, W = sheet_size(clip)
+    return (f"<figure{more}><figcaption>{escape(column.label)}{about}</figcaption>"
+            f'<canvas role="img" aria-label="{escape(f"{name}: {column.label}")}" width="{W}" '
+            f'height="{H}" data-frames="{clip.shape[1]}" data-sheet="{data_url(clip)}"></canvas></figure>')
+
+
+def data_url(clip_3THW: Tensor) -> str:
+    """The clip's sprite sheet: PNG, or JPEG where it was shrunk."""
+    H, W = clip_3THW.shape[-2:]
+    kind = "png" if max(H, W) <= SMALL else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(encoded(sprite_sheet(clip_3THW), kind)).decode()}"
+
+
+def sheet_size(clip_3THW: Tensor) -> tuple[int, int]:
+    """Height and width of a frame in the sheet."""
+    H, W = clip_3THW.shape[-2:]
+    scale = min(1.0, 2 * SMALL / max(H, W)) if max(H, W) > SMALL else 1.0
+    return max(1, round(scale * H)), max(1, round(scale * W))
 
 
 def sprite_sheet(clip_3THW: Tensor) -> np.ndarray:
-    """(3, T, H, W) in [-1, 1] -> uint8 (T H, W, 3): frames from top to bottom."""
+    """(3, T, H, W) in [-1, 1] -> uint8 (T H, W, 3): frames from top to bottom, large ones shrunk."""
     if clip_3THW.ndim != 4 or clip_3THW.shape[0] != 3 or not clip_3THW.isfinite().all():
         raise ValueError(f"sprite_sheet: clip is {tuple(clip_3THW.shape)}; want (3, T, H, W), all finite")
-    pixels = ((clip_3THW.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
+    clip, size = clip_3THW.detach().float().cpu().clamp(-1, 1), sheet_size(clip_3THW)
+    if size != tuple(clip.shape[-2:]):
+        clip = F.interpolate(clip, size, mode="bilinear", antialias=True)
+    pixels = ((clip + 1) * 127.5).round().to(torch.uint8)
     return pixels.permute(1, 2, 3, 0).flatten(0, 1).numpy()
 
 
-def png(pixels_HWC: np.ndarray) -> bytes:
-    """uint8 (H, W, 3) -> a PNG file."""
-    file = io.BytesIO()
-    Image.fromarray(pixels_HWC).save(file, "png", optimize=True)
+def encoded(pixels_HWC: np.ndarray, kind: str) -> bytes:
+    """uint8 (H, W, 3) -> a file of this kind, png or jpeg."""
+    file, options = io.BytesIO(), {"quality": 88, "subsampling": 0} if kind == "jpeg" else {}
+    Image.fromarray(pixels_HWC).save(file, kind, **options)
     return file.getvalue()

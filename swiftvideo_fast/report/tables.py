@@ -5,6 +5,7 @@
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html import escape
 from statistics import fmean, stdev
@@ -15,21 +16,38 @@ from swiftvideo_fast.metrics.fidelity import STILL
 
 @dataclass(frozen=True)
 class Metric:
-    """label: the column's head.  digits: after the point.  compared: show the ratio to the reference row."""
+    """label: the column's head.  digits: after the point.  about: what it measures, in one line.
+    better: which values are, "lower", "higher" or "one" (a ratio that should be 1); "" for neither.
+    compared: show the ratio to the reference row.
+    """
 
     label: str
     digits: int
+    about: str = ""
+    better: str = "lower"
     compared: bool = False
 
 
 METRICS = {
-    "frechet": Metric("Frechet, trained", 1, compared=True),
-    "frechet_random": Metric("Frechet, random", 1, compared=True),
-    "trajectory": Metric("trajectory error", 4, compared=True),
-    "detail": Metric("detail / real", 2),
-    "motion": Metric("motion / real", 2),
-    "psnr": Metric("first frame, dB", 1),
+    "frechet": Metric(
+        "Frechet, trained", 1, "distance between the distributions of generated and real clips, in features "
+        "of a small video network trained on real clips; lower is better", compared=True),
+    "frechet_random": Metric(
+        "Frechet, random", 1, "the same distance in features of a network with random weights: a check that "
+        "depends on no training; lower is better", compared=True),
+    "trajectory": Metric(
+        "trajectory error", 4, "mean squared difference, in latents, to the teacher's 25-step sample from "
+        "the same noise; 0 is the same clip", compared=True),
+    "detail": Metric("detail / real", 2, "high-frequency energy, as a ratio to the real clips': below 1 is "
+                     "blurred, above 1 noisy", better="one"),
+    "motion": Metric("motion / real", 2, "mean change from frame to frame, as a ratio to the real clips': "
+                     f"below {STILL:g} is a still picture", better="one"),
+    "psnr": Metric("first frame, dB", 1, "how closely the first frame keeps the condition (PSNR); higher is "
+                   "better", better="higher"),
+    "seconds": Metric("seconds a clip", 3, "wall time of sampling, decoding apart; lower is better"),
 }
+COLOURED = "Green is better than what it is compared with, red worse, by more than the noise between seeds."
+WITHIN = 0.03       # relative difference that one seed cannot tell from noise: between seeds it is 1 to 2 %
 
 
 @dataclass(frozen=True)
@@ -43,11 +61,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Cell:
-    """What a table shows at one place: a figure, its spread in small, and a remark beside them."""
+    """What a table shows at one place: a figure, its spread in small, and a remark beside them.
+
+    tone: "better" or "worse" than what it is compared with, which colours it; "" for neither.
+    """
 
     text: str
     spread: str = ""
     remark: str = ""
+    tone: str = ""
 
     def __str__(self) -> str:
         return " ".join(filter(None, (self.text, self.spread, self.remark)))
@@ -55,41 +77,64 @@ class Cell:
     def html(self) -> str:
         small = (f' <span class="{name}">{escape(getattr(self, name))}</span>'
                  for name in ("spread", "remark") if getattr(self, name))
-        return escape(self.text) + "".join(small)
+        return f"<b>{escape(self.text)}</b>" + "".join(small)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A section of the report: a head and rows of cells.  strong: indices of the rows to look at."""
+    """A section of the report: a head and rows of cells, the first of which is the row's name.
+
+    groups: index of a row -> the heading above it.  strong: indices of the rows to look at.
+    explained: the head of a column -> what it means, in a line.
+    """
 
     title: str
     head: list[str]
     rows: list[list[Cell | str]]
     note: str = ""
     strong: frozenset[int] = field(default_factory=frozenset)
+    groups: Mapping[int, str] = field(default_factory=dict)
+    explained: Mapping[str, str] = field(default_factory=dict)
 
     def text(self) -> str:
         """Columns aligned: the first to the left, the others to the right."""
-        lines = [self.head] + [[str(c) for c in row] for row in self.rows]
+        indent = "  " * bool(self.groups)
+        lines = [self.head] + [[indent + str(row[0]), *map(str, row[1:])] for row in self.rows]
         width = [max(len(line[i]) for line in lines) for i in range(len(self.head))]
         sides = ["<", *">" * (len(width) - 1)]
         printed = ["  ".join(f"{c:{side}{w}}" for c, side, w in zip(line, sides, width, strict=True))
                    for line in lines]
-        printed.insert(1, "-" * len(printed[0]))
-        note = fill(self.note, max(72, len(printed[0])))
-        return "\n".join(line.rstrip() for line in [self.title, "", *printed, "", note]).strip("\n")
+        rule, below = "-" * len(printed[0]), []
+        for i, line in enumerate(printed[1:]):
+            below += [self.groups[i], line] if i in self.groups else [line]
+        note = fill(self.note, max(72, len(rule)))
+        lines = [self.title, "", printed[0], rule, *below, "", note]
+        return "\n".join(line.rstrip() for line in lines).strip("\n")
 
     def html(self) -> str:
         head = "".join(f'<th scope="col">{escape(h)}</th>' for h in self.head)
         body = []
         for i, row in enumerate(self.rows):
+            if i in self.groups:
+                body.append(f'<tr class="group"><th colspan="{len(self.head)}" scope="rowgroup">'
+                            f"{escape(self.groups[i])}</th></tr>")
             first, *rest = (c if isinstance(c, Cell) else Cell(c) for c in row)
-            cells = "".join(f"<td>{c.html()}</td>" for c in rest)
+            cells = "".join(_td(c, label) for c, label in zip(rest, self.head[1:], strict=True))
             strong = ' class="strong"' if i in self.strong else ""
-            body.append(f'<tr{strong}><th scope="row">{first.html()}</th>{cells}</tr>')
-        note = f'<p class="note">{escape(self.note)}</p>' if self.note else ""
-        return (f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(self.title)}"><table>'
-                f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>{note}")
+            body.append(f'<tr{strong}><th scope="row">{escape(str(first))}</th>{cells}</tr>')
+        meanings = "".join(f"<div><dt>{escape(h)}</dt><dd>{escape(line)}</dd></div>"
+                           for h, line in self.explained.items())
+        coloured = any(isinstance(c, Cell) and c.tone for row in self.rows for c in row)
+        said = " ".join(filter(None, (self.note, COLOURED * coloured)))
+        note = f'<p class="note">{escape(said)}</p>' if said else ""
+        return (f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>{note}"
+                + f'<dl class="explained">{meanings}</dl>' * bool(meanings))
+
+
+def _td(cell: Cell, label: str) -> str:
+    """label: the column's, which CSS shows beside the figure where the screen is narrow."""
+    tone = f' class="{cell.tone}"' if cell.tone else ""
+    return f'<td data-label="{escape(label)}"{tone}><span>{cell.html()}</span></td>'
 
 
 def comparison(rows: list[Row], *, against: str = "teacher", title: str = "Quality by sampling steps",
@@ -103,14 +148,13 @@ def comparison(rows: list[Row], *, against: str = "teacher", title: str = "Quali
     stepped = any(row.steps is not None for row in rows)
     lines = [[row.name, *["" if row.steps is None else str(row.steps)] * stepped,
               *(_cell(row, key, m, reference) for key, m in shown.items())] for row, reference in pairs]
-    seeds = max((len(v) for row in rows for v in row.values.values()), default=0)
-    notes = [f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else "One seed.",
-             f"× is the ratio to {against} at equal steps (lower is better)." if against else ""]
+    notes = [_seeds(rows), f"× is the ratio to {against} at equal steps." * bool(against)]
     moves = {i: fmean(row.values["motion"]) for i, row in enumerate(rows) if "motion" in row.values}
     notes += [f"Static copy: {rows[i].name}{_at(rows[i])} moves ×{motion:.2f} as much as real clips."
               for i, motion in moves.items() if motion < STILL]
     return Table(title, ["", *["steps"] * stepped, *(m.label for m in shown.values())], lines,
-                 " ".join(filter(None, notes)), frozenset(i for i, (_, r) in enumerate(pairs) if r))
+                 " ".join(filter(None, notes)), frozenset(i for i, (_, r) in enumerate(pairs) if r),
+                 explained={m.label: m.about for m in shown.values() if m.about})
 
 
 def ablation(rows: list[Row], groups: dict[str, list[str]], *, steps: int, paper: dict[str, float],
@@ -122,19 +166,21 @@ def ablation(rows: list[Row], groups: dict[str, list[str]], *, steps: int, paper
     """
     by_name = {row.name: row for row in rows if row.steps == steps}
     shown = {key: m for key, m in metrics.items() if any(key in row.values for row in by_name.values())}
-    lines = []
+    lines, above = [], {}
     for question, names in groups.items():
         first = by_name[names[0]]
+        above[len(lines)] = question
         for name in names:
             reference = first if name != first.name else None
             figures = (_cell(by_name[name], key, m, reference) for key, m in shown.items())
-            theirs = [f"{paper[name]:.2f}" if name in paper else "–"] * bool(paper)
-            lines.append([question, name, *figures, *theirs])
-            question = ""
-    head = ["", "setting", *(m.label for m in shown.values()), *["FVD in the paper"] * bool(paper)]
-    note = ("  The last column is the paper's Table 2, of Wan 1.3B on OpenVid-1M: another network, other "
-            "clips, another metric.") * bool(paper)
-    return Table(title, head, lines, f"× is the ratio to the first setting of its group.{note}")
+            lines.append([name, *figures, *[f"{paper[name]:.2f}" if name in paper else "–"] * bool(paper)])
+    head = ["setting", *(m.label for m in shown.values()), *["FVD in the paper"] * bool(paper)]
+    meanings = {m.label: m.about for m in shown.values() if m.about}
+    if paper:
+        meanings["FVD in the paper"] = ("Table 2, of Wan 1.3B on OpenVid-1M: another network, other clips, "
+                                        "another metric")
+    note = f"{_seeds(rows)} × is the ratio to the first setting of its group."
+    return Table(title, head, lines, note, groups=above, explained=meanings)
 
 
 def as_json(rows: list[Row], *, against: str = "teacher") -> list[dict]:
@@ -168,7 +214,26 @@ def _cell(row: Row, key: str, metric: Metric, reference: Row | None) -> Cell:
         return Cell("not finite")
     spread = f"± {stdev(values):.{digits}f}" if len(values) > 1 else ""
     r = ratio(row, reference, key) if metric.compared else None
-    return Cell(f"{mean:.{digits}f}", spread, f"×{r:.2f}" if r is not None else "")
+    tone = _tone(values, reference.values.get(key, []), metric.better) if reference else ""
+    return Cell(f"{mean:.{digits}f}", spread, f"×{r:.2f}" if r is not None else "", tone)
+
+
+def _tone(values: list[float], reference: list[float], better: str) -> str:
+    """better, worse, or "" where they may be equal: within two standard errors, or with one seed WITHIN."""
+    if not values or not reference or not better:
+        return ""
+    a, b = fmean(values), fmean(reference)
+    errors = [stdev(v) / math.sqrt(len(v)) for v in (values, reference) if len(v) > 1]
+    margin = 2 * math.hypot(*errors) if len(errors) == 2 else WITHIN * abs(b)
+    if not abs(a - b) > margin:
+        return ""
+    gain = {"lower": b - a, "higher": a - b, "one": abs(b - 1) - abs(a - 1)}[better]
+    return "better" if gain > 0 else "worse"
+
+
+def _seeds(rows: list[Row]) -> str:
+    seeds = max((len(v) for row in rows for v in row.values.values()), default=0)
+    return f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else "One seed."
 
 
 def _at(row: Row) -> str:

@@ -70,6 +70,14 @@ def launched() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
+def meet() -> Ranks:
+    """The processes that torchrun has started, met over gloo: for work that exchanges no tensors."""
+    ranks = Ranks(*launched())
+    if ranks.world > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=GLOO_TIMEOUT)
+    return ranks
+
+
 @cache
 def _text_group() -> dist.ProcessGroup:
     """A gloo group for text, with a timeout of days; that of the default group, for tensors, is minutes."""

@@ -1,0 +1,1 @@
+"""`make table`: every method on the demo's benchmark, in the layouts of the paper's tables and figures."""

@@ -1,0 +1,109 @@
+"""python -m swiftvideo_fast.demo.table: train, measure and print the comparison.
+
+A second call goes on from the first; one that is stopped prints what there is.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from swiftvideo_fast.atomic import atomic_write
+from swiftvideo_fast.config.strict import want
+from swiftvideo_fast.demo.pool import Task, run_tasks
+from swiftvideo_fast.demo.table import layout, work
+from swiftvideo_fast.demo.table.methods import METHODS, PAIRED, rate_source, uses_pairs
+from swiftvideo_fast.demo.table.work import FIRST_SEED, TEACHER, Table
+
+TRAIN, VALIDATE, MEASURE, WATCH, DERIVATIVE = "train", "validate", "measure", "watch", "derivative"
+Place = tuple                       # of a task: seed, name, kind, and the rate where it is one of a grid
+
+
+def main(arguments: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(prog="python -m swiftvideo_fast.demo.table", description=__doc__)
+    p.add_argument("--dir", type=Path, default=Path("runs/table"), help="where runs and tables go")
+    p.add_argument("--configs", type=Path, default=Path("configs/demo"), help="folder of the demo's configs")
+    p.add_argument("--seeds", type=int, default=3, help="all of seed 0 comes first")
+    p.add_argument("--steps", type=int, default=200, help="of the student, of every method")
+    p.add_argument("--clips", type=int, default=256, help="test clips a seed; half as many to choose by")
+    p.add_argument("--into", type=Path, help="a markdown file to put the tables into, between its two marks")
+    p.add_argument("--show", action="store_true", help="run nothing: print what there is")
+    args = p.parse_args(arguments)
+    table = Table(args.dir, args.configs, args.steps, args.clips)
+    try:
+        want(0 < args.seeds <= max(layout.T_QUANTILE), "--seeds", args.seeds, "1 to 8")
+        want(args.steps >= 20, "--steps", args.steps, "20 or more: the last stage takes 3/20 of them")
+        want(args.clips >= 4, "--clips", args.clips, "4 or more")
+        want(args.dir.exists() or not args.show, "--dir", args.dir, "a folder with something to show")
+        for seed in range(args.seeds if not args.show else 0):
+            run_tasks(tasks(table, seed))
+    except (ValueError, OSError) as why:
+        print(f"swiftvideo table: {why}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("swiftvideo table: interrupted; the same command goes on from there", file=sys.stderr)
+        return 130
+    finally:
+        if args.dir.exists():
+            show(table, args.seeds, args.into)
+    return 0
+
+
+def tasks(table: Table, seed: int) -> dict[Place, Task]:
+    """All of one seed, each after what it reads.  Those of later seeds want the rates that seed 0 chose."""
+    todo: dict[Place, Task] = {(seed, TEACHER, MEASURE): Task(work.measure_teacher, (table, seed)),
+                               (seed, "real", MEASURE): Task(work.measure_real, (table, seed))}
+
+    def grid(name: str) -> tuple[float, ...]:
+        rates = METHODS[name].rates
+        return rates if seed == FIRST_SEED and not isinstance(rates, str) else ()
+
+    def chosen(name: str) -> set[Place]:
+        source = rate_source(name)
+        return {(seed, source, VALIDATE, rate) for rate in grid(source) if len(grid(source)) > 1}
+
+    def trained(name: str | None) -> set[Place]:
+        own = {(seed, name, TRAIN, rate) for rate in grid(name)} or {(seed, name, TRAIN)} if name else set()
+        return own | chosen(name) if name else own
+
+    for name, method in METHODS.items():
+        ready = trained(method.start) | (trained(PAIRED) if uses_pairs(method) else set())
+        for rate in grid(name):
+            train = seed, name, TRAIN, rate
+            todo[train] = Task(work.train, (table, name, seed, rate), frozenset(ready))
+            if len(grid(name)) > 1:
+                after = frozenset({train})
+                todo[seed, name, VALIDATE, rate] = Task(work.validate, (table, name, rate), after)
+        if not grid(name):
+            todo[seed, name, TRAIN] = Task(work.train, (table, name, seed), frozenset(ready | chosen(name)))
+        done = frozenset(trained(name))
+        if method.measured:
+            after = done | {(seed, TEACHER, MEASURE)}
+            todo[seed, name, MEASURE] = Task(work.measure, (table, name, seed), after)
+        if method.watched:
+            todo[seed, name, WATCH] = Task(work.watch, (table, name, seed), done)
+    if layout.MAP in METHODS:
+        done = frozenset(trained(layout.MAP))
+        todo[seed, layout.MAP, DERIVATIVE] = Task(work.compare_derivatives, (table, layout.MAP, seed), done)
+    return todo
+
+
+def show(table: Table, seeds: int, into: Path | None) -> None:
+    """Print the tables; write table.md, table.json and the curves beside the runs, and into a document."""
+    results = layout.collect(table, seeds)
+    sections = layout.sections(results)
+    print("".join(f"\n{section.text()}\n" for section in sections))
+    text = "\n".join(layout.markdown(section) for section in sections)
+    for name, content in {"table.md": text, "table.json": json.dumps(results.as_json(), indent=1) + "\n",
+                          **layout.curves(results)}.items():
+        with atomic_write(table.folder / name) as aside:
+            aside.write_text(content)
+    if into:
+        layout.paste(into, text)
+        for name, content in layout.curves(results).items():
+            with atomic_write(into.with_suffix("") / name) as aside:
+                aside.write_text(content)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
