@@ -40,13 +40,14 @@ def make(folder: Path) -> None:
 def frames(folder: Path) -> None:
     """By VBench's own functions; frames as RGB."""
     from PIL import Image
+    from vbench.temporal_flickering import get_frames
     from vbench2_beta_i2v import VBenchI2V
     from vbench2_beta_i2v.utils import load_i2v_dimension_info
-    from vbench.temporal_flickering import get_frames
 
     os.chdir(folder)
     for dimension in ("i2v_subject", "i2v_background"):
-        info = VBenchI2V("cpu", "full_info.json", "checks").build_full_info_json("videos", dimension, [dimension])
+        bench = VBenchI2V("cpu", "full_info.json", "checks")
+        info = bench.build_full_info_json("videos", dimension, [dimension])
         pairs, _ = load_i2v_dimension_info(info, dimension, "en", *os.listdir("vbench2_beta_i2v/data/crop"))
         sizes = {(Image.open(image).mode, *Image.open(image).size) for image, _ in pairs}
         print(f"{dimension}: {len(pairs)} pairs, images {sizes}")
