@@ -9,6 +9,7 @@ number of ranks, killed and started again, gives the same bytes (of one kind of 
 """
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -149,8 +150,8 @@ class Progress:
     def __init__(self, job: Job):
         self.job = job
         self.cost = {one.folder: one.steps * (1 + (one.model.how.guidance != 1)) for one in job.samplers}
-        self.bar = tqdm(total=sum(self.cost.values()) * job.clips.count, initial=self.done(), desc="generate",
-                        unit=" evaluations", mininterval=1, disable=job.ranks.rank > 0 or None)
+        self.bar = bar(job.ranks, desc="generate", unit=" evaluations", initial=self.done(),
+                       total=sum(self.cost.values()) * job.clips.count)
         self.looked = 0.0
 
     def done(self) -> int:
@@ -167,6 +168,11 @@ class Progress:
         if not self.bar.disable:
             self.bar.update(self.done() - self.bar.n)
         self.bar.close()
+
+
+def bar(ranks: Ranks, **options: Any) -> tqdm:
+    """The first rank's progress, with rate and time left: each second, or in a log each half minute."""
+    return tqdm(disable=ranks.rank > 0, mininterval=1 if sys.stderr.isatty() else 30, **options)
 
 
 def costs(job: Job, one: Sampler) -> dict[str, float]:

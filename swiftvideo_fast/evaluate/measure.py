@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from tqdm import tqdm
 
 from swiftvideo_fast.data import shards
-from swiftvideo_fast.evaluate.generate import COMMAND, Job, costs
+from swiftvideo_fast.evaluate.generate import COMMAND, Job, bar, costs
 from swiftvideo_fast.evaluate.models import REAL, TEACHER, Sampler
 from swiftvideo_fast.metrics import fidelity, frechet
 from swiftvideo_fast.metrics.frechet import Estimate
@@ -58,8 +57,7 @@ def measure(job: Job, codec: Codec, nets: Nets, identity: dict[str, str]) -> Non
     about = {one: described(job, one, reference, identity) for one in (None, *job.samplers)}
     files = {one: files_of(job, one, about[one]) for one in about}
     device = getattr(codec, "device", torch.device("cpu"))
-    bar = tqdm(job.mine, "measure", unit=" batches", mininterval=1, disable=job.ranks.rank > 0 or None)
-    for k in bar:
+    for k in bar(job.ranks, iterable=job.mine, desc="measure", unit=" batches"):
         missing = [one for one in about if not shards.is_whole(files[one](k), about[one], COMMAND)]
         if not missing:
             continue
