@@ -1,7 +1,6 @@
 """The command line: swiftvideo train | pairs | align | sample | evaluate | export | plan | doctor | ..."""
 
 import argparse
-import json
 import os
 import sys
 from dataclasses import replace
@@ -10,8 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from swiftvideo_fast import config, doctor, plan, plan_recipe, release
-from swiftvideo_fast.atomic import atomic_write
+from swiftvideo_fast import config, doctor, evaluate, plan, plan_recipe, release
 from swiftvideo_fast.config import Config, Model, Sample
 from swiftvideo_fast.config.strict import known_name
 from swiftvideo_fast.data import encode, index
@@ -19,10 +17,9 @@ from swiftvideo_fast.data.clips import write_video
 from swiftvideo_fast.data.crops import EncodedCrops, fit_codec
 from swiftvideo_fast.data.pairs import folder_of
 from swiftvideo_fast.demo import demo
-from swiftvideo_fast.metrics.benchmark import Benchmark, sample
+from swiftvideo_fast.metrics.benchmark import sample
 from swiftvideo_fast.models.family import sizes_of
 from swiftvideo_fast.objectives.ta import Ta
-from swiftvideo_fast.report.tables import Row, as_json, comparison
 from swiftvideo_fast.train import checkpoint, recipe, run_folder
 from swiftvideo_fast.train.recipe import TABLES, Parts, Tables
 from swiftvideo_fast.train.rounds import make_pairs, rounds, run_ta_rounds
@@ -98,12 +95,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--count", type=positive, default=8, help="clips")
     p.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
 
-    p = configured(run_evaluate, "evaluate", "the table of figures on held-out clips, against the teacher")
-    _sampling(p)
-    p.add_argument("--steps", type=positive, nargs="+", default=[4], help="sampling steps, a row each")
-    p.add_argument("--count", type=positive, default=256, help="clips")
-    p.add_argument("--part", choices=("valid", "test"), default="test", help="valid to choose by, test else")
-    p.add_argument("--json", type=Path, help="also write the figures there")
+    p = command(evaluate.run, "evaluate", "compare models on the same held-out clips: table and page")
+    p.add_argument("--steps", type=positive, nargs="+", default=[4], help="of each model (default: 4)")
+    p.add_argument("--count", type=positive, default=256, help="clips (default: 256)")
+    p.add_argument("--seed", type=natural, default=0, help="of clips and noise")
+    evaluate.add_arguments(p)
 
     p = command(release.export.run, "export", "write a student for others to load, and check it")
     release.export.add_arguments(p)
@@ -131,12 +127,6 @@ def positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r}; want a positive number")
     return int(text)
-
-
-def _sampling(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--weights", required=True, help="a file by train: student or average.safetensors")
-    p.add_argument("--guidance", type=float, help="1 for a student (default: the config's sample.guidance)")
-    p.add_argument("--seed", type=natural, default=0)
 
 
 def run_encode(args: argparse.Namespace) -> None:
@@ -234,29 +224,6 @@ def run_sample(args: argparse.Namespace) -> None:
     for i, (clip, caption) in enumerate(zip(pixels, clips.captions, strict=True)):
         write_video(out / f"clip-{i:03d}.mp4", clip)
         print(f"{out}/clip-{i:03d}.mp4  {caption}")
-
-
-def run_evaluate(args: argparse.Namespace) -> None:
-    cfg = args.tables.load(args.config, args.overrides)
-    parts = Parts(cfg, args.tables)
-    net, teacher = (partial(parts.family.call, parts.family.load(file))
-                    for file in (args.weights, cfg.model.weights or args.weights))
-    guidance = getattr(cfg.objective, "guidance", 3.0)
-    if args.dry_run:
-        print(f"would measure {args.weights} at {args.steps} steps on {args.count} {args.part} clips")
-        return
-    clips = parts.clips.clips(args.part, args.count, args.seed)
-    bench, rows = Benchmark(clips, parts.codec, args.seed), []
-    reference = bench.reference(teacher, guidance)
-    for steps in args.steps:
-        for name, n, how in (("teacher", teacher, Sample(guidance=guidance)),
-                             ("student", net, _how(args, cfg))):
-            figures = bench.figures(bench.sample(n, steps, how), reference)
-            rows.append(Row(name, steps, {metric: [value] for metric, value in figures.items()}))
-    print(comparison(rows, title=f"{args.count} {args.part} clips").text())
-    if args.json:
-        with atomic_write(args.json) as aside:
-            aside.write_text(json.dumps(as_json(rows), indent=1) + "\n")
 
 
 def run_plan(args: argparse.Namespace) -> None:

@@ -57,7 +57,7 @@ def test_every_command_explains_itself(command, capsys):
     (["sample", "x.yaml", "--weights", "w", "--count", "0"], "--count: '0'; want a positive number"),
     (["sample", "x.yaml", "--weights", "w", "--steps", "-4"], "--steps"),
     (["sample", "x.yaml", "--weights", "w", "--seed", "-1"], "--seed: '-1'; want 0 or more"),
-    (["evaluate", "x.yaml", "--weights", "w", "--steps", "4", "two"], "--steps: 'two'; want a positive"),
+    (["evaluate", "--models", "runs/ccd", "--steps", "4", "two"], "--steps: 'two'; want a positive"),
     (["pairs", "x.yaml", "--steps", "8"], "--steps: expected 2 arguments"),
     (["pairs", "x.yaml", "--winner", "reel"], "--winner: invalid choice: 'reel'"),
     (["demo", "--seeds", "1.5"], "--seeds: '1.5'; want a positive number"),
@@ -127,7 +127,6 @@ def test_looking_changes_nothing(file, inputs, capsys, tmp_path):
         (["train", file, "optim.lr=0.5"], f"lr: 0.5.*# would write to {tmp_path}/run"),
         (["codec", file], f"would fit to 2 clips and write {inputs}/codec.safetensors"),
         (["sample", file, "--weights", weights, "--out", tmp_path / "out"], "would write 8 clips"),
-        (["evaluate", file, "--weights", weights, "--json", tmp_path / "x.json"], "would measure"),
     ]:
         assert main([*map(str, arguments), "--dry-run"]) == 0
         assert re.search(said, capsys.readouterr().out, re.DOTALL)
@@ -169,7 +168,6 @@ def test_missing_and_damaged_weights_are_one_line(dry, file, inputs, capsys, tmp
     assert "none: no such file" in refusal(capsys, "train", file, "model.weights=none", *dry)
     assert "none: no such file" in refusal(capsys, "sample", file, "--weights", "none", *dry)
     assert "ccd.yaml: a config; want the weights" in refusal(capsys, "sample", file, *dry)
-    assert "none: no such file" in refusal(capsys, "evaluate", file, "--weights", "none", *dry)
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes((inputs / "teacher.safetensors").read_bytes()[:1000])
     assert f"{damaged}: damaged" in refusal(capsys, "train", file, f"model.weights={damaged}", *dry)

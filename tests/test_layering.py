@@ -33,6 +33,7 @@ swiftvideo_fast.train   swiftvideo_fast.doctor
 swiftvideo_fast.plan    swiftvideo_fast.plan_recipe
 swiftvideo_fast.report
 swiftvideo_fast.demo    swiftvideo_fast.release
+swiftvideo_fast.evaluate
 swiftvideo_fast.cli
 swiftvideo_fast.__main__
 """

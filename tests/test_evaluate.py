@@ -1,0 +1,367 @@
+"""`swiftvideo evaluate`: the same clips and noise for all, on any number of ranks, killed or not."""
+
+import json
+import multiprocessing
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import fleet
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from swiftvideo_fast import cli, sampler
+from swiftvideo_fast.config import Sample, to_dict
+from swiftvideo_fast.evaluate import models
+from swiftvideo_fast.metrics.benchmark import Benchmark
+from swiftvideo_fast.models import weights
+from swiftvideo_fast.seeds import generator
+from swiftvideo_fast.train import recipe
+from swiftvideo_fast.train.recipe import Parts
+
+COUNT = 40              # two batches, the second of 8
+
+
+def main(*arguments: object) -> int:
+    return cli.main(["evaluate", *map(str, arguments)], tiny.TABLES)
+
+
+def student(inputs: Path, kind: str = "ccd", seed: int = 1, name: str = "", options: dict | None = None,
+            **changes: dict) -> Path:
+    """The folder of a run that has ended, without its training.  options: of the objective."""
+    run = inputs / (name or kind)
+    cfg = tiny.config(inputs, kind, run=str(run), **changes)
+    cfg = replace(cfg, objective=replace(cfg.objective, **(options or {})))
+    run.mkdir(exist_ok=True)
+    (run / "config.yaml").write_text("{}")
+    net = tiny.network(seed)
+    if kind == "flowmap":
+        Parts(cfg, tiny.TABLES).family.add_second_time(net)
+    weights.save(net, run / "average.safetensors", sample=asdict(cfg.sample), trained=to_dict(cfg))
+    return run
+
+
+@pytest.fixture(scope="module")
+def ccd(inputs) -> Path:
+    return student(inputs)
+
+
+@pytest.fixture(scope="module")
+def fresh(inputs) -> Path:
+    """Sampled with fresh noise."""
+    return student(inputs, "lcm", seed=2, sample={"sampler": "consistency"})
+
+
+@pytest.fixture(scope="module")
+def words(ccd, fresh) -> list:
+    """What the whole module evaluates, but for --out."""
+    return ["--models", ccd, f"lcm={fresh}/average.safetensors", "--steps", 4, 2, "--against", "teacher:5,2",
+            "--count", COUNT]
+
+
+@pytest.fixture(scope="module")
+def done(words, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("evaluate") / "out"
+    assert main(*words, "--out", out) == 0
+    return out
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Every file but those that tell seconds."""
+    return {str(file.relative_to(out)): file.read_bytes() for file in sorted(out.rglob("*.safetensors"))}
+
+
+def figures(out: Path) -> list:
+    rows = json.loads((out / "figures.json").read_text())["rows"]
+    return [(row["name"], row["steps"], {name: of["mean"] for name, of in row["metrics"].items()
+                                         if name != "seconds"}) for row in rows]
+
+
+def refusal(capsys, *arguments: object) -> str:
+    """The one line on stderr of a command that ends with exit code 2."""
+    assert main(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("swiftvideo evaluate: ") and err.count("\n") == 1 and not out
+    return err
+
+
+def test_a_row_a_sampler_with_figures_evaluations_and_a_page(done, words, capsys):
+    assert main(*words, "--out", done) == 0             # all is there: it reads
+    said = capsys.readouterr().out
+    assert f"{COUNT} clips of the test split" in said and "are few" in said
+    assert said.endswith(f"report: {done}/report.html\n")
+    found = figures(done)
+    assert [(name, steps) for name, steps, _ in found] == [
+        ("teacher", 5), ("teacher", 2), ("ccd", 4), ("ccd", 2), ("lcm", 4), ("lcm", 2)]
+    assert [row["evaluations"] for *_, row in found] == [10, 4, 4, 2, 4, 2]
+    metrics = {"evaluations", "frechet", "frechet_random", "detail", "motion", "psnr", "still", "flicker",
+               "sharpness", "colour"}
+    assert [row.keys() ^ metrics for *_, row in found] == [set()] + 5 * [{"trajectory"}]
+    page = (done / "report.html").read_text()
+    shown = "teacher, 5 steps", "ccd, 4 steps", "lcm, 2 steps"
+    assert all(f"{name}</figcaption>" in page for name in shown)
+    assert page.count("<canvas") == 6 * (3 + 1 + 2 + 2)
+
+
+def test_the_figures_are_those_of_the_benchmark(done, inputs, ccd, fresh):
+    """Of its clips, on these latents; and the latents are the sampler's from a noise for each clip."""
+    cfg = tiny.config(inputs, "ccd")
+    parts = Parts(cfg, tiny.TABLES)
+    clips = parts.clips.clips("test", COUNT, 0)
+    bench = Benchmark(clips, parts.codec, 0)
+
+    def latents(sampled: str):
+        return torch.cat([load_file(done / sampled / f"latents-{k:05d}.safetensors")["z"] for k in (0, 1)])
+
+    found = {(name, steps): row for name, steps, row in figures(done)}
+    for sampled in ("teacher-2", "ccd-4", "lcm-2"):
+        name, steps = sampled.split("-")
+        row = found[name, int(steps)]
+        want = bench.figures(latents(sampled), latents("teacher-5"))
+        assert {name: row[name] for name in want} == pytest.approx(want, rel=1e-4), sampled
+
+    net = weights.load(fresh / "average.safetensors")
+    x1 = torch.cat([torch.randn(1, *clips.x0.shape[1:], generator=generator(0, "evaluate", i))
+                    for i in range(COUNT)])
+    rng = [generator(0, "fresh", i) for i in range(COUNT)]
+    z = sampler.generate(lambda *inputs: parts.family.call(net, *inputs), x1, clips.condition, 2,
+                         Sample("consistency"), rng)
+    assert torch.allclose(latents("lcm-2"), z, atol=1e-5)
+    alone = sampler.generate(lambda *inputs: parts.family.call(net, *inputs), x1[33:34],
+                             clips.condition[33:34], 2, Sample("consistency"), [generator(0, "fresh", 33)])
+    assert torch.allclose(latents("lcm-2")[33:34], alone, atol=1e-5)
+
+
+def test_more_models_and_steps_are_added_and_nothing_is_made_again(done, words, inputs, tmp_path):
+    out = Path(shutil.copytree(done, tmp_path / "out"))
+    before = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
+    own = student(inputs, "flowmap", seed=3, sample={"sampler": "flowmap"})
+    assert main(*words[:3], own, *words[3:], "--steps", 4, 2, 1, "--out", out) == 0
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert len(figures(out)) == 2 + 3 * 3
+    same = {(name, steps): row for name, steps, row in figures(out)}
+    assert all(same[name, steps] == row for name, steps, row in figures(done))
+
+
+def test_a_run_that_goes_on_is_sampled_by_its_newest_checkpoint(inputs, ccd, words, capsys, tmp_path):
+    cfg = tiny.config(inputs, "ccd", run=str(tmp_path / "run"))
+    recipe.train(replace(cfg, run=replace(cfg.run, steps=2)), tiny.TABLES)
+    words = "--models", tmp_path / "run", "--steps", 1, "--against", "none", "--count", 16
+    assert main(*words, "--out", tmp_path / "ended") == 0
+    (tmp_path / "run/average.safetensors").unlink()
+    for _ in range(2):
+        assert main(*words, "--out", tmp_path / "out") == 0
+    assert figures(tmp_path / "out") == figures(tmp_path / "ended")
+    assert json.loads((tmp_path / "out/figures.json").read_text())["rows"][0]["model"] == f"{tmp_path}/run"
+    page = (tmp_path / "out/report.html").read_text()
+    assert "teacher" not in re.sub("(?s)<details>.*</details>", "", page) and "times faster" not in page
+
+
+def test_a_model_that_has_diverged_is_named(inputs, capsys, tmp_path):
+    run = student(inputs, name="diverged")
+    net = weights.load(run / "average.safetensors")
+    net.head.head.weight.data[0] = torch.nan
+    tree = json.loads(weights.Stored(run / "average.safetensors").header["about"])
+    weights.save(net, run / "average.safetensors", **tree)
+    assert main("--models", run, "--against", "none", "--count", 16, "--out", tmp_path / "out") == 2
+    assert f"diverged-4: 16 of 16 clips are NaN or infinite: {run} has diverged" in capsys.readouterr().err
+    assert not (tmp_path / "out/figures.json").exists()
+
+
+# --- ranks and kills -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def processes():
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_evaluate"])
+    return context
+
+
+def work(arguments: list, kill_at: int | None = None) -> None:
+    """The command in a process of its own, killed before its kill_at-th file gets its name."""
+    torch.set_num_threads(1)
+    renamed = 0
+
+    def watch(event: str, args: tuple) -> None:
+        nonlocal renamed
+        if event == "os.rename":
+            renamed += 1
+            if renamed == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    assert main(*arguments) == 0
+
+
+def test_two_ranks_make_the_bytes_and_figures_of_one(processes, done, words, tmp_path):
+    out = tmp_path / "out"
+    assert fleet.Fleet(processes, 2, work, [*words, "--out", out]).join(120) == [0, 0]
+    assert contents(out) == contents(done) and figures(out) == figures(done)
+
+
+def test_killed_and_resumed_it_makes_the_same_bytes_and_figures(processes, done, words, tmp_path):
+    """Killed while it generates, between seconds and latents, and while it measures."""
+    for kill_at in (1, 14, 40):
+        out = tmp_path / str(kill_at)
+        [code] = fleet.Fleet(processes, 1, work, [*words, "--out", out], kill_at).join(120)
+        assert code == -signal.SIGKILL and contents(out) != contents(done) or kill_at > 39
+        assert main(*words, "--out", out) == 0
+        assert contents(out) == contents(done) and figures(out) == figures(done)
+        assert not [file for file in out.rglob(".*")]
+
+
+# --- the teacher and its guidance ------------------------------------------------------------------------
+
+
+def teacher_of(run: Path, guidance: float | None = None) -> models.Model:
+    cfg = models.trained_by(run / "average.safetensors", tiny.TABLES)
+    return models.teacher([models.Model("x", run, run, cfg.sample, cfg)], guidance, tiny.TABLES)
+
+
+def test_an_aligned_student_has_the_guidance_of_the_run_it_started_from(inputs):
+    first = student(inputs, "ccd", name="at 1.5", options={"guidance": 1.5}, sample={"shift": 3.0})
+    aligned = student(inputs, "ta", model={"student": f"{first}/average.safetensors"}, sample={"shift": 3.0})
+    twice = student(inputs, "ta", name="twice", model={"student": f"{aligned}/average.safetensors"})
+    assert teacher_of(aligned).how == Sample(shift=3.0, guidance=1.5)
+    assert teacher_of(twice).how == Sample(guidance=1.5)
+    assert teacher_of(twice, 2.0).how.guidance == 2.0
+    assert teacher_of(first).weights == inputs / "teacher.safetensors"
+
+
+def test_a_guidance_that_nobody_says_is_asked_for(inputs, capsys, tmp_path):
+    out = "--out", tmp_path / "out", "--count", 16
+    alone = student(inputs, "ta", name="alone")
+    assert "alone: its objective, ta, has no guidance of the teacher, nor has a run that it goes on from" in \
+        refusal(capsys, "--models", alone, *out)
+    gone = student(inputs, "ta", name="gone", model={"student": "nowhere.safetensors"})
+    assert "(nowhere.safetensors); want --guidance" in refusal(capsys, "--models", gone, *out)
+    blind = student(inputs, "osv", name="blind")
+    found = refusal(capsys, "--models", blind, *out)
+    assert "osv, has no guidance" in found, "its guidance is of the image, not of the text"
+    scratch = student(inputs, "flow", name="scratch", model={"weights": None, "preset": "tiny"})
+    assert "scratch: its run started from no weights, so has no teacher" in refusal(
+        capsys, "--models", scratch, *out)
+    assert main("--models", alone, "--guidance", 2, *out, "--dry-run") == 0
+    assert "teacher: 25 steps by euler, shift 1, guidance 2" in capsys.readouterr().out
+    assert main("--models", scratch, "--against", "none", *out, "--dry-run") == 0
+    assert "teacher" not in capsys.readouterr().out.replace("teacher.safetensors", "")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_reader_must_know_is_said(inputs, ccd, tmp_path, capsys):
+    other = student(inputs, "ccd", name="other", options={"guidance": 1.5})
+    weights.save(tiny.network(9), inputs / "another.safetensors")
+    third = student(inputs, "ccd", name="third", model={"weights": str(inputs / "another.safetensors")})
+    assert main("--models", ccd, other, third, "--count", 16, "--out", tmp_path, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "other learned from the teacher at guidance 1.5; it is shown at 3." in said
+    assert f"third learned from {inputs}/another.safetensors; the teacher shown is {inputs}/tea" in said
+
+
+# --- bad input -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments, why", [
+    (["--models", "ccd", "--against", "techer:25"], "--against: 'techer:25'; want teacher:25,8,4, or none"),
+    (["--models", "ccd", "--against", "teacher:25,0"], "'teacher:25,0'; want teacher:25,8,4, or none"),
+    (["--models", "ccd", "--against", "teacher"], "'teacher'; want teacher:25,8,4, or none"),
+    (["--models", "teacher=runs/ccd"], "'teacher=runs/ccd'; want a run's folder or weight file"),
+    (["--models", "=runs/ccd"], "'=runs/ccd'; want a run's folder"),
+    (["--models", "ccd="], "'ccd='; want a run's folder"),
+    (["--models", "a", "--steps", "0"], "--steps: '0'; want a positive number"),
+    (["--models", "a", "--guidance", "nan"], "--guidance: 'nan'; want a number, 0 or more"),
+    (["--models", "a", "--guidance", "-3"], "--guidance: '-3'; want a number, 0 or more"),
+    ([], "required: --models"),
+])
+def test_a_wrong_command_line_is_told_apart(arguments, why, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(*arguments)
+    assert end.value.code == 2 and why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path, name", [
+    ("runs/demo/ccd", "ccd"), ("runs/demo/ccd/", "ccd"), ("runs/ta/4-2/average.safetensors", "4-2"),
+    ("runs/ccd/student.safetensors", "ccd-student"), ("lr=1=runs/a", "lr"), ("runs/lr=1e-3", None),
+    ("my run=runs/lr=1e-3", "my run"), ("runs/v1.5", "v1.5"),
+])
+def test_a_model_is_named_by_its_folder_unless_it_is_given_a_name(path, name):
+    if name is None:
+        with pytest.raises(Exception, match="want a run's folder"):
+            models.given(path)
+    else:
+        assert models.given(path).name == name
+
+
+def test_models_that_cannot_be_compared_are_one_line(inputs, ccd, capsys, tmp_path):
+    out = "--out", tmp_path / "out"
+    assert "--count 1; want 16 clips at least" in refusal(capsys, "--models", ccd, "--count", 1, *out)
+    assert "--count 2; want 16 clips at least" in refusal(capsys, "--models", ccd, "--count", 2, *out)
+    assert "--models: none: no such run or weight file" in refusal(capsys, "--models", "none", *out)
+    assert f"two are named ccd; name one, as in other={ccd}" in refusal(capsys, "--models", ccd, ccd, *out)
+    bare = tmp_path / "bare.safetensors"
+    weights.save(tiny.network(), bare)
+    assert "does not say by which config it was trained" in refusal(capsys, "--models", bare, ccd, *out)
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes((ccd / "average.safetensors").read_bytes()[:1000])
+    assert f"{damaged}: damaged" in refusal(capsys, "--models", ccd, damaged, *out)
+    codec = tmp_path / "codec.safetensors"
+    tiny.fit_codec(tiny.CropSource(tiny.clips(), "train", frames=5, size=16), seed=1, count=32).save(codec)
+    other = student(inputs, "ccd", name="other codec", model={"codec": str(codec)})
+    assert "other codec: its latents are of another codec" in refusal(capsys, "--models", ccd, other, *out)
+    gone = student(inputs, "ccd", name="no teacher", model={"weights": "gone.safetensors"})
+    assert "gone.safetensors: no such file" in refusal(capsys, "--models", gone, *out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_other_settings_or_other_things_is_left_alone(done, words, inputs, capsys, tmp_path):
+    before = contents(done)
+    assert "compares models on other clips (count: 40 -> 41); take another --out" in refusal(
+        capsys, *words, "--count", 41, "--out", done)
+    assert "(seed: 0 -> 1)" in refusal(capsys, *words, "--seed", 1, "--out", done)
+    changed = student(inputs, "ccd", seed=5, name="changed")
+    found = refusal(capsys, "--models", f"ccd={changed}", *words[3:], "--out", done)
+    assert "ccd-4/latents-00000.safetensors holds something else (weights: " in found and "--out" in found
+    (tmp_path / "thesis.txt").write_text("")
+    assert f"{tmp_path}: is there and holds no evaluation" in refusal(capsys, *words, "--out", tmp_path)
+    assert "thesis.txt: is there" in refusal(capsys, *words, "--out", tmp_path / "thesis.txt")
+    assert contents(done) == before and sorted(os.listdir(tmp_path)) == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("file", ["ccd-4/latents-00001", "lcm-2/measured-*-00000"])
+def test_damaged_files_are_named(file, done, words, capsys, tmp_path):
+    out = Path(shutil.copytree(done, tmp_path / "out"))
+    [place] = out.glob(f"{file}.safetensors")
+    raw = bytearray(place.read_bytes())
+    raw[-3] ^= 1
+    place.write_bytes(raw)
+    assert main(*words, "--out", out) == 2
+    assert f"{place}: its bytes are not those that were written; delete it and run `swiftvideo evaluate`" in \
+        capsys.readouterr().err
+    place.unlink()
+    assert main(*words, "--out", out) == 0 and contents(out) == contents(done)
+
+
+def test_the_commands_of_the_page_are_taken():
+    page = (Path(__file__).parents[1] / "docs/evaluate.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"^    (?:swiftvideo|torchrun .* swiftvideo_fast) (evaluate .*)$", page, re.M)
+    assert len(commands) == 2
+    for command in commands:
+        args = cli.parser().parse_args(shlex.split(command))
+        assert args.steps == [4, 2] and args.against == (25, 8, 4) and len(args.models) == 3
+
+
+def test_a_dry_run_writes_nothing(words, capsys, tmp_path):
+    assert main(*words, "--out", tmp_path / "out", "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert f"would sample {COUNT} clips to {tmp_path}/out" in said
+    assert "lcm: 2 steps by consistency, shift 1, guidance 1, of " in said
+    assert not (tmp_path / "out").exists()
