@@ -50,7 +50,7 @@ class Index:
             self.table = parquet.read_table(self.path, memory_map=True)
             about = {key.decode(): value.decode() for key, value in self.table.schema.metadata.items()}
             self.folder = self.path.parent / about["folder"]
-            if about.get("sha256", digest := _digest(self.table, about["folder"])) != digest:
+            if "sha256" in about and about["sha256"] != _digest(self.table, about["folder"]):
                 raise ValueError("its rows are not those that were written")
         except (ArrowException, OSError, AttributeError, KeyError, ValueError) as why:
             why = " ".join(str(why).split())
