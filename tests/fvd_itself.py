@@ -1,0 +1,75 @@
+"""FVD by our code and by cd-fvd's own, on networks of the published architectures with random weights.
+
+    PYTHONPATH=SITE:.:kernels python tests/fvd_itself.py [DEPTH]
+
+SITE holds cd-fvd 0.1.1, torchvision and scipy below 1.18 (`pip install --target SITE --no-deps ...`).  I3D
+is whole; VideoMAE's ViT-g has DEPTH of its 40 blocks (default: 2), all else as published.  Exit code 1 beyond
+1e-6.
+"""
+
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import torch
+from cdfvd import fvd as package
+from cdfvd.third_party.i3d.pytorch_i3d import InceptionI3d
+from cdfvd.third_party.VideoMAEv2 import utils, videomaev2_finetune
+
+from swiftvideo_fast.data.decode import Framing
+from swiftvideo_fast.metrics.fvd import fvd, measure
+from swiftvideo_fast.metrics.published_nets import load
+
+NAMES = {"i3d": "fvd-i3d", "videomae": "fvd-videomae"}
+
+
+def shallow(depth: int, **told):
+    return videomaev2_finetune.VisionTransformer(
+        patch_size=14, embed_dim=1408, depth=depth, num_heads=16, mlp_ratio=48 / 11, qkv_bias=True,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        **{name: value for name, value in told.items() if name != "pretrained"})
+
+
+def random_weights(folder: Path, depth: int) -> dict[str, Path]:
+    torch.manual_seed(0)
+    i3d = InceptionI3d(400, in_channels=3)
+    for module in i3d.modules():
+        if isinstance(module, torch.nn.BatchNorm3d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    torch.save(i3d.state_dict(), folder / "i3d.pt")
+    mae = shallow(depth, img_size=224, num_classes=174, all_frames=16, tubelet_size=2, use_mean_pooling=True)
+    torch.save({"module": mae.state_dict()}, folder / "videomae.pt")
+    return {"i3d": folder / "i3d.pt", "videomae": folder / "videomae.pt"}
+
+
+def main() -> int:
+    depth = int(sys.argv[1]) if sys.argv[1:] else 2
+    for module in (videomaev2_finetune, utils):
+        module.vit_giant_patch14_224 = partial(shallow, depth)
+    rng, worst = torch.Generator().manual_seed(0), 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        files = random_weights(Path(folder), depth)
+        for kind, frames, count in (("i3d", 16, 6), ("i3d", 64, 3), ("videomae", 16, 3), ("videomae", 64, 2)):
+            framing = Framing(frames, 16.0, 96, 64)
+            shape = count, frames, framing.height, framing.width, 3
+            real, fake = (torch.randint(top, shape, generator=rng, dtype=torch.uint8) for top in (256, 128))
+            judge = package.cdfvd(kind, "full", "full", str(files[kind]), device="cpu")
+            theirs = judge.compute_fvd(real.numpy(), fake.numpy())
+            net = load(NAMES[kind], files[kind])
+            sides = [measure(net, x.split(2), framing) for x in (real, fake)]
+            ours = fvd(net, *sides, framing).distance
+            scale = sum(side.gaussian().covariance.trace().item() for side in sides) + theirs
+            error = abs(ours - theirs) / scale
+            worst = max(worst, error)
+            mean, covariance = judge.real_stats.get_mean_cov()
+            apart = max(abs(sides[0].gaussian().mean.numpy() - mean).max(),
+                        abs(sides[0].gaussian().covariance.numpy() - covariance).max())
+            print(f"{NAMES[kind]}, {frames} frames, {count} clips: theirs {theirs:.9g}, ours {ours:.9g}, "
+                  f"apart by {error:.1e} of the scale; mean and covariance by {apart:.1e}", flush=True)
+    return int(worst > 1e-6)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
