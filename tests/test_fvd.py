@@ -186,6 +186,9 @@ def test_a_wrong_file_is_one_error_that_says_what_is_wanted(weights, monkeypatch
         with pytest.raises(ValueError, match=says) as caught:
             load("fvd-i3d", weights / file)
         assert file in str(caught.value) and "\n" not in str(caught.value)
+    for device in ("cuda:7", "nowhere"):
+        with pytest.raises(ValueError, match=f"device is '{device}': "):
+            load("fvd-i3d", weights / "i3d.pt", device)
     with pytest.raises(ValueError, match="want one of fvd-i3d, fvd-videomae"):
         load("i3d", weights / "i3d.pt")
     monkeypatch.setitem(sys.modules, "cdfvd", None)
@@ -239,5 +242,12 @@ def test_the_command_measures_two_folders_and_caches_the_real_one(rng, weights, 
     assert len([*(weights / "cache").iterdir()]) == 1
     code, said = call("--frames", "16")
     assert code == 2 and "real/0.mp4: 12 frames, 0.69 s; want 16 frames at 16 fps" in said
+    (weights / "made/some.zip").write_bytes(b"no archive")
+    code, said = call("--frames", "10")
+    assert code == 2 and "made/some.zip: archive: " in said and said.count("\n") == 1
+    for path in (weights / "made").iterdir():
+        path.unlink()
+    code, said = call("--frames", "10")
+    assert code == 2 and "made: no videos in it" in said
     code, said = call("--frames", "8")
     assert code == 2 and said.count("\n") == 1

@@ -71,6 +71,19 @@ def test_every_video_and_image_is_where_vbench_looks(made, tmp_path):
     compile((tmp_path / "out/run.py").read_text(), "run.py", "exec")
 
 
+def test_an_image_is_turned_and_cropped_as_the_model_saw_it(made, tmp_path):
+    """As release.sample's frame_of: the EXIF orientation, then the centre."""
+    image = Image.new("RGB", (60, 104), (0, 0, 0))
+    image.paste((255, 0, 0), (0, 52, 60, 104))              # its lower half lies to the left, turned
+    exif = image.getexif()
+    exif[0x0112] = 6                                        # turn clockwise
+    image.save(tmp_path / "turned.png", exif=exif)
+    prepare(tmp_path / "out", [Clip("a cat", tmp_path / "turned.png", made / "0.mp4")])
+    with Image.open(tmp_path / "out/vbench2_beta_i2v/data/crop/7-4/a cat.png") as found:
+        assert found.size == (104, 60)
+        assert found.getpixel((10, 30)) == (255, 0, 0) and found.getpixel((90, 30)) == (0, 0, 0)
+
+
 def test_run_takes_each_dimension_once_and_goes_on_where_it_was(made, tmp_path, monkeypatch):
     """The package is stood in for by one that notes its calls and writes as it does."""
     prepare(tmp_path / "out", [clip(made)])
@@ -154,15 +167,22 @@ def test_the_suite_must_be_whole(made, tmp_path):
     assert name == "a hill-0.mp4" and image.name == "hill.jpg"
     with Image.open(image) as opened:
         assert opened.size == (52, 90)                      # the suite has cropped its images
-    info.write_text("[1]")
-    with pytest.raises(ValueError, match="not vbench2_i2v_full_info.json"):
-        prepare(tmp_path / "other", clips, info)
+    for text in ("[1]", "{}x", "[" * 100_000, '{"a": 1}', '[{"prompt_en": "a cat"}]'):
+        info.write_text(text)
+        with pytest.raises(ValueError, match="not vbench2_i2v_full_info.json"):
+            prepare(tmp_path / "other", clips, info)
+    for key, value in (("image_name", "../../../out.jpg"), ("prompt_en", "a/b"), ("dimension", 7)):
+        info.write_text(json.dumps([entries[0] | {key: value}]))
+        with pytest.raises(ValueError, match="lacks dimensions, or no file can be called"):
+            prepare(tmp_path / "other", clips, info)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_table_gives_prompts_images_and_videos(tmp_path):
     table = tmp_path / "clips.csv"
-    table.write_text('video,prompt,image\nv/0.mp4,"a cat, running",cat.png\n')
-    assert read_table(table) == [Clip("a cat, running", tmp_path / "cat.png", tmp_path / "v/0.mp4")]
+    for mark in ("", "\ufeff"):                             # as spreadsheets write
+        table.write_text(f'{mark}prompt,video,image\n"a cat, running",v/0.mp4,cat.png\n')
+        assert read_table(table) == [Clip("a cat, running", tmp_path / "cat.png", tmp_path / "v/0.mp4")]
     for text, says in (("video,prompt\nx,y\n", "no column 'image'"),
                        ("prompt,image,video\na,,c\n", "row 1 lacks"),
                        ("prompt,image,video\na\n", "row 1 lacks")):

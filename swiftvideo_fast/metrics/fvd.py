@@ -83,10 +83,16 @@ def fvd(net: Published, real: Moments, generated: Moments, framing: Framing) -> 
 def videos(folder: Path, framing: Framing, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
     """(1, T, H, W, 3) from the beginning of every world-th video of a folder, in the order of their paths.
 
-    ValueError names a video that does not decode or is too short.
+    ValueError for a folder without any, an archive that cannot be read, and a video that does not decode or
+    is too short.
     """
+    found, unread = files.walk(folder)
+    for place, why in unread.items():
+        raise ValueError(f"{folder / str(place)}: {why}")
+    if not found:
+        raise ValueError(f"{folder}: no videos in it")
     decoder = PyAv()
-    for place in tqdm([*files.walk(folder)[0]][rank::world], folder.name, disable=rank > 0 or None):
+    for place in tqdm([*found][rank::world], folder.name, disable=rank > 0 or None):
         try:
             video = probe(files.open_file(folder, place))
             if not framing.starts(video):

@@ -142,7 +142,7 @@ def moments(extract: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> M
     return seen
 
 
-def cached(folder: Path | str, what: dict[str, str | int], compute: Callable[[], Moments]) -> Moments:
+def cached(folder: Path | str, what: dict[str, str | float], compute: Callable[[], Moments]) -> Moments:
     """Moments from the file in `folder` that `what` names, else those computed, written there for next time.
 
     what: all they depend on: the net and its weights' digest, the clips, frames, fps, size; the file is named

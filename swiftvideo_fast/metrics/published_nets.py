@@ -55,14 +55,18 @@ class Published:
 
 
 def load(name: str, weights: Path, device: torch.device | str = "cpu") -> Published:
-    """ValueError for another name and for a file that is missing or of something else; ImportError names the
-    extra.
+    """ValueError for another name or device and for a file that is missing or of something else; ImportError
+    names the extra.
     """
     if name not in LOADERS:
         raise ValueError(f"net is {name!r}; want one of {', '.join(LOADERS)}")
     if not weights.is_file():
         raise ValueError(f"{weights}: no such file; {name} wants {WANTED[name]}, put there by hand")
-    return LOADERS[name](weights, torch.device(device))
+    try:
+        device = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as why:
+        raise ValueError(f"device is {str(device)!r}: {str(why).splitlines()[0]}") from why
+    return LOADERS[name](weights, device)
 
 
 def _i3d(weights: Path, device: torch.device) -> Published:

@@ -101,7 +101,7 @@ def name_of(prompt: str) -> str:
 def read_table(file: Path) -> list[Clip]:
     """Of a csv with columns prompt, image, video; paths are relative to it."""
     try:
-        with file.open(newline="", encoding="utf-8") as stream:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
             found = [[row[name] for name in ("prompt", "image", "video")] for row in csv.DictReader(stream)]
     except (OSError, UnicodeDecodeError, csv.Error) as why:
         raise ValueError(f"{file}: cannot be read ({why})") from why
@@ -122,10 +122,14 @@ def _own(prompt: str) -> dict:
 def _of_suite(prompts: dict[str, list[Clip]], info: Path) -> dict[str, dict]:
     """Prompt -> VBench's entry, of those that have a dimension of ours."""
     try:
-        listed = {e["prompt_en"]: e for e in json.loads(info.read_text())
-                  if e["dimension"] and e["image_name"]}
-    except (OSError, ValueError, TypeError, KeyError) as why:
+        listed = {e["prompt_en"]: e for e in json.loads(info.read_text())}
+        wrong = [prompt for prompt, e in listed.items() if not isinstance(e["dimension"], list)
+                 or name_of(prompt) != prompt or name_of(e["image_name"]) != e["image_name"]]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as why:
         raise ValueError(f"{info}: not vbench2_i2v_full_info.json ({why!r})") from why
+    if wrong:
+        raise ValueError(f"{info}: {wrong[0]!r} lacks dimensions, or no file can be called after it or after "
+                         "its image")
     unknown = [prompt for prompt in prompts if prompt not in listed]
     if unknown:
         raise ValueError(f"{len(unknown)} prompts are not in {info}, the first {unknown[0]!r}")
@@ -166,12 +170,13 @@ def _ratio(videos: list[Path]) -> tuple[str, float]:
 
 
 def _write_image(source: Path, target: Path, aspect: float | None) -> None:
-    """RGB; cropped about the centre to the videos' aspect, as the model saw it."""
-    from PIL import Image
+    """RGB, turned as its EXIF says; cropped about the centre to the videos' aspect, as the model saw it."""
+    from PIL import Image, ImageOps
 
     try:
-        image = Image.open(source).convert("RGB")
-    except OSError as why:
+        with Image.open(source) as opened:
+            image = ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as why:
         raise ValueError(f"{source}: not an image that can be read ({why})") from why
     if aspect:
         w, h = min(image.width, round(image.height * aspect)), min(image.height, round(image.width / aspect))

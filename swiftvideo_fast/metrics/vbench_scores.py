@@ -89,5 +89,5 @@ def _read(file: Path) -> dict[str, tuple[float, int]]:
     try:
         return {name: (float(score), len(each))
                 for name, (score, each) in json.loads(file.read_text()).items()}
-    except (ValueError, TypeError, AttributeError) as why:
+    except (ValueError, TypeError, AttributeError, RecursionError) as why:
         raise ValueError(f"{file}: not VBench's results ({why}); remove it and run run.py again") from why
