@@ -1,4 +1,5 @@
-"""FVD by our code and by cd-fvd's own, on networks of the published architectures with random weights.
+"""Frechet distance and FVD by our code and by cd-fvd's own: on random features, then on networks of the
+published architectures with random weights.
 
     PYTHONPATH=SITE:.:kernels python tests/fvd_itself.py [DEPTH]
 
@@ -16,12 +17,32 @@ import torch
 from cdfvd import fvd as package
 from cdfvd.third_party.i3d.pytorch_i3d import InceptionI3d
 from cdfvd.third_party.VideoMAEv2 import utils, videomaev2_finetune
+from cdfvd.utils.metric_utils import FeatureStats
 
 from swiftvideo_fast.data.decode import Framing
+from swiftvideo_fast.metrics.frechet import distance, fit
 from swiftvideo_fast.metrics.fvd import fvd, measure
 from swiftvideo_fast.metrics.published_nets import load
 
 NAMES = {"i3d": "fvd-i3d", "videomae": "fvd-videomae"}
+
+
+def of_features() -> float:
+    """The largest difference, relative to the scale, on features of several counts and widths."""
+    rng, worst = torch.Generator().manual_seed(0), 0.0
+    for clips, width in ((20, 5), (300, 64), (64, 300), (900, 400)):
+        mixing = torch.randn(width, width, generator=rng)
+        x, y = (torch.randn(clips, width, generator=rng) @ mixing + shift for shift in (0.0, 0.3))
+        theirs = [FeatureStats(capture_mean_cov=True), FeatureStats(capture_mean_cov=True)]
+        for stats, features in zip(theirs, (x, y), strict=True):
+            stats.append_torch(features, rank=0, num_gpus=1)
+        want = package.cdfvd.compute_fvd_from_stats(None, *theirs)
+        a, b = fit(x), fit(y)
+        error = abs(distance(a, b) - want) / (a.covariance.trace() + b.covariance.trace()).item()
+        print(f"{clips} clips of {width} features: theirs {want:.9g}, apart by {error:.1e} of the scale",
+              flush=True)
+        worst = max(worst, error)
+    return worst
 
 
 def shallow(depth: int, **told):
@@ -48,7 +69,7 @@ def main() -> int:
     depth = int(sys.argv[1]) if sys.argv[1:] else 2
     for module in (videomaev2_finetune, utils):
         module.vit_giant_patch14_224 = partial(shallow, depth)
-    rng, worst = torch.Generator().manual_seed(0), 0.0
+    rng, worst = torch.Generator().manual_seed(0), of_features()
     with tempfile.TemporaryDirectory() as folder:
         files = random_weights(Path(folder), depth)
         for kind, frames, count in (("i3d", 16, 3), ("i3d", 64, 2), ("videomae", 16, 2), ("videomae", 64, 2)):

@@ -1,5 +1,7 @@
 """The Frechet distance against scipy's matrix root and against closed forms."""
 
+from types import SimpleNamespace
+
 import intervals
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
+from swiftvideo_fast.metrics.benchmark import Benchmark
 from swiftvideo_fast.metrics.frechet import distance, estimate, fewest, fit
 from swiftvideo_fast.metrics.moments import GROUPS, Gaussian, Moments
 
@@ -141,6 +144,21 @@ def test_an_estimate_of_few_clips_is_refused_with_the_number_that_is_enough(rng)
     lopsided.update(draw(rng, 140, 2), range(0, 280, 2))
     with pytest.raises(ValueError, match="fill 8 and 16 of 16 groups"):
         estimate(lopsided, seen(draw(rng, 140, 2)))
+
+
+def test_the_benchmark_estimates_what_it_measures(rng):
+    """Clips that are their own latents; a random net's features of damaged ones."""
+    clips = torch.rand(128, 3, 3, 8, 8, generator=rng) * 2 - 1
+    bench = Benchmark(SimpleNamespace(x0=clips), SimpleNamespace(decode=lambda z: z), seed=0)
+    made = 0.8 * clips
+    for name in ("frechet", "frechet_random"):
+        found = bench.estimate(made, name)
+        assert found.distance == pytest.approx(bench.distance(made, name), rel=1e-9)
+        assert found.low < found.value < found.distance
+        features = [fit(bench.nets[name].extract(x)) for x in (made, clips)]
+        assert bench.distance(made, name) == pytest.approx(distance(*features), rel=1e-9)
+    with pytest.raises(ValueError, match="100 clips for 64 features; want at least 128"):
+        bench.estimate(made[:100])
 
 
 def test_an_estimate_of_one_and_the_same_set_is_not_above_zero(rng):

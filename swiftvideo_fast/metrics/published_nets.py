@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from swiftvideo_fast.atomic import digest
 
 SIDE = 224
-FRAMES_AT_ONCE = 128
+FRAMES_AT_ONCE = 64             # ViT-g's attention of 64 frames holds 4.3 GB of scores in float32
 
 
 @dataclass(frozen=True)
