@@ -111,12 +111,13 @@ class Forward(TorchFunctionMode):
         self.running, self.recomputed, self.outer = False, False, None
 
     def __enter__(self):
-        self.running, self.outer, HERE.level = True, HERE.level, self
         if torch.compiler.is_compiling():
             dynamo.prepare()
         else:
+            dynamo.check_dispatch()
             dynamo.prepare_eager()
             intercept.begin()
+        self.running, self.outer, HERE.level = True, HERE.level, self
         return super().__enter__()
 
     def __exit__(self, *error):
