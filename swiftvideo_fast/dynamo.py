@@ -44,9 +44,9 @@ def check_dispatch() -> None:
     """Raises where views would not know their base, and a tangent written through one would be lost."""
     if torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.ADInplaceOrView):
         raise RuntimeError(
-            "jvp: torch's dispatcher skips autograd and views in this thread (ADInplaceOrView is excluded): jvp "
-            "runs inside a custom operator or __torch_dispatch__, or an earlier error of torch.compile damaged "
-            "torch's state; call jvp outside, or start a new process")
+            "jvp: torch's dispatcher skips autograd and views in this thread (ADInplaceOrView is excluded): "
+            "jvp runs inside a custom operator or __torch_dispatch__, or an earlier error of torch.compile "
+            "damaged torch's state; call jvp outside, or start a new process")
 
 
 def leave_to_python(*members) -> None:
@@ -79,9 +79,9 @@ def _codes(member) -> Iterator[CodeType]:
 def _releasing_its_guard(_str: Callable) -> Callable:
     """torch._tensor_str._str without its leak.
 
-    torch's function keeps a guard in a local variable.  Where printing a fake tensor fails, the traceback keeps
-    that guard, and when the error is freed, be it much later, the guard puts the dispatch keys of its own time
-    back: whatever runs then is without autograd and views, or reads a fake tensor's memory and crashes.
+    torch's function keeps a guard in a local variable.  Where printing a fake tensor fails, the traceback
+    keeps that guard; when the error is freed, be it much later, the guard puts back the dispatch keys of its
+    own time.  Whatever runs then is without autograd and views, or reads a fake tensor's memory and crashes.
     """
     @wraps(_str)
     def release(*args, **kwargs):
