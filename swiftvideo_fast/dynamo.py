@@ -8,8 +8,9 @@ By itself it takes the operators of a Dual and a tensor for the tensor's, with t
 
 import operator
 import sys
-from collections.abc import Iterator
-from functools import cache
+import traceback
+from collections.abc import Callable, Iterator
+from functools import cache, wraps
 from types import CodeType, FunctionType
 
 import torch
@@ -30,12 +31,22 @@ REFLECTED = {"eq": "eq", "ne": "ne", "lt": "gt", "gt": "lt", "le": "ge", "ge": "
 def prepare() -> None:
     """Runs while Dynamo traces; teaches once a process."""
     _teach()
+    check_dispatch()
 
 
 def prepare_eager() -> None:
     """A network inside this jvp may be compiled: teach, if Dynamo is loaded."""
     if "torch._dynamo.variables.builtin" in sys.modules:
         _teach()
+
+
+def check_dispatch() -> None:
+    """Raises where views would not know their base, and a tangent written through one would be lost."""
+    if torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.ADInplaceOrView):
+        raise RuntimeError(
+            "jvp: torch's dispatcher skips autograd and views in this thread (ADInplaceOrView is excluded): "
+            "jvp runs inside a custom operator or __torch_dispatch__, or an earlier error of torch.compile "
+            "damaged torch's state; call jvp outside, or start a new process")
 
 
 def leave_to_python(*members) -> None:
@@ -63,6 +74,24 @@ def _codes(member) -> Iterator[CodeType]:
         yield member
         for constant in member.co_consts:
             yield from _codes(constant)
+
+
+def _releasing_its_guard(_str: Callable) -> Callable:
+    """torch._tensor_str._str without its leak.
+
+    torch's function keeps a guard in a local variable.  Where printing a fake tensor fails, the traceback
+    keeps that guard; when the error is freed, be it much later, the guard puts back the dispatch keys of its
+    own time.  Whatever runs then is without autograd and views, or reads a fake tensor's memory and crashes.
+    """
+    @wraps(_str)
+    def release(*args, **kwargs):
+        try:
+            return _str(*args, **kwargs)
+        except Exception as error:
+            with torch._C._PreserveDispatchKeyGuard():
+                traceback.clear_frames(error.__traceback__)
+            raise
+    return release
 
 
 @cache
@@ -98,6 +127,7 @@ def _teach() -> None:
             return ConstantVariable.create(typetest.is_one(Tensor, Dual, kinds.as_python_constant()))
         return ask(self, tx, arg, kinds)
 
+    torch._tensor_str._str = _releasing_its_guard(torch._tensor_str._str)
     BuiltinVariable._handle_insert_op_in_graph = operate_as_python
     BuiltinVariable.call_matmul = BuiltinVariable.call_imatmul = call_matmul
     BuiltinVariable.call_isinstance = call_isinstance

@@ -7,7 +7,7 @@ import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_map, tree_unflatten
 
 from swiftvideo_fast import dynamo, intercept
 from swiftvideo_fast.dispatch import call, name_of, spoken, writes_in_place
@@ -35,11 +35,12 @@ def jvp(func: Callable, primals: tuple, tangents: tuple, *, strict: bool = False
     try:
         leaves = spec.flatten_up_to(primals)
     except ValueError as error:
-        raise RuntimeError(f"jvp: primals and tangents differ in structure: {error}") from error
+        raise RuntimeError(f"jvp: primals and tangents differ in structure: {error}; "
+                           "want one tangent, or None, for each primal") from error
     if all([t is None for t in seeds]):
         raise RuntimeError("jvp: no primal has a tangent")
     with Forward() as forward:
-        inputs = [_seeded(p, t, where) for where, (p, t) in enumerate(zip(leaves, seeds))]
+        inputs = [_seeded(p, t, where, tangents) for where, (p, t) in enumerate(zip(leaves, seeds))]
         result, aux = func(*tree_unflatten(inputs, spec)), ()
         if has_aux:
             if not (isinstance(result, tuple) and len(result) == 2):
@@ -68,22 +69,28 @@ def functional_jvp(func: Callable, inputs, v=None, create_graph: bool = False, s
         return jvp(func, inputs, v if isinstance(v, tuple) else (v,), strict=strict)
 
 
-def _seeded(p, t, where: int):
+def _seeded(p, t, where: int, tangents: tuple):
     """The Dual of one primal and its tangent, copied: the network may write to it in place."""
     if t is None:
         return p
     p, t = living(p), living(t)
     if not isinstance(p, Tensor) or not isinstance(t, Tensor):
-        raise RuntimeError(f"jvp: primal {where} is a {type(p).__name__}, its tangent a {type(t).__name__}; "
-                           "want two tensors (or None for the tangent)")
+        raise RuntimeError(f"jvp: primals{_path(where, tangents)} is a {type(p).__name__}, its tangent a "
+                           f"{type(t).__name__}; want two tensors (or None for the tangent)")
     if not (p.is_floating_point() or p.is_complex()):
-        raise ValueError(f"jvp: primal {where} is {p.dtype}, which has no tangent; want None as its tangent, "
-                         "or a floating-point or complex primal")
+        path = _path(where, tangents)
+        raise ValueError(f"jvp: primals{path} is {p.dtype}, which has no tangent; want None as "
+                         f"tangents{path}, or a floating-point or complex primal (.to(torch.float32))")
     if (p.shape, p.dtype, p.device) != (t.shape, t.dtype, t.device):
-        raise RuntimeError(f"jvp: tangent {where} is {tuple(t.shape)} {t.dtype} on {t.device}; "
-                           f"its primal {tuple(p.shape)} {p.dtype} on {p.device}")
+        raise RuntimeError(f"jvp: tangents{_path(where, tangents)} is {tuple(t.shape)} {t.dtype} on "
+                           f"{t.device}; its primal {tuple(p.shape)} {p.dtype} on {p.device}")
     with torch.no_grad():
         return Dual(p, t.clone() if alike(t, p) and not overlaps(t) else empty_as(p).copy_(t))
+
+
+def _path(where: int, tangents: tuple) -> str:
+    """The subscripts of one argument, `[0]['a']`."""
+    return keystr(tree_flatten_with_path(tangents)[0][where][0])
 
 
 def _output(x, strict: bool) -> tuple[Tensor, Tensor]:
@@ -111,12 +118,13 @@ class Forward(TorchFunctionMode):
         self.running, self.recomputed, self.outer = False, False, None
 
     def __enter__(self):
-        self.running, self.outer, HERE.level = True, HERE.level, self
         if torch.compiler.is_compiling():
             dynamo.prepare()
         else:
+            dynamo.check_dispatch()
             dynamo.prepare_eager()
             intercept.begin()
+        self.running, self.outer, HERE.level = True, HERE.level, self
         return super().__enter__()
 
     def __exit__(self, *error):

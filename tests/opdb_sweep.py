@@ -20,6 +20,7 @@ The exit status is 1 if one is wrong or fewer than 98 % are right.
 """
 
 import argparse
+import gc
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -261,13 +262,24 @@ def compiled(function: Callable, sample, tangents) -> str:
         torch.manual_seed(0)
         got = torch.compile(run, backend="eager")(primals(), tuple(tangents))
     except Exception as error:                         # most often Dynamo's own: never a result
-        return f"refused: {type(error).__name__}"
+        got, refusal = None, f"refused: {type(error).__name__}"
+    gc.collect()                                       # an error that is freed may do harm
+    if dispatch_keys() != UNHARMED:
+        return "wrong: torch's dispatch keys changed"
+    if got is None:
+        return refusal
     try:
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9, equal_nan=True)
     except AssertionError as error:
         return f"wrong: {' '.join(str(error).split())[:160]}"
     return "right"
 
+
+def dispatch_keys() -> tuple[str, str]:
+    return str(torch._C._dispatch_tls_local_exclude_set()), str(torch._C._dispatch_tls_local_include_set())
+
+
+UNHARMED = dispatch_keys()
 
 # --- all of them -----------------------------------------------------------------------------------------
 

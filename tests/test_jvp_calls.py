@@ -223,8 +223,19 @@ def test_threads_have_their_own_jvp():
 
 
 def test_an_integer_primal_is_named():
-    with pytest.raises(ValueError, match=r"primal 1 is torch\.int64, which has no tangent; want None"):
-        jvp(lambda x, i: x * i, (W, torch.tensor(2)), (W, torch.tensor(1)))
+    two = torch.tensor(2)
+    with pytest.raises(ValueError, match=r"primals\[1\] is torch.int64, which has no tangent; "
+                                         r"want None as tangents\[1\], or a floating-point"):
+        jvp(lambda x, i: x * i, (W, two), (W, two))
+    with pytest.raises(ValueError, match=r"primals\[0\]\['labels'\]\[1\] is torch.bool, which has"):
+        jvp(lambda x: x["x"], ({"x": W, "labels": [W, two > 0]},), ({"x": W, "labels": [W, two > 0]},))
+    with pytest.raises(RuntimeError, match=r"primals\[1\] is a int, its tangent a int; want two"):
+        jvp(lambda x, i: x * i, (W, 2), (W, 1))
+    with pytest.raises(RuntimeError, match=r"tangents\[0\] is \(4, 4\) torch.int64 .* \(4, 4\) torch.float64"):
+        jvp(torch.sin, (W,), (W.long(),))
+    with pytest.raises(RuntimeError, match="differ in structure.*want one tangent, or None, for each primal"):
+        jvp(lambda x, i: x * i, (W, two), (W,))
+    torch.testing.assert_close(jvp(lambda x, i: x * i, (W, two), (W, None)), (2 * W, 2 * W))
 
 
 @pytest.mark.parametrize("function", [

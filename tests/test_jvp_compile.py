@@ -229,3 +229,40 @@ def test_a_type_is_asked_in_code_that_dynamo_writes_too():
     torch._dynamo.reset()
     got = torch.compile(lambda x, v: jvp(net, (x,), (v,)), backend="eager")(x, v)
     torch.testing.assert_close(got, (2 * x, 2 * v))
+
+
+def test_an_error_of_dynamos_leaves_torch_as_it_was():
+    """Printing a fake tensor fails inside torch.nanquantile's jvp: what torch's traceback holds must not undo
+    the dispatch keys of whatever runs when the error is freed."""
+    in_a_fresh_process("""
+import gc, logging, torch
+from swiftvideo_fast import jvp
+logging.disable(logging.CRITICAL)
+x, v = torch.rand(2, 5).double()
+local = (torch._C._dispatch_tls_local_exclude_set, torch._C._dispatch_tls_local_include_set)
+keys = lambda: [str(these()) for these in local]
+before = keys()
+try:
+    torch.compile(lambda x, v: jvp(lambda x: x.nanquantile(0.5), (x,), (v,)), backend="eager")(x, v)
+except torch._dynamo.exc.TorchRuntimeError as error:
+    kept = error
+assert keys() == before
+del kept
+gc.collect()
+assert keys() == before
+assert x.view(1, 5)._base is not None
+""")
+
+
+def test_a_thread_without_views_is_refused():
+    """A plain tensor's views would not lead to its twin: its tangent would be lost without a word."""
+    def buffered(x):
+        kept = torch.zeros(4)
+        kept.view(2, 2)[0] = x[:2]
+        return kept * x
+    x = torch.ones(4)
+    with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)):
+        with pytest.raises(RuntimeError, match="dispatcher skips autograd and views.*call jvp outside"):
+            jvp(buffered, (x,), (x,))
+        assert HERE.level is None and intercept.running == 0
+    torch.testing.assert_close(jvp(buffered, (x,), (x,))[1], torch.tensor([2.0, 2, 0, 0]))

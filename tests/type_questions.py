@@ -1,0 +1,220 @@
+"""What a Dual answers to questions for its type, under any Python from 3.11 on; a stub stands in for torch.
+
+    python3.13 tests/type_questions.py          prints the questions answered wrongly; exit status 1 if any
+"""
+
+import builtins
+import dis
+import importlib.util
+import sys
+import types
+from pathlib import Path
+
+
+class Tensor:
+    pass
+
+
+class Parameter(Tensor):
+    pass
+
+
+class FloatTensor(metaclass=type("tensortype", (type,), {})):
+    pass
+
+
+torch = types.ModuleType("torch")
+torch.Tensor, torch.Parameter, torch.FloatTensor = Tensor, Parameter, FloatTensor
+torch.compiler = types.SimpleNamespace(is_compiling=lambda: False)
+KINDS, ALIAS, TABLE = (int, Tensor), isinstance, {"kinds": [str, Tensor]}
+
+
+def load() -> types.ModuleType:
+    """typetest as this Python runs it, over the stub."""
+    path = Path(__file__).parents[1] / "swiftvideo_fast" / "typetest.py"
+    spec = importlib.util.spec_from_file_location("typetest_over_a_stub", path)
+    module, real = importlib.util.module_from_spec(spec), sys.modules.get("torch")
+    sys.modules["torch"] = torch
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules["torch"]
+        if real is not None:
+            sys.modules["torch"] = real
+    return module
+
+
+typetest = load()
+
+
+class Dual:
+    __class__ = property(typetest.claimed)
+
+    def itself(self):
+        return self
+
+
+# --- questions, each with its answer ---------------------------------------------------------------------
+
+
+def tensor(x):                              # True
+    return isinstance(x, torch.Tensor)
+
+
+def negated(x):                             # False
+    return not isinstance(x, torch.Tensor)
+
+
+def in_a_tuple(x):                          # True
+    return isinstance(x, (int, (list, torch.Tensor)))
+
+
+def in_a_union(x):                          # True
+    return isinstance(x, int | torch.Tensor)
+
+
+def another(x):                             # False
+    return isinstance(x, (int, torch.Parameter))
+
+
+def by_global(x):                           # True
+    return isinstance(x, KINDS)
+
+
+def by_local(x):                            # True
+    kind, other = torch.Tensor, x
+    return isinstance(other, kind)
+
+
+def by_cell(x):                             # True
+    kind = torch.Tensor
+    return isinstance(x, kind) and (lambda: isinstance(x, kind))()
+
+
+def by_item(x):                             # True
+    return isinstance(x, TABLE["kinds"][1])
+
+
+def by_type(x):                             # False
+    return isinstance(x, (type(None), type(KINDS)))
+
+
+def of_an_expression(x):                    # True
+    return isinstance([x.itself()][0], torch.Tensor)
+
+
+def of_a_choice(x):                         # True
+    return isinstance(x if x is not None else 3, torch.Tensor)
+
+
+def of_a_comprehension(x):                  # True
+    return isinstance([y for y in (x, x)][0], torch.Tensor)
+
+
+def in_a_comprehension(x):                  # 1
+    return len([y for y in [x, 3] if isinstance(y, torch.Tensor)])
+
+
+def in_a_chain(x):                          # 1
+    return 1 if isinstance(x, torch.Tensor) and not isinstance(x, (list, torch.Parameter)) else 2
+
+
+def by_another_name(x):                     # True
+    return ALIAS(x, torch.Tensor) and builtins.isinstance(x, torch.Tensor)
+
+
+def over_lines(x):                          # True
+    return isinstance(
+        x,
+        (
+            int,
+            torch.Tensor,
+        ),
+    )
+
+
+def by_pattern(x):                          # 2
+    match x:
+        case list():
+            return 1
+        case torch.Tensor():
+            return 2
+    return 3
+
+
+def by_class(x):                            # True
+    return x.__class__ is torch.Tensor and issubclass(x.__class__, torch.Tensor)
+
+
+def after_an_error(x):                      # True
+    try:
+        raise KeyError if isinstance(x, torch.Tensor) else ValueError
+    except KeyError:
+        return isinstance(x, torch.Tensor)
+
+
+def of_another_function(x):                 # False: what asks is no isinstance
+    def isinstance(x, kind):
+        return type(x) is kind
+    return isinstance(x, torch.Tensor)
+
+
+# --- questions that cannot be answered: an error, never a wrong answer ------------------------------------
+
+
+def by_call(x):
+    return isinstance(x, tuple([torch.Tensor]))
+
+
+def starred(x):
+    return isinstance(*(x, torch.Tensor))
+
+
+def legacy(x):
+    return isinstance(x, torch.FloatTensor)
+
+
+ANSWERS = {tensor: True, negated: False, in_a_tuple: True, in_a_union: True, another: False, by_global: True,
+           by_local: True, by_cell: True, by_item: True, by_type: False, of_an_expression: True,
+           of_a_choice: True, of_a_comprehension: True, in_a_comprehension: 1, in_a_chain: 1,
+           by_another_name: True, over_lines: True, by_pattern: 2, by_class: True, after_an_error: True,
+           of_another_function: False}
+REFUSED = (by_call, starred, legacy)
+
+
+def wrong(warm: int = 60) -> list[str]:
+    """The questions answered wrongly, asked until Python has specialised the code; and without positions."""
+    x, found = Dual(), []
+    for question, answer in [*ANSWERS.items(), *dict.fromkeys(REFUSED, TypeError).items()]:
+        bare = types.FunctionType(question.__code__.replace(co_linetable=b""), globals())
+        for name, ask in ((question.__name__, question), (question.__name__ + " without positions", bare)):
+            got = {_answer(ask, x) for _ in range(warm)}
+            if got != {answer}:
+                found.append(f"{name}: {got}, want {answer}")
+    return found + _unknown_instructions(x)
+
+
+def _answer(ask, x):
+    try:
+        return ask(x)
+    except TypeError:
+        return TypeError
+
+
+def _unknown_instructions(x) -> list[str]:
+    """Instructions of a later Python, in place of each that leads to the answer: True or an error."""
+    real, found = dis.get_instructions, []
+    for where in range(len([*real(tensor)])):
+        ask = types.FunctionType(tensor.__code__.replace(co_name=f"tensor{where}"), globals())
+        typetest.dis = types.SimpleNamespace(**vars(dis) | {"get_instructions": lambda code: [
+            at._replace(opname="LOAD_LATER") if i == where and at.opname.startswith("LOAD") else at  # noqa: B023
+            for i, at in enumerate(real(code))]})
+        if _answer(ask, x) not in (True, TypeError):
+            found.append(f"instruction {where} unknown: {_answer(ask, x)}")
+    typetest.dis = dis
+    return found
+
+
+if __name__ == "__main__":
+    print("\n".join(answers := wrong()))
+    raise SystemExit(len(answers) > 0)
