@@ -74,7 +74,8 @@ def test_an_sdist_builds_the_same_wheel(built, tmp_path):
 
 
 def test_types_and_version_are_told():
-    assert all(f.__annotations__["return"] is tuple for f in (swiftvideo_fast.jvp, swiftvideo_fast.functional_jvp))
+    for transform in (swiftvideo_fast.jvp, swiftvideo_fast.functional_jvp):
+        assert transform.__annotations__["return"] is tuple
     assert re.fullmatch(r"\d+\.\d+\.\d+", swiftvideo_fast.__version__)
     assert all((ROOT / package / "py.typed").exists()
                for package in ("swiftvideo_fast", "kernels/swiftvideo_kernels"))
@@ -162,6 +163,7 @@ def test_an_active_venv_is_not_pulled_from_under_itself(bare):
 
 def test_the_demo_ends_with_how_to_call_swiftvideo(monkeypatch, capsys):
     monkeypatch.setattr(bootstrap, "set_up", lambda extra: None)
+    monkeypatch.setattr(bootstrap.signal, "signal", lambda *given: None)
     monkeypatch.chdir(bootstrap.ROOT)
     assert bootstrap.main("demo", "demo", "true") == 0
     assert capsys.readouterr().out.endswith("to have `swiftvideo` on the PATH: source .venv/bin/activate\n")
