@@ -45,7 +45,8 @@ def stages(y: float) -> str:
     for i, (name, about) in enumerate(STAGES):
         x = 20 + i * (width + gap)
         fill = "#ddf4ff" if 0 < i < len(STAGES) - 1 else "#f6f8fa"
-        drawn += [f'<rect x="{x}" y="{y}" width="{width}" height="52" rx="8" fill="{fill}" stroke="#d1d9e0"/>',
+        drawn += [f'<rect x="{x}" y="{y}" width="{width}" height="52" rx="8" fill="{fill}" '
+                  'stroke="#d1d9e0"/>',
                   text(x + width / 2, y + 22, name, 14, bold=True, anchor="middle"),
                   text(x + width / 2, y + 40, about, 11, GREY, anchor="middle")]
         if i:
@@ -72,8 +73,8 @@ def svg() -> str:
              text(188, 222, f"{clip[0][1] / clip[1][1]:.1f} times as fast", 20, OURS, bold=True),
              bars(480, 112, "Forward-mode attention, 12 heads, 4,096 tokens", attention, "ms"),
              text(20, HEIGHT - 44, "Each bar is a row of bench/gpu.json, which `make gpu` writes.", 11, GREY),
-             text(20, HEIGHT - 28, f"{CARD}, 2026-11-27, torch 2.11, triton 3.6, random weights; Gluon in a run "
-                  "of its own.  No published checkpoint has been distilled yet.", 11, GREY)]
+             text(20, HEIGHT - 28, f"{CARD}, 2026-11-27, torch 2.11, triton 3.6, random weights; Gluon in "
+                  "a run of its own.  No published checkpoint has been distilled yet.", 11, GREY)]
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
             'font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif">'
             f'<rect width="{WIDTH}" height="{HEIGHT}" rx="10" fill="#ffffff"/>{"".join(drawn)}</svg>\n')
