@@ -96,16 +96,21 @@ def gpu_driver() -> int:
     return int(version[1]) if version and shown.returncode == 0 else 0
 
 
+def in_range(version: str) -> bool:
+    """Whether pyproject takes a torch of this version."""
+    low, high = map(int, re.search(r">=2\.(\d+),<2\.(\d+)", PROJECT["project"]["dependencies"][0]).groups())
+    major, minor = map(int, version.split(".")[:2])
+    return major == 2 and low <= minor < high
+
+
 def own_torch() -> str | None:
     """The torch of this Python, where it is a CUDA build in pyproject's range."""
     try:
         version = metadata.version("torch")
     except metadata.PackageNotFoundError:
         return None
-    low, high = map(int, re.search(r">=2\.(\d+),<2\.(\d+)", PROJECT["project"]["dependencies"][0]).groups())
-    major, minor = map(int, version.split(".")[:2])
     cuda = subprocess.run([sys.executable, "-c", "import torch, sys; sys.exit(not torch.version.cuda)"])
-    return version if major == 2 and low <= minor < high and cuda.returncode == 0 else None
+    return version if in_range(version) and cuda.returncode == 0 else None
 
 
 # --- running, remembering --------------------------------------------------------------------------------
@@ -252,8 +257,12 @@ def main(name: str, extra: str, *command: str) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)        # what Ctrl-C means is the command's to say
     code = process.wait()
     say(f"{name}: {span(time.monotonic() - begin)}")
+    if name == "demo" and not code:
+        say(f"to have `swiftvideo` on the PATH: source {os.path.relpath(VENV, Path.cwd())}/bin/activate")
     return code if code >= 0 else 128 - code
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 4:
+        give_up("python bootstrap.py NAME EXTRA COMMAND...; `make help` lists what to run instead")
     sys.exit(main(*sys.argv[1:]))

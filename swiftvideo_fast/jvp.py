@@ -15,7 +15,8 @@ from swiftvideo_fast.dual import HERE, Dual, NoTangent, carries, living, parts, 
 from swiftvideo_fast.layout import alike, empty_as, overlaps, zeros_as
 
 
-def jvp(func: Callable, primals: tuple, tangents: tuple, *, strict: bool = False, has_aux: bool = False):
+def jvp(func: Callable, primals: tuple, tangents: tuple, *, strict: bool = False,
+        has_aux: bool = False) -> tuple:
     """(func(*primals), its derivative along tangents): `torch.func.jvp`, for any network and any attention.
 
     primals and tangents are tuples of pytrees of the same structure.  A tangent of None means exactly zero
@@ -52,7 +53,8 @@ def jvp(func: Callable, primals: tuple, tangents: tuple, *, strict: bool = False
     return tree_unflatten([p for p, _ in pairs], spec), tree_unflatten([t for _, t in pairs], spec), *aux
 
 
-def functional_jvp(func: Callable, inputs, v=None, create_graph: bool = False, strict: bool = False):
+def functional_jvp(func: Callable, inputs, v=None, create_graph: bool = False,
+                   strict: bool = False) -> tuple:
     """(func(*inputs), its derivative along v): `torch.autograd.functional.jvp`.
 
     inputs and v are a tensor or a tuple of them; v may be missing for one input of one element.  Neither

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swiftvideo_fast import config
-from swiftvideo_fast.config import strict, to_dict
+from swiftvideo_fast.config import shipped, strict, to_dict
 from swiftvideo_fast.data.crops import CropOptions
 from swiftvideo_fast.objectives.ccd import Ccd
 from swiftvideo_fast.objectives.da import Da
@@ -236,8 +236,41 @@ def test_a_key_that_stands_twice_is_an_error(file):
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
-    assert error(tmp_path / "none.yaml") == "no such config"
+    assert error(tmp_path / "none.yaml").startswith("no such config; shipped are demo/ccd-full.yaml, demo/")
     assert error(tmp_path) == "no readable config (Is a directory)"
+
+
+def test_a_base_is_what_a_file_does_not_say_itself(tmp_path):
+    (tmp_path / "base.yaml").write_text(LEAST + "da: {start: 5}\n")
+    file = tmp_path / "deep/run.yaml"
+    file.parent.mkdir()
+    file.write_text("base: ../base.yaml\nrun: {steps: 7}\nobjective: {c: 0.2}\nda:\nema: 0.5\n")
+    cfg = load(file, ["run.seed=3"])
+    assert (cfg.run.dir, cfg.run.steps, cfg.run.seed) == ("runs/x", 7, 3)
+    assert (cfg.objective.c, cfg.ema, cfg.da, cfg.optim.lr) == (0.2, 0.5, None, 1e-3)
+    file.write_text("base: nowhere.yaml\n")
+    for base, wanted in (("nowhere.yaml", "nowhere.yaml: no such config"), (3, "base is 3; want the path of"),
+                         ("run.yaml", "base is run.yaml; want a config that has none itself")):
+        file.write_text(f"base: {base}\n")
+        with pytest.raises(ValueError, match=wanted):
+            load(file)
+
+
+@pytest.mark.parametrize("name", ["demo/ccd.yaml", "configs/demo/ccd.yaml"])
+def test_a_shipped_config_and_its_weights_are_found_from_any_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = config.read(name)["model"]
+    assert all(Path(model[key]).is_file() and Path(model[key]).is_absolute() for key in ("weights", "codec"))
+    assert config.read(name, ["model.codec=mine"])["model"]["codec"] == "mine"
+    Path("configs/demo").mkdir(parents=True)
+    Path("configs/demo/teacher.safetensors").touch()                # what is here comes first
+    assert config.read(name)["model"]["weights"] == "configs/demo/teacher.safetensors"
+
+
+@pytest.mark.parametrize("name", ["../pyproject.toml", "configs/../setup.py", "demo", "", "x" * 5000, "a\0b"])
+def test_what_is_not_shipped_is_not_found(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert shipped.find(name) is None or name == ""
 
 
 def test_differences_are_listed_by_key(file):

@@ -15,7 +15,8 @@ import torch
 
 pytest.importorskip("pyarrow")
 
-from swiftvideo_fast import cli  # noqa: E402
+from swiftvideo_fast import cli, config  # noqa: E402
+from swiftvideo_fast.config import shipped  # noqa: E402
 from swiftvideo_fast.data.probe import probe  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -70,3 +71,14 @@ def test_the_page_from_mp4_to_a_clip_of_the_stock_pipeline(tmp_path, monkeypatch
     assert clip.shape == (9, 3, 32, 32) and torch.isfinite(clip).all() and clip.std() > 0.01
     assert (len(shown.times), shown.fps, shown.width, shown.height) == (9, 16.0, 32, 32)
     assert Path("student-original/diffusion_pytorch_model.safetensors").exists()
+
+    Path("Wan2.1-Fun-14B-InP").symlink_to("Wan2.1-Fun-1.3B-InP")
+    for run in ("wan/osv-1", "wan-14b/ccd", "wan-14b/da", "wan-14b/osv-1"):     # students to start from
+        shutil.copytree("runs/wan/ccd", f"runs/{run}", ignore=shutil.ignore_patterns("step-*"))
+        Path(f"runs/{run}/config.yaml").unlink()
+    for name in [name for name in shipped.configs() if name.startswith("wan/")]:
+        tree = config.read(name)
+        one = [*TRAIN, "engine.sequence=1", "engine.offload=false", "run.dir=runs/new"]
+        small = one + (["da.backbone=filters", "da.crop=16"] if tree.get("da") else [])
+        command = "align" if tree["objective"]["name"] == "ta" else "train"
+        assert cli.main([command, name, *small, "--dry-run"]) == 0, (name, capsys.readouterr().err)

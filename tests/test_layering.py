@@ -31,6 +31,7 @@ swiftvideo_fast.objectives
 swiftvideo_fast.metrics
 swiftvideo_fast.train   swiftvideo_fast.doctor
 swiftvideo_fast.plan    swiftvideo_fast.plan_recipe
+swiftvideo_fast.reference
 swiftvideo_fast.report
 swiftvideo_fast.demo    swiftvideo_fast.release
 swiftvideo_fast.evaluate

@@ -1,5 +1,6 @@
 """What the wheel holds, and the one line that each missing thing of a machine is answered with."""
 
+import ast
 import email
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import bootstrap
+import swiftvideo_fast
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -53,10 +55,47 @@ def test_the_wheel_holds_two_packages_and_their_data(built):
     assert {name.split("/")[0] for name in held} == {"swiftvideo_fast", "swiftvideo_kernels"}
 
 
+def test_an_sdist_builds_the_same_wheel(built, tmp_path):
+    """The Python half: what the extension is made of is in it, file by file."""
+    done = run(sys.executable, "setup.py", "-q", "sdist", "--dist-dir", tmp_path, cwd=built)
+    assert done.returncode == 0, done.stderr
+    shutil.unpack_archive(next(tmp_path.glob("*.tar.gz")), tmp_path)
+    inside = next(path for path in tmp_path.iterdir() if path.is_dir())
+    done = run(sys.executable, "setup.py", "-q", "build_py", "--build-lib", "lib", cwd=inside)
+    assert done.returncode == 0, done.stderr
+
+    def bytes_of(lib: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(lib)): path.read_bytes() for path in lib.rglob("*") if path.is_file()}
+
+    assert bytes_of(inside / "lib") == bytes_of(built / "lib")
+    sources = "csrc", "CMakeLists.txt", "bootstrap.py", "Makefile", "examples", "bench", "docs"
+    for name in run("git", "ls-files", *sources).stdout.splitlines():
+        assert (inside / name).read_bytes() == (built / name).read_bytes(), name
+
+
+def test_types_and_version_are_told():
+    for transform in (swiftvideo_fast.jvp, swiftvideo_fast.functional_jvp):
+        assert transform.__annotations__["return"] is tuple
+    assert re.fullmatch(r"\d+\.\d+\.\d+", swiftvideo_fast.__version__)
+    assert all((ROOT / package / "py.typed").exists()
+               for package in ("swiftvideo_fast", "kernels/swiftvideo_kernels"))
+
+
+@pytest.mark.parametrize("module", ["config", "config/strict", "path", "sampler", "protocol", *(
+    f"{folder}/*" for folder in ("ops", "models", "models/wan", "objectives", "data", "train", "metrics"))])
+def test_public_functions_say_what_they_return(module):
+    for path in (ROOT / "swiftvideo_fast").glob(f"{module}.py"):
+        bodies = [node.body for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Module)
+                  or isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+        for node in (each for body in bodies for each in body if isinstance(each, ast.FunctionDef)):
+            assert node.name.startswith("_") or node.returns, f"{path}: {node.name}"
+
+
 def test_metadata_names_range_and_command(built):
     info = next(built.glob("*.dist-info"))
     metadata = email.message_from_string((info / "METADATA").read_text())
-    assert metadata["Name"] == "swiftvideo_fast" and metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Name"] == "swiftvideo_fast" and metadata["Version"] == swiftvideo_fast.__version__
+    assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == "<3.14,>=3.11"
     assert "torch<2.16,>=2.11" in metadata.get_all("Requires-Dist")
     assert "swiftvideo = swiftvideo_fast.cli:main" in (info / "entry_points.txt").read_text()
@@ -122,6 +161,15 @@ def test_an_active_venv_is_not_pulled_from_under_itself(bare):
     assert "deactivate" in said
 
 
+def test_the_demo_ends_with_how_to_call_swiftvideo(monkeypatch, capsys):
+    monkeypatch.setattr(bootstrap, "set_up", lambda extra: None)
+    monkeypatch.setattr(bootstrap.signal, "signal", lambda *given: None)
+    monkeypatch.chdir(bootstrap.ROOT)
+    assert bootstrap.main("demo", "demo", "true") == 0
+    assert capsys.readouterr().out.endswith("to have `swiftvideo` on the PATH: source .venv/bin/activate\n")
+    assert bootstrap.main("test", "dev", "true") == 0 and "PATH" not in capsys.readouterr().out
+
+
 def test_a_missing_compiler_is_one_line(bare):
     said = bare()
     assert "no C++ compiler" in said and "apt-get install g++" in said
@@ -158,6 +206,24 @@ def test_an_old_python_is_one_line(tree, tmp_path):
 def test_a_build_without_a_compiler_is_one_line(tree, tmp_path):
     done = run(sys.executable, "setup.py", "-q", "build_ext", cwd=tree, PATH=str(tmp_path), CXX="c++")
     assert done.returncode == 1 and "no C++ compiler" in done.stderr and "apt-get install g++" in done.stderr
+
+
+@pytest.mark.parametrize("torch, wanted", [
+    (None, "torch is missing from {prefix}: `pip install torch`"),
+    ("2.10.0+cu128", "torch 2.10.0+cu128 is in {prefix}; want one of 2.11 to 2.15"),
+])
+def test_metadata_without_the_torch_to_build_against_is_one_line(torch, wanted, tree, tmp_path):
+    """pip asks for it before it fetches anything."""
+    if torch:
+        (tmp_path / "torch.dist-info").mkdir()
+        (tmp_path / "torch.dist-info/METADATA").write_text(f"Name: torch\nVersion: {torch}\n")
+    code = ("import sys; from importlib import metadata; found = metadata.distributions; "
+            f"__file__ = 'setup.py'; there = {{'path': [{str(tmp_path)!r}]}}; metadata.distributions = "
+            "lambda **how: found(**(how | there if how.get('name') == 'torch' else how)); "
+            "sys.argv = ['setup.py', '-q', 'dist_info']; exec(open('setup.py').read())")
+    done = run(sys.executable, "-c", code, cwd=tree)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert wanted.format(prefix=sys.prefix) in done.stderr
 
 
 def test_tests_do_not_reach_the_network():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from swiftvideo_fast.config import strict
+from swiftvideo_fast.config import shipped, strict
 from swiftvideo_fast.config.schema import Config, Engine, Model, Optim, Run, Sample, Times
 from swiftvideo_fast.config.strict import Plugs
 
@@ -27,11 +27,39 @@ class UniqueKeys(yaml.SafeLoader):
 
 
 def read(path: Path | str, overrides: list[str] = ()) -> dict:
-    """The tree of a YAML file, with `a.b=value` overrides (values are YAML); ValueError names the file."""
+    """The tree of a YAML file, with `a.b=value` overrides (values are YAML); ValueError names the file.
+
+    base: a config in whose place the file stands, but for the keys that it has itself.  Configs and weights
+    that are not where they are named are looked for among the shipped ones.
+    """
+    tree = _sections(path)
+    if "base" in tree:
+        name, own = tree.pop("base"), tree
+        strict.want(isinstance(name, str), f"{path}: base", repr(name), "the path of a config")
+        tree = _sections((shipped.find(path) or Path(path)).parent / name)
+        strict.want("base" not in tree, f"{path}: base", name, "a config that has none itself")
+        for key, value in own.items():
+            both = isinstance(value, dict) and isinstance(tree.get(key), dict)
+            tree[key] = tree[key] | value if both else value
     try:
-        tree = yaml.load(Path(path).read_text(), UniqueKeys)
-    except FileNotFoundError as why:
-        raise ValueError(f"{path}: no such config") from why
+        for override in overrides:
+            strict.override(tree, override)
+    except ValueError as why:
+        raise ValueError(f"{path}: {why}") from why
+    model = tree.get("model")
+    for key in ("weights", "codec") if isinstance(model, dict) else ():
+        if isinstance(model.get(key), str) and (file := shipped.find(model[key])):
+            model[key] = str(file)
+    return tree
+
+
+def _sections(path: Path | str) -> dict:
+    """The tree of one file."""
+    found = shipped.find(path)
+    if found is None:
+        raise ValueError(f"{path}: no such config; shipped are {', '.join(shipped.configs())}")
+    try:
+        tree = yaml.load(found.read_text(), UniqueKeys)
     except OSError as why:
         raise ValueError(f"{path}: no readable config ({why.strerror})") from why
     except (yaml.YAMLError, UnicodeDecodeError) as why:
@@ -39,11 +67,6 @@ def read(path: Path | str, overrides: list[str] = ()) -> dict:
     if not isinstance(tree, dict):
         sections = [f.name for f in fields(Config)]
         raise ValueError(f"{path}: want sections {sections}, found {type(tree).__name__}")
-    try:
-        for override in overrides:
-            strict.override(tree, override)
-    except ValueError as why:
-        raise ValueError(f"{path}: {why}") from why
     return tree
 
 

@@ -10,8 +10,12 @@ COUNT = Limit(lambda x: 0 < x <= 10**9, "a positive number, at most a billion")
 
 @dataclass(frozen=True)
 class Run:
-    """Where and how long.  steps: optimizer steps.  keep: newest checkpoints kept.  watch_every: steps
-    between samples of held-out clips, 0 for none.  wandb: project that receives what the log receives."""
+    """Where and how long.
+
+    dir: the run's folder.  steps: optimizer steps.  seed: of every draw.  save_every: steps between
+    checkpoints.  log_every: steps between lines of the log.  keep: newest checkpoints kept.  watch_every:
+    steps between samples of held-out clips, 0 for none.  wandb: project that receives what the log receives.
+    """
 
     dir: str = option(Limit(lambda x: x.strip() != "" and not x.startswith("~"),
                             "a folder, its home written out (a shell expands ~ at the start of a word)"))
@@ -26,11 +30,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Model:
-    """family: kind of network and codec.  preset: sizes of a network trained from scratch; weights: the file
+    """The networks' files.
+
+    family: kind of network and codec.  preset: sizes of a network trained from scratch; weights: the file
     to start from (and the teacher, where the objective has one).  Exactly one of the two.  student: a file to
     start from in place of the teacher's.  codec: the codec's file, where the family wants one.  recompute:
     what the student's backward runs again: nothing, blocks (least memory, a third more time), or blocks but
-    attention (self-attention's outputs are kept).  The bits are the same."""
+    attention (self-attention's outputs are kept).  The bits are the same.
+    """
 
     family: str = "wan"
     codec: str | None = None
@@ -47,7 +54,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Times:
-    """The time sampler of training, Table 2d: t = sigmoid(N(mean, std^2)), or uniform."""
+    """The time sampler of training (Table 2d): t = sigmoid(n), n ~ N(mean, std^2).
+
+    mean, std: of n.  uniform: t ~ U(0, 1) in place of it.
+    """
 
     mean: float = -0.6
     std: float = option(POSITIVE, 1.4)
@@ -56,9 +66,12 @@ class Times:
 
 @dataclass(frozen=True)
 class Optim:
-    """AdamW; moments: of 32 bits, or of 8 (bitsandbytes).  schedule: constant, or cosine to zero at
-    run.steps; warmup: steps; clip: gradient norm.  max_skips: consecutive steps of non-finite gradient
-    tolerated before aborting."""
+    """AdamW.
+
+    lr: after the warm-up.  schedule: constant, or cosine to zero at run.steps.  warmup: steps from zero to
+    lr.  betas, weight_decay: AdamW's.  clip: largest norm of the gradient.  moments: bits of each moment; 8
+    takes bitsandbytes.  max_skips: consecutive steps of non-finite gradient tolerated before aborting.
+    """
 
     lr: float = option(POSITIVE)
     schedule: str = option(one_of("constant", "cosine"), "cosine")
@@ -76,7 +89,7 @@ class Engine:
     """How the work is spread; but for rounding, and for the draws, which depend on micro, it changes nothing.
 
     name: plain (one process, every tensor whole) or zero3 (DeepSpeed, any number of processes).  micro: clips
-    a backward pass; None: a step's share of each replica in one.  dtype: of the stored weights, float32 or
+    a backward pass; null: a step's share of each replica in one.  dtype: of the stored weights, float32 or
     bfloat16 (masters stay float32).  offload: masters and moments on the CPU (zero3).  sequence: processes
     that share the tokens of a clip (zero3; it must divide tokens and heads).  deterministic: on a GPU, only
     kernels whose results repeat to the bit (docs/distributed.md says at what cost).
@@ -92,8 +105,11 @@ class Engine:
 
 @dataclass(frozen=True)
 class Sample:
-    """How the student is to be sampled; saved with its weights.  sampler: euler, consistency, or flowmap for
-    networks of two times."""
+    """How the student is sampled, saved with its weights.
+
+    sampler: euler; consistency, with fresh noise each step; flowmap, for networks of two times.  shift: of
+    the times, s t / (1 + (s - 1) t).  guidance: 1 for a student, whose teacher's is distilled into it.
+    """
 
     sampler: str = option(one_of("euler", "consistency", "flowmap"), "euler")
     shift: float = option(POSITIVE, 1.0)
@@ -104,7 +120,8 @@ class Sample:
 class Config:
     """The whole run.  ValueError names the key whose value is out of its limits.
 
-    objective, data, da: the options of plugs, from train/recipe.py's tables; each class has its `name`.
+    The sections objective, data, da are the options of plugs, from train/recipe.py's tables; each class has
+    its `name`.  ema: decay of the student's average, a step.
     """
 
     run: Run

@@ -38,7 +38,7 @@ def one_of(*names: str) -> Limit:
     return Limit(lambda x: x in names, "", names)
 
 
-def option(limit: Limit, default: object = MISSING):
+def option(limit: Limit, default: object = MISSING) -> typing.Any:
     """A dataclass field with a limit; without a default it is required."""
     return field(default=default, metadata={"limit": limit})
 
@@ -56,7 +56,7 @@ def check(section: object, where: str = "") -> None:
             want(limit.holds(value), key, value, limit.wanted)
 
 
-def build(cls: type, tree: object, where: str = "", plugs: Plugs = types.MappingProxyType({})):
+def build(cls: type, tree: object, where: str = "", plugs: Plugs = types.MappingProxyType({})) -> typing.Any:
     """An instance of the dataclass `cls`, nested ones included.  where: the dotted path of `tree`.
 
     plugs: the dataclasses of the fields of `cls` that others bring; among several the key `name` chooses.

@@ -98,8 +98,12 @@ class CropSource:
 
 @dataclass(frozen=True, kw_only=True)
 class CropOptions(SourceOptions):
-    """Crops of the demo's clips.  frames: 4n + 1.  size, height: pixels.  speed: pixels a frame.
-    pace: source frames per output frame (interpolated).  pool: crops encoded ahead."""
+    """Crops of the demo's clips.
+
+    frames: of a crop, 4n + 1.  size: of a crop, pixels.  height: that clips are scaled to, pixels.  speed:
+    of the camera's pan, pixels a frame.  pace: source frames per output frame (interpolated).  pool: crops
+    encoded ahead.
+    """
 
     name: ClassVar[str] = "crops"
     frames: int = 17

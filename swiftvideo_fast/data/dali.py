@@ -8,6 +8,7 @@ or would convert with other colours, goes to PyAV.
 import importlib.util
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,7 +75,7 @@ class Dali:
         return torch.from_dlpack(decoded[0]).clone()            # the next run writes over it
 
 
-def pipeline(device: torch.device):
+def pipeline(device: torch.device) -> Any:
     """(bytes, frames) -> the decoded frames; one sample a run, no run ahead."""
     from nvidia.dali import fn, pipeline_def, types
 

@@ -130,8 +130,11 @@ def read_manifest(folder: Path) -> dict:
 
 @dataclass(frozen=True)
 class ShardOptions(SourceOptions):
-    """folder: of `swiftvideo encode`.  held_out: clips kept from training for each of validation and test;
-    with 0, both are shown clips of training.  decoder: of the pixels, where they are wanted."""
+    """Windows encoded before, on disk.
+
+    folder: of `swiftvideo encode`.  held_out: clips kept from training for each of validation and test;
+    with 0, both are shown clips of training.  decoder: of the pixels, where da.raw wants them.
+    """
 
     name = "shards"
     folder: str

@@ -31,9 +31,13 @@ TRIES = 8           # videos in a row that fail to decode before it is an error
 
 @dataclass(frozen=True)
 class VideoOptions(SourceOptions):
-    """index: of `swiftvideo index`.  frames at `rate` a second in width x height: a window.  held_out: clips
-    kept from training for each of validation and test; with none, both are shown clips of training.
-    threads: windows decoded at once."""
+    """Windows of videos, decoded and encoded while training.
+
+    index: of `swiftvideo index`.  frames: of a window, 4n + 1.  rate: frames a second.  width, height:
+    pixels, multiples of 16.  held_out: clips kept from training for each of validation and test; with 0,
+    both are shown clips of training.  decoder: PyAV, DALI, or what this machine has.  threads: windows
+    decoded at once.
+    """
 
     name = "videos"
     index: str

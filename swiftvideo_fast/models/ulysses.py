@@ -32,12 +32,12 @@ class Ulysses:
             raise ValueError(f"Ulysses: {tokens} tokens and {heads} heads on {self.ranks} ranks; "
                              "want engine.sequence to divide both")
 
-    def scatter(self, x):
+    def scatter(self, x) -> Tensor | Dual:
         """(B, N, ...) -> this rank's (B, n, ...)."""
         n = x.shape[1] // self.ranks
         return x.narrow(1, self.rank * n, n)
 
-    def gather(self, x_BnC):
+    def gather(self, x_BnC) -> Tensor | Dual:
         """(B, n, C) -> (B, N, C)."""
         def joined(x: Tensor) -> Tensor:                # (K, B, n, C) of K values and tangents
             pieces = [torch.empty_like(x) for _ in range(self.ranks)]
@@ -51,11 +51,11 @@ class Ulysses:
         y, = _together([x_BnC], joined, own)
         return y
 
-    def heads(self, *x_BnC):
+    def heads(self, *x_BnC) -> list:
         """q, k, v (B, n, C) -> (B, N, c), in one exchange."""
         return _together(x_BnC, self._heads, self._tokens)
 
-    def tokens(self, x_BNc):
+    def tokens(self, x_BNc) -> Tensor | Dual:
         """(B, N, c) -> (B, n, C)."""
         y, = _together([x_BNc], self._tokens, self._heads)
         return y

@@ -146,7 +146,7 @@ class Consistency(Objective):
         """Where a network jumps to from x_t."""
         return x_t - path.over(t, x_t) * self.velocity(net, x_t, t, condition)
 
-    def loss(self, turn, nets, batch, rng, step, handed=None):
+    def loss(self, turn, nets, batch, rng, step, handed=None) -> Loss:
         jump = self.jump(nets, batch, rng, step)
         return Loss(jump.loss, jump.log, jump.handed)
 

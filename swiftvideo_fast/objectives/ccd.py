@@ -16,8 +16,9 @@ from swiftvideo_fast.objectives.base import AVERAGE, STUDENT, TEACHER, Consisten
 class Ccd:
     """Continuous-time consistency distillation (Algorithm 1).
 
-    guidance: of the teacher.  warmup: H, steps until r reaches r_max.  norm: l2 (the paper), rms or clip;
-    c: its constant.  r_max: below 1 the distillation stays partial, as Euler sampling wants.
+    guidance: of the teacher, u + w (c - u).  warmup: H, steps until r reaches r_max.  norm: of the tangent,
+    l2 (the paper), rms or clip.  c: the norm's constant.  r_max: below 1 the distillation stays partial, as
+    Euler sampling wants.
     """
 
     name: ClassVar[str] = "ccd"
@@ -33,7 +34,7 @@ class ConsistencyDistillation(Consistency):
 
     Options = Ccd
 
-    def jump(self, nets, batch, rng, step):
+    def jump(self, nets, batch, rng, step) -> Jump:
         return self.jump_from(path.draw(batch.x0, rng, self.cfg.times), nets, batch.condition, step)
 
     def jump_from(self, point: path.Point, nets: Nets, condition: Condition, step: int) -> Jump:

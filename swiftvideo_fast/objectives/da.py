@@ -24,6 +24,7 @@ from swiftvideo_fast.config import Config, Optim
 from swiftvideo_fast.config.strict import NATURAL, POSITIVE, Limit, option
 from swiftvideo_fast.data.batch import Batch
 from swiftvideo_fast.models.condition import Condition
+from swiftvideo_fast.models.family import Codec
 from swiftvideo_fast.objectives.base import (
     STUDENT,
     Consistency,
@@ -48,12 +49,12 @@ HELD_OUT = 32               # clips that the critic's accuracy is measured on
 class Da:
     """Distribution alignment (eq. 10), on top of a consistency objective.
 
-    weight: lambda_adv, or, adaptive, the wanted ratio of the adversary's gradient to the distillation's.
-    start: N_warmup, steps of distillation alone; in the last `lead` of them the critic learns already.
-    lr: of the critic.  backbone: a DINOv2, by folder or name on the hub, or filters.  window: latent frames
-    seen at once; crop: pixels.  project: a learned projection of the latents in place of the decoder.
-    raw: real clips as they were filmed, not through the codec.  watch: steps between measurements of the
-    critic's accuracy on held-out clips, 0 for none.
+    weight: lambda_adv.  adaptive: weight is the wanted ratio of the adversary's gradient to the
+    distillation's.  start: N_warmup, steps of distillation alone.  lead: of these, the last, in which the
+    critic learns already.  lr: of the critic.  backbone: a DINOv2, by folder or name on the hub, or filters.
+    window: latent frames seen at once.  crop: pixels.  project: a learned projection of the latents in place
+    of the decoder.  raw: real clips as they were filmed, not through the codec.  watch: steps between
+    measurements of the critic's accuracy on held-out clips, 0 for none.
     """
 
     weight: float = option(NATURAL, 0.01)
@@ -98,7 +99,7 @@ class DistributionAlignment(Objective):
         early = step < self.options.start - self.options.lead
         return own if early or STUDENT not in own else (*own, CRITIC)
 
-    def loss(self, turn, nets, batch, rng, step, handed=None):
+    def loss(self, turn, nets, batch, rng, step, handed=None) -> Loss:
         if turn == CRITIC:
             return self.critic_loss(nets, handed[1])
         if turn != STUDENT:
@@ -153,7 +154,7 @@ class DistributionAlignment(Objective):
         return self.codec.decode_window(z, view.start, count)
 
     @cached_property
-    def codec(self):
+    def codec(self) -> Codec:
         return self.setup.codec()
 
     def logits(self, nets: Nets, seen: CriticInput) -> tuple[Logits, Logits]:
@@ -195,7 +196,7 @@ class WithGradient(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx, upstream: Tensor):
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor, None, None]:
         return upstream * ctx.saved_tensors[0], None, None
 
 

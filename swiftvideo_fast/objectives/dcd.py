@@ -14,7 +14,10 @@ from swiftvideo_fast.objectives.base import AVERAGE, STUDENT, TEACHER, Consisten
 
 @dataclass(frozen=True)
 class Dcd:
-    """Discrete-time consistency distillation (eq. 3): one Euler step of the teacher on `grid` times."""
+    """Discrete-time consistency distillation (eq. 3).
+
+    guidance: of the teacher.  grid: times, between which the teacher takes one Euler step.
+    """
 
     name: ClassVar[str] = "dcd"
     guidance: float = option(NATURAL, 3.0)
@@ -26,7 +29,7 @@ class DiscreteDistillation(Consistency):
 
     Options = Dcd
 
-    def jump(self, nets, batch, rng, step):
+    def jump(self, nets, batch, rng, step) -> Jump:
         x1 = path.draw_noise(batch.x0, rng)
         t = self.on_grid(path.draw_times(batch.x0, rng, self.cfg.times))
         return self.jump_from(path.interpolate(batch.x0, x1, t), t, nets, batch.condition)

@@ -36,9 +36,9 @@ class Dmd2:
     """Distribution matching with a fake score, sampled with sample.sampler: consistency.
 
     guidance: of the teacher.  steps: of the ladder, shifted by sample.shift.  every: the student moves once
-    in so many steps.  exclusive: the fake score does not move in these.  simulate: the student's input is its
-    own sample, not a noised clip.  times: tau is uniform between these, then shifted by `shift`.  fake_lr: of
-    the fake score.
+    in so many steps.  exclusive: the fake score does not move in those.  simulate: the student's input is its
+    own sample, not a noised clip.  times: tau is uniform between these.  shift: of tau.  fake_lr: of the fake
+    score.
     """
 
     name: ClassVar[str] = "dmd2"
@@ -72,13 +72,13 @@ class DistributionMatching(Consistency):
             return (FAKE,)
         return (STUDENT,) if self.options.exclusive else (STUDENT, FAKE)
 
-    def loss(self, turn, nets, batch, rng, step, handed=None):
+    def loss(self, turn, nets, batch, rng, step, handed=None) -> Loss:
         if turn == STUDENT:
             return super().loss(turn, nets, batch, rng, step, handed)
         return self.fake_loss(nets, self.sampled(nets, batch, rng, step) if handed is None else handed,
                               batch.condition, rng)
 
-    def jump(self, nets, batch, rng, step):
+    def jump(self, nets, batch, rng, step) -> Jump:
         """(1), on a sample that is handed to the fake score's turn."""
         x_t, t = self.student_input(nets, batch, rng, step)
         v = self.velocity(nets[STUDENT], x_t, t, batch.condition)

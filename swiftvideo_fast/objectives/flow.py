@@ -24,7 +24,7 @@ class FlowMatching(Objective):
     Options = Flow
     from_scratch = True
 
-    def loss(self, turn, nets, batch, rng, step, handed=None):
+    def loss(self, turn, nets, batch, rng, step, handed=None) -> Loss:
         point = path.draw(batch.x0, rng, self.cfg.times)
         dropped = (torch.rand(len(point.t), generator=rng) < self.options.drop_text).to(point.t.device)
         v = self.velocity(nets[STUDENT], point.x_t, point.t, batch.condition.drop_text(dropped))

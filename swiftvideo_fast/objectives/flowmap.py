@@ -29,6 +29,7 @@ from swiftvideo_fast.objectives.base import (
     Jump,
     LogValues,
     Nets,
+    Network,
     Objective,
 )
 from swiftvideo_fast.objectives.ccd import warmup
@@ -63,10 +64,10 @@ class FlowMapDistillation(Consistency):
     Options = FlowMap
     second_time = True
 
-    def networks(self):
+    def networks(self) -> dict[str, Network]:
         return super().networks() if self.options.velocity == "teacher" else Objective.networks(self)
 
-    def jump(self, nets, batch, rng, step):
+    def jump(self, nets, batch, rng, step) -> Jump:
         point = path.draw(batch.x0, rng, self.cfg.times)
         return self.jump_from(point, self.draw_s(point.t, rng), nets, batch.condition, step)
 
@@ -110,7 +111,7 @@ class FlowMapDistillation(Consistency):
         g, size = ops.ccd_gradient(v, u_t, du_dt, t - s, r, norm=o.norm, c=o.c)
         return u_t, g, {"tangent": size.mean().item(), "du_dt": du_dt.square().mean().sqrt().item(), "r": r}
 
-    def x0(self, net, x_t, t, condition):
+    def x0(self, net, x_t, t, condition) -> Tensor:
         u = self.velocity(net, x_t, t, condition, s=torch.zeros_like(t))
         return x_t - path.over(t, x_t) * u
 

@@ -26,8 +26,8 @@ from swiftvideo_fast.objectives.base import AVERAGE, STUDENT, TEACHER, Consisten
 class Lcm:
     """Latent consistency models, sampled with sample.sampler: consistency.
 
-    guidance, spread: of the teacher, uniform from guidance - spread to guidance + spread.  grid: N.
-    distance: huber (with c) or l2, means over elements.
+    guidance, spread: of the teacher, uniform from guidance - spread to guidance + spread.  grid: N, times.
+    distance: huber or l2, means over elements.  c: huber's constant.
     """
 
     name: ClassVar[str] = "lcm"
@@ -43,7 +43,7 @@ class LatentConsistency(Consistency):
 
     Options = Lcm
 
-    def jump(self, nets, batch, rng, step):
+    def jump(self, nets, batch, rng, step) -> Jump:
         x1, (t, w) = path.draw_noise(batch.x0, rng), self.draw(len(batch), rng)
         t, w = t.to(batch.x0.device), w.to(batch.x0.device)
         return self.jump_from(path.interpolate(batch.x0, x1, t), t, w, nets, batch.condition)

@@ -21,16 +21,16 @@ from torch import Tensor
 from swiftvideo_fast import path
 from swiftvideo_fast.config.strict import NATURAL, POSITIVE, Limit, one_of, option
 from swiftvideo_fast.models.condition import Condition
-from swiftvideo_fast.objectives.base import AVERAGE, STUDENT, TEACHER, Consistency, Jump, Nets
+from swiftvideo_fast.objectives.base import AVERAGE, STUDENT, TEACHER, Consistency, Jump, Nets, Network
 
 
 @dataclass(frozen=True)
 class Osv:
     """OSV's two stages, sampled with sample.sampler: consistency.
 
-    stage: 1 or 2.  guidance: of the teacher; without: image or text, what its u lacks.  m: its steps.
-    grid: N.  weight: of huber in stage 2; c: its constant.  rank: of LoRA on every linear layer; 0 trains all
-    weights.
+    stage: 1 or 2.  guidance: of the teacher.  without: image or text, what the teacher's u lacks.  m: Euler
+    steps of the teacher.  grid: N, times.  weight: of huber in stage 2.  c: huber's constant.  rank: of LoRA
+    on every linear layer; 0 trains all weights.
     """
 
     name: ClassVar[str] = "osv"
@@ -49,11 +49,11 @@ class OneStep(Consistency):
 
     Options = Osv
 
-    def networks(self):
+    def networks(self) -> dict[str, Network]:
         both = super().networks()
         return both if self.options.stage == 2 else {r: net for r, net in both.items() if r != TEACHER}
 
-    def jump(self, nets, batch, rng, step):
+    def jump(self, nets, batch, rng, step) -> Jump:
         x1 = path.draw_noise(batch.x0, rng)
         k = torch.randint(1, self.options.grid + 1, (len(batch),), generator=rng).to(batch.x0.device)
         return self.jump_from(path.interpolate(batch.x0, x1, k / self.options.grid), k, batch.x0, nets,

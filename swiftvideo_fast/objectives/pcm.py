@@ -44,8 +44,8 @@ from swiftvideo_fast.seeds import generator
 class Pcm:
     """Phased consistency models, sampled by Euler in as many steps as phases.
 
-    guidance: of the teacher.  phases: P.  grid: N, a multiple.  distance: huber (with c) or l2, means over
-    elements.  weight: of the adversary, 0 for none; critic_lr: of its critic.
+    guidance: of the teacher.  phases: P.  grid: N times, a multiple of phases.  distance: huber or l2, means
+    over elements.  c: huber's constant.  weight: of the adversary, 0 for none.  critic_lr: of its critic.
     """
 
     name: ClassVar[str] = "pcm"
@@ -90,7 +90,7 @@ class PhasedConsistency(Objective):
     def turns(self, step: int) -> tuple[str, ...]:
         return (STUDENT, CRITIC) if self.options.weight else (STUDENT,)
 
-    def loss(self, turn, nets, batch, rng, step, handed=None):
+    def loss(self, turn, nets, batch, rng, step, handed=None) -> Loss:
         if turn == CRITIC:
             return self.critic_loss(nets, *handed, batch.condition)
         x1 = path.draw_noise(batch.x0, rng)

@@ -58,7 +58,7 @@ class TrajectoryAlignment(Objective):
     def source(self, clips: Source) -> PairShards:
         return PairShards(self.cfg, self.setup.codec().identity)
 
-    def loss(self, turn, nets, batch: Pairs, rng: torch.Generator, step, handed=None):
+    def loss(self, turn, nets, batch: Pairs, rng: torch.Generator, step, handed=None) -> Loss:
         """Logged: win_diff and lose_diff (Figure 8); accuracy, the share of pairs in which the winner fits
         better; saturation, the sigmoid's mean: 1/2 at the start, 1 where no gradient is left; reflow, the
         winners' error."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 from PIL import Image
 from torch import Tensor
@@ -116,7 +117,7 @@ class NoLog:
     def close(self) -> None: ...
 
 
-def require_wandb():
+def require_wandb() -> ModuleType:
     """The module; ValueError says how to install it."""
     try:
         import wandb

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -129,7 +130,7 @@ class Parts:
         self.cfg, self.tables, self.family = cfg, tables, tables.families[cfg.model.family]
 
     @cached_property
-    def sizes(self):
+    def sizes(self) -> Any:
         return sizes_of(self.family, self.cfg.model)
 
     @cached_property

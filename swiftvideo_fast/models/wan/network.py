@@ -24,6 +24,7 @@ from torch.utils.checkpoint import (
 )
 
 from swiftvideo_fast import ops
+from swiftvideo_fast.dual import Dual
 from swiftvideo_fast.models.ulysses import Ulysses
 
 
@@ -109,7 +110,7 @@ class Wan(nn.Module):
         self.head = Head(c)
 
     def forward(self, x_BCTHW, t_B, text_BLE: Tensor, condition_BCTHW: Tensor,
-                image_BME: Tensor | None = None, s_B=None):
+                image_BME: Tensor | None = None, s_B=None) -> Tensor | Dual:
         """Velocity (B, 16, T, H, W).
 
         x: (B, 16, T, H, W), H and W even.  t: (B,) fp32 in [0, 1].  text: (B, L, text_dim).
@@ -203,7 +204,7 @@ class Block(nn.Module):
         self.cross_attn = CrossAttention(c)
         self.ffn = nn.Sequential(nn.Linear(c.dim, c.ffn_dim), Gelu(), nn.Linear(c.ffn_dim, c.dim))
 
-    def forward(self, x_BNC, e_B6C, context: tuple, rotary: tuple):
+    def forward(self, x_BNC, e_B6C, context: tuple, rotary: tuple) -> Tensor | Dual:
         shift_sa, scale_sa, gate_sa, shift_ff, scale_ff, gate_ff = (self.modulation + e_B6C).unbind(1)
 
         def norm1(x_BNC):
@@ -223,14 +224,14 @@ class Block(nn.Module):
 class WideLinear(nn.Linear):
     """Of time: in fp32 even where an engine stores every weight as bf16."""
 
-    def forward(self, x):
+    def forward(self, x) -> Tensor | Dual:
         return F.linear(x, _wide(self.weight), _wide(self.bias))
 
 
 class LayerNorm(nn.LayerNorm):
     """The affine one: ops.modulate by a gain and a shift that all clips share, fp32 beside a bf16 stream."""
 
-    def forward(self, x_BNC):
+    def forward(self, x_BNC) -> Tensor | Dual:
         s_BC, b_BC = (a.repeat(x_BNC.shape[0], 1) for a in (_wide(self.weight) - 1, _wide(self.bias)))
         return ops.modulate(x_BNC, s_BC, b_BC, self.eps)
 
@@ -252,7 +253,7 @@ class SelfAttention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(c.dim, c.dim) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(c.dim), RMSNorm(c.dim)
 
-    def forward(self, x_BNC, norm: Callable, rotary: tuple):
+    def forward(self, x_BNC, norm: Callable, rotary: tuple) -> Tensor | Dual:
         """Of norm(x): normalised here, because a module's arguments live as long as its call."""
         x_BNC = norm(x_BNC)
         q = ops.norm_rope(self.q(x_BNC), self.norm_q.weight, *rotary, self.eps)
@@ -280,7 +281,7 @@ class CrossAttention(SelfAttention):
             self.k_img, self.v_img = nn.Linear(c.dim, c.dim), nn.Linear(c.dim, c.dim)
             self.norm_k_img = RMSNorm(c.dim)
 
-    def forward(self, x_BNC, norm: Callable, text_BLC: Tensor, image_BMC: Tensor | None):
+    def forward(self, x_BNC, norm: Callable, text_BLC: Tensor, image_BMC: Tensor | None) -> Tensor | Dual:
         q = ops.norm_rope(self.q(norm(x_BNC)), self.norm_q.weight, None, None, self.eps)
         k = ops.norm_rope(self.k(text_BLC), self.norm_k.weight, None, None, self.eps)
         y_BNC = _attend(q, k, self.v(text_BLC), self.heads)
@@ -294,7 +295,7 @@ class CrossAttention(SelfAttention):
 
 
 class Gelu(nn.Module):
-    def forward(self, x):
+    def forward(self, x) -> Tensor | Dual:
         return ops.gelu(x)
 
 
@@ -305,7 +306,7 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(torch.randn(1, 2, c.dim) / c.dim**0.5)
         self.head = nn.Linear(c.dim, PATCH * PATCH * c.latent)
 
-    def forward(self, x_BNC, e_BC):
+    def forward(self, x_BNC, e_BC) -> Tensor | Dual:
         shift, scale = (self.modulation + e_BC[:, None]).unbind(1)
         return self.head(ops.modulate(x_BNC, scale, shift, self.eps))
 
