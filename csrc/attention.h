@@ -9,6 +9,7 @@
 //
 // Queries lie along the lanes: scores are S' = k q', outputs O' = v' p', and the row sums need no sums across lanes.
 // Both products are then C = A B with A broadcast from memory, and their tangents tC = A tB + tA B: one tile for all.
+// Scores, softmax and outputs of a panel of queries and a block of keys follow each other in the first cache.
 // l and r add up the p and h that the second product uses: rounded, where storage is bfloat16, as a tensor core
 // would.  The unrounded sum goes into lse = m + log sum p.
 //
@@ -36,69 +37,69 @@ constexpr int64_t QUERIES = 128, KEYS = 64;  // a task's block of queries, a ste
 
 namespace SV_ISA {
 
-// C (+)= A B and tC (+)= A tB + tA B over `depth`, for ROWS rows and VECS registers of columns.
-// A's element (row, k) is at row * row_stride + k * k_stride; B, C and their tangents have rows of QUERIES.
-template <typename A, int ROWS, int VECS, bool TA, bool TB>
-SV_INLINE void tile(const A* a, const A* ta, int64_t row_stride, int64_t k_stride, const A* b, const A* tb,
-                    int64_t depth, A* c, A* tc, bool add) {
-  V<A> sum[ROWS][VECS] = {}, tsum[ROWS][VECS] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    V<A> bk[VECS], tbk[VECS];
-#pragma GCC unroll 4
-    for (int v = 0; v < VECS; ++v) {
-      bk[v] = load(b + k * QUERIES + v * LANES<A>);
-      if (TB) tbk[v] = load(tb + k * QUERIES + v * LANES<A>);
-    }
-#pragma GCC unroll 16
-    for (int row = 0; row < ROWS; ++row) {
-      const V<A> ak = splat(a[row * row_stride + k * k_stride]);
-#pragma GCC unroll 4
-      for (int v = 0; v < VECS; ++v) {
-        sum[row][v] += ak * bk[v];
-        if (TB) tsum[row][v] += ak * tbk[v];
-      }
-      if (TA) {
-        const V<A> tak = splat(ta[row * row_stride + k * k_stride]);
-#pragma GCC unroll 4
-        for (int v = 0; v < VECS; ++v) tsum[row][v] += tak * bk[v];
+// Queries are stored by panels of two registers: element (row, query) of a panel is at row * PANEL + query.
+constexpr int VECS = 2;
+template <typename A> constexpr int64_t PANEL = VECS * LANES<A>;
+
+// One term of a product.  A's element (row, k) is at row * stride + k, transposed at k * stride + row; B's row k
+// is at k * PANEL.
+template <typename A> struct Term {
+  const A* a;
+  const A* b;
+};
+
+// C = sum of A B over the terms, plus C decay if there is one (a row), for R rows and W registers of columns.
+template <typename A, int R, int W, bool TRANSPOSED>
+SV_INLINE void tile(const Term<A>* terms, int count, int64_t stride, int64_t depth, A* c, const A* decay) {
+  V<A> sum[R][W] = {};
+  for (int term = 0; term < count; ++term) {
+    const A *a = terms[term].a, *b = terms[term].b;
+    for (int64_t k = 0; k < depth; ++k) {
+      V<A> bk[W];
+#pragma GCC unroll 2
+      for (int v = 0; v < W; ++v) bk[v] = load(b + k * PANEL<A> + v * LANES<A>);
+#pragma GCC unroll 8
+      for (int row = 0; row < R; ++row) {
+        const V<A> ak = splat(TRANSPOSED ? a[k * stride + row] : a[row * stride + k]);
+#pragma GCC unroll 2
+        for (int v = 0; v < W; ++v) sum[row][v] += ak * bk[v];
       }
     }
   }
-  for (int row = 0; row < ROWS; ++row)
-    for (int v = 0; v < VECS; ++v) {
-      const int64_t at = row * QUERIES + v * LANES<A>;
-      store(c + at, add ? load(c + at) + sum[row][v] : sum[row][v]);
-      if (TA || TB) store(tc + at, add ? load(tc + at) + tsum[row][v] : tsum[row][v]);
+#pragma GCC unroll 8
+  for (int row = 0; row < R; ++row)
+#pragma GCC unroll 2
+    for (int v = 0; v < W; ++v) {
+      A* at = c + row * PANEL<A> + v * LANES<A>;
+      store(at, decay ? load(at) * load(decay + v * LANES<A>) + sum[row][v] : sum[row][v]);
     }
 }
-// Eight accumulators (sixteen with a tangent) hide the latency of a fused multiply-add: 117 GFLOP/s on one Zen 4 core
-// by AVX-512, its peak; 8 x 1 reached 88, 2 x 4 starves the primal.
-constexpr int ROWS = 4, VECS = 2;
+// Twelve sums in sixteen registers, sixteen in 32; eight hide the latency of a fused multiply-add.  By llvm-mca
+// the loop over k of 6 x 2 takes 6.1 cycles on Haswell and Skylake, where its 12 multiply-adds need 6.  A tile that
+// keeps the sums of C and of tC together spills in 16 registers: 4 x 2 reached 57 and 72 % of the peak.
+constexpr int ROWS = REGISTERS == 32 ? 8 : 6, LEAST_ROWS = 4;
 
-// The product for all `rows` (a multiple of ROWS) and `vecs` registers of columns.
-template <typename A, bool TA, bool TB>
-void product(const A* a, const A* ta, int64_t row_stride, int64_t k_stride, const A* b, const A* tb,
-             int64_t depth, A* c, A* tc, int64_t rows, int64_t vecs, bool add) {
-  for (int64_t v = 0; v < vecs; v += VECS)
-    for (int64_t row = 0; row < rows; row += ROWS) {
-      const int64_t in = v * LANES<A>, out = row * QUERIES + in, left = row * row_stride;
-      if (v + VECS <= vecs)
-        tile<A, ROWS, VECS, TA, TB>(a + left, ta + left, row_stride, k_stride, b + in, tb + in, depth,
-                                    c + out, tc + out, add);
-      else
-        for (int64_t one = 0; one < vecs - v; ++one) {
-          const int64_t skip = one * LANES<A>;
-          tile<A, ROWS, 1, TA, TB>(a + left, ta + left, row_stride, k_stride, b + in + skip, tb + in + skip,
-                                   depth, c + out + skip, tc + out + skip, add);
-        }
-    }
-}
-template <typename A>
-void product(bool TA, bool TB, const A* a, const A* ta, int64_t row_stride, int64_t k_stride, const A* b,
-             const A* tb, int64_t depth, A* c, A* tc, int64_t rows, int64_t vecs, bool add) {
-  auto run = TA ? (TB ? product<A, true, true> : product<A, true, false>)
-                : (TB ? product<A, false, true> : product<A, false, false>);
-  run(a, ta, row_stride, k_stride, b, tb, depth, c, tc, rows, vecs, add);
+// The product for all `rows` (a multiple of LEAST_ROWS) of C and `tC`; without ta and tb, tC is not touched.
+template <typename A, int W, bool TRANSPOSED>
+void product(const A* a, const A* ta, int64_t stride, const A* b, const A* tb, int64_t depth, A* c, A* tc,
+             int64_t rows, const A* decay) {
+  const auto tiles = [&]<int R>(int64_t row) {
+    const int64_t from = TRANSPOSED ? row : row * stride, out = row * PANEL<A>;
+    const Term<A> value{a + from, b};
+    tile<A, R, W, TRANSPOSED>(&value, 1, stride, depth, c + out, decay);
+    Term<A> tangent[2];
+    int count = 0;
+    if (tb) tangent[count++] = {a + from, tb};
+    if (ta) tangent[count++] = {ta + from, b};
+    if (count) tile<A, R, W, TRANSPOSED>(tangent, count, stride, depth, tc + out, decay);
+  };
+  for (int64_t row = 0; row < rows;) {
+    const int64_t left = rows - row;
+    if (left < ROWS || (left == 2 * LEAST_ROWS && ROWS < left))
+      tiles.template operator()<LEAST_ROWS>(row), row += LEAST_ROWS;
+    else
+      tiles.template operator()<ROWS>(row), row += ROWS;
+  }
 }
 
 SV_INLINE int64_t up_to(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -133,26 +134,36 @@ SV_INLINE void turn(const T* from, int64_t stride, int64_t rows, int64_t columns
     if (column < columns) use(column, square[column]);
 }
 
-// `tokens` rows of D, scaled, as columns, up to a full register of them: (D, QUERIES).
-template <typename T>
-void gather_lanes(const T* from, int64_t stride, int64_t tokens, int64_t D, Wide<T> scale, Wide<T>* to) {
-  constexpr int lanes = LANES<Wide<T>>;
-  for (int64_t n = 0; n < tokens; n += lanes)
-    for (int64_t d = 0; d < D; d += lanes)
-      turn(from + n * stride + d, stride, tokens - n, least(lanes, D - d),
-           [&](int64_t column, auto v) { store(to + (d + column) * QUERIES + n, v * scale); });
+// Where query n's column begins among panels of `rows`.
+template <typename A> SV_INLINE int64_t column_of(int64_t n, int64_t rows) {
+  return n / PANEL<A> * PANEL<A> * rows + n % PANEL<A>;
 }
 
-// And back: (D, QUERIES) to `tokens` rows of D.
+// `tokens` rows of D, scaled, as columns, up to a full register of them: panels of `width` rows.
 template <typename T>
-void scatter_lanes(const Wide<T>* from, int64_t tokens, int64_t D, int64_t stride, T* to) {
-  constexpr int lanes = LANES<Wide<T>>;
+void gather_lanes(const T* from, int64_t stride, int64_t tokens, int64_t D, Wide<T> scale, Wide<T>* to,
+                  int64_t width) {
+  using A = Wide<T>;
+  constexpr int lanes = LANES<A>;
   for (int64_t n = 0; n < tokens; n += lanes)
     for (int64_t d = 0; d < D; d += lanes)
-      turn(from + d * QUERIES + n, QUERIES, D - d, least(lanes, tokens - n), [&](int64_t column, auto v) {
-        T* row = to + (n + column) * stride + d;
-        D - d < lanes ? store(row, v, Some{D - d}) : store(row, v);
+      turn(from + n * stride + d, stride, tokens - n, least(lanes, D - d), [&](int64_t row, auto v) {
+        store(to + column_of<A>(n, width) + (d + row) * PANEL<A>, v * scale);
       });
+}
+
+// And back: panels of `width` rows to `tokens` rows of D.
+template <typename T>
+void scatter_lanes(const Wide<T>* from, int64_t width, int64_t tokens, int64_t D, int64_t stride, T* to) {
+  using A = Wide<T>;
+  constexpr int lanes = LANES<A>;
+  for (int64_t n = 0; n < tokens; n += lanes)
+    for (int64_t d = 0; d < D; d += lanes)
+      turn(from + column_of<A>(n, width) + d * PANEL<A>, PANEL<A>, D - d, least(lanes, tokens - n),
+           [&](int64_t token, auto v) {
+             T* row = to + (n + token) * stride + d;
+             D - d < lanes ? store(row, v, Some{D - d}) : store(row, v);
+           });
 }
 
 template <typename T> SV_INLINE V<Wide<T>> as_stored(V<Wide<T>> v) {
@@ -166,39 +177,38 @@ template <typename T> SV_INLINE V<Wide<T>> as_stored(V<Wide<T>> v) {
 template <typename T> struct AttentionTask {
   using A = Wide<T>;
   const Attention<T>& a;
-  const bool tq = a.tq.data, tk = a.tk.data, tv = a.tv.data, ts = tq || tk;
-  const int64_t width = up_to(a.D, ROWS);
-  Scratch<A> memory{4 * width * QUERIES + 4 * KEYS * width + (2 * KEYS + 4) * QUERIES};
-  A *Q = memory.data, *tQ = Q + width * QUERIES, *O = tQ + width * QUERIES, *tO = O + width * QUERIES;
-  A *K = tO + width * QUERIES, *tK = K + KEYS * width, *Vs = tK + KEYS * width, *tV = Vs + KEYS * width;
-  A *S = tV + KEYS * width, *tS = S + KEYS * QUERIES;
-  A *m = tS + KEYS * QUERIES, *l = m + QUERIES, *r = l + QUERIES, *exact = r + QUERIES;
+  const bool ts = a.tq.data || a.tk.data;
+  const int64_t width = up_to(a.D, LEAST_ROWS), block = width * QUERIES;
+  Scratch<A> memory{4 * block + 4 * KEYS * width + 2 * KEYS * PANEL<A> + 5 * QUERIES};
+  A *Q = memory.data, *tQ = Q + block, *O = tQ + block, *tO = O + block;
+  A *K = tO + block, *tK = K + KEYS * width, *Vs = tK + KEYS * width, *tV = Vs + KEYS * width;
+  A *S = tV + KEYS * width, *tS = S + KEYS * PANEL<A>;
+  A *m = tS + KEYS * PANEL<A>, *l = m + QUERIES, *r = l + QUERIES, *exact = r + QUERIES,
+    *decay = exact + QUERIES;
 
   void operator()(int64_t task) {
     const int64_t blocks = (a.N + QUERIES - 1) / QUERIES;
     const int64_t first = task % blocks * QUERIES, head = task / blocks % a.H, clip = task / blocks / a.H;
     const int64_t group = head / (a.H / a.G), queries = least(QUERIES, a.N - first);
-    const int64_t vecs = (queries + LANES<A> - 1) / LANES<A>;
     const auto at = [&](const Strided<T>& x, int64_t h, int64_t n) {
       return x.data + clip * x.clip + h * x.head + n * x.token;
     };
 
-    gather_lanes(at(a.q, head, first), a.q.token, queries, a.D, A(a.scale), Q);
-    if (tq) gather_lanes(at(a.tq, head, first), a.tq.token, queries, a.D, A(a.scale), tQ);
-    memset(O, 0, 2 * width * QUERIES * sizeof *O);
+    gather_lanes(at(a.q, head, first), a.q.token, queries, a.D, A(a.scale), Q, width);
+    if (a.tq.data) gather_lanes(at(a.tq, head, first), a.tq.token, queries, a.D, A(a.scale), tQ, width);
+    memset(O, 0, 2 * block * sizeof *O);
     for (int64_t j = 0; j < QUERIES; ++j) m[j] = -INFINITY, l[j] = r[j] = exact[j] = 0;
 
     const int64_t M = a.causal ? least(a.M, first + queries) : a.M;
     for (int64_t key = 0; key < M; key += KEYS) {
-      const int64_t keys = least(KEYS, M - key), rows = up_to(keys, ROWS);
+      const int64_t keys = least(KEYS, M - key), rows = up_to(keys, LEAST_ROWS);
       gather(at(a.k, group, key), a.k.token, keys, a.D, K, rows, width);
       gather(at(a.v, group, key), a.v.token, keys, a.D, Vs, rows, width);
-      if (tk) gather(at(a.tk, group, key), a.tk.token, keys, a.D, tK, rows, width);
-      if (tv) gather(at(a.tv, group, key), a.tv.token, keys, a.D, tV, rows, width);
-
-      product(tk, tq, K, tK, width, 1, Q, tQ, a.D, S, tS, rows, vecs, false);
-      for (int64_t v = 0; v < vecs; ++v) softmax(v * LANES<A>, keys, a.causal ? first - key : KEYS);
-      product(tv, ts, Vs, tV, 1, width, S, tS, keys, O, tO, width, vecs, true);
+      if (a.tk.data) gather(at(a.tk, group, key), a.tk.token, keys, a.D, tK, rows, width);
+      if (a.tv.data) gather(at(a.tv, group, key), a.tv.token, keys, a.D, tV, rows, width);
+      const int64_t diagonal = a.causal ? first - key : KEYS;
+      for (int64_t j = 0; j < queries; j += PANEL<A>)
+        queries - j > LANES<A> ? panel<VECS>(j, keys, rows, diagonal) : panel<1>(j, keys, rows, diagonal);
     }
 
     for (int64_t j = 0; j < queries; ++j) {
@@ -206,53 +216,61 @@ template <typename T> struct AttentionTask {
       l[j] = l[j] > 0 ? 1 / l[j] : l[j] == 0 ? 0 : l[j];  // no keys: zero
       r[j] *= l[j];
     }
-    for (int64_t d = 0; d < a.D; ++d)
-      for (int64_t j = 0; j < queries; j += LANES<A>) {
-        A *o = O + d * QUERIES + j, *to = tO + d * QUERIES + j;
-        store(o, load(o) * load(l + j));
-        if (a.to) store(to, load(to) * load(l + j) - load(r + j) * load(o));
+    for (int64_t j = 0; j < queries; j += LANES<A>)
+      for (int64_t d = 0; d < a.D; ++d) {
+        const int64_t i = column_of<A>(j, width) + d * PANEL<A>;
+        store(O + i, load(O + i) * load(l + j));
+        if (a.to) store(tO + i, load(tO + i) * load(l + j) - load(r + j) * load(O + i));
       }
     const int64_t out = ((clip * a.N + first) * a.H + head) * a.D;
-    scatter_lanes(O, queries, a.D, a.H * a.D, a.o + out);
-    if (a.to) scatter_lanes(tO, queries, a.D, a.H * a.D, a.to + out);
+    scatter_lanes(O, width, queries, a.D, a.H * a.D, a.o + out);
+    if (a.to) scatter_lanes(tO, width, queries, a.D, a.H * a.D, a.to + out);
   }
 
-  // S, tS -> p, h for one register of queries from `j`; key i is seen by query j if i <= j + diagonal.
-  void softmax(int64_t j, int64_t keys, int64_t diagonal) {
+  // W registers of queries from `j` meet a block of keys, `rows` with their padding; key i is seen by query j if
+  // i <= j + diagonal.
+  template <int W> void panel(int64_t j, int64_t keys, int64_t rows, int64_t diagonal) {
+    const A *q = Q + j * width, *tq = a.tq.data ? tQ + j * width : nullptr;
+    const A *tk = a.tk.data ? tK : nullptr, *tv = a.tv.data ? tV : nullptr;
+    product<A, W, false>(K, tk, width, q, tq, a.D, S, tS, rows, nullptr);
+    for (int v = 0; v < W; ++v) softmax(j + v * LANES<A>, v * LANES<A>, keys, diagonal);
+    product<A, W, true>(Vs, tv, width, S, ts ? tS : nullptr, keys, O + j * width, tO + j * width, width,
+                        decay + j);
+  }
+
+  // S, tS -> p, h for one register of queries from `j`, at `column` of their panel; decay, the sums' own factor.
+  void softmax(int64_t j, int64_t column, int64_t keys, int64_t diagonal) {
+    A *s = S + column, *t = tS + column;
     const bool masked = diagonal < KEYS;
     const Ints<A> query = iota<A>() + Index<A>(j + diagonal + KEYS);
     const V<A> before = load(m + j);
     V<A> high = before;
     for (int64_t i = 0; i < keys; ++i) {
-      V<A> s = load(S + i * QUERIES + j);
+      V<A> one = load(s + i * PANEL<A>);
       if (masked) {
-        s = query < Index<A>(i + KEYS) ? splat<A>(-INFINITY) : s;
-        store(S + i * QUERIES + j, s);
+        one = query < Index<A>(i + KEYS) ? splat<A>(-INFINITY) : one;
+        store(s + i * PANEL<A>, one);
       }
-      high = s > high ? s : high;
+      high = one > high ? one : high;
     }
     const V<A> shrink = exp<A>(before - high);
     V<A> sum_p{}, sum_h{}, sum_exact{};
     for (int64_t i = 0; i < keys; ++i) {
-      const V<A> e = exp<A>(load(S + i * QUERIES + j) - high), p = as_stored<T>(e);
+      const V<A> e = exp<A>(load(s + i * PANEL<A>) - high), p = as_stored<T>(e);
       sum_exact += e;
       sum_p += p;
-      store(S + i * QUERIES + j, p);
+      store(s + i * PANEL<A>, p);
       if (ts) {
-        const V<A> h = as_stored<T>(e * load(tS + i * QUERIES + j));
+        const V<A> h = as_stored<T>(e * load(t + i * PANEL<A>));
         sum_h += h;
-        store(tS + i * QUERIES + j, h);
+        store(t + i * PANEL<A>, h);
       }
     }
     store(m + j, high);
     store(l + j, load(l + j) * shrink + sum_p);
     store(r + j, load(r + j) * shrink + sum_h);
     store(exact + j, load(exact + j) * shrink + sum_exact);
-    for (int64_t d = 0; d < width; ++d) {
-      A *o = O + d * QUERIES + j, *to = tO + d * QUERIES + j;
-      store(o, load(o) * shrink);
-      if (a.to) store(to, load(to) * shrink);
-    }
+    store(decay + j, shrink);
   }
 };
 

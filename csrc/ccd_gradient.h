@@ -14,7 +14,7 @@ template <typename T> struct CcdGradient {
   Wide<T>* g;             // (B, size)
   const Wide<T>* rt;      // (B): r t
   const Wide<T>* factor;  // (B): 1 / (norm + c); null: clamp
-  double* squares;        // (B, pieces): sums of g^2; null: not wanted
+  double* squares;        // (B, pieces): sums of g^2
   int64_t size, pieces;
   bool nontemporal;
 };
@@ -22,54 +22,41 @@ constexpr int64_t PIECE = 1 << 14;
 
 namespace SV_ISA {
 
-struct Piece {
-  int64_t clip, begin, length;
-  Piece(int64_t index, int64_t pieces, int64_t size) : clip(index / pieces) {
-    const int64_t first = index % pieces * PIECE;
-    begin = clip * size + first;
-    length = first + PIECE < size ? PIECE : size - first;
-  }
-};
-
-template <typename T> SV_INLINE V<Wide<T>> raw_g(const CcdGradient<T>& a, int64_t i, Wide<T> rt, auto n) {
-  return load(a.v + i, n) - load(a.F + i, n) - rt * load(a.dF + i, n);
-}
-
-// Sums of g^2 for pieces [begin, end).
-template <typename T> void ccd_gradient_squares(const CcdGradient<T>& a, int64_t begin, int64_t end) {
-  using A = Wide<T>;
-  for (int64_t index = begin; index < end; ++index) {
-    const Piece piece(index, a.pieces, a.size);
+// f(element, clip, lanes, squares) over pieces [begin, end) of the clips; what it adds to squares is kept by piece.
+template <typename A, typename Arguments, typename F>
+SV_INLINE void over_pieces(const Arguments& a, int64_t begin, int64_t end, F f) {
+  for (int64_t piece = begin; piece < end; ++piece) {
+    const int64_t clip = piece / a.pieces, first = piece % a.pieces * PIECE, start = clip * a.size + first;
     Sum<A> squares;
     sum_over<A>(
-        piece.length,
-        [&](int64_t i, auto n) {
-          const V<A> g = raw_g(a, piece.begin + i, a.rt[piece.clip], n);
-          squares.add(g * g);
-        },
-        squares);
-    a.squares[index] = squares.total();
+        first + PIECE < a.size ? PIECE : a.size - first,
+        [&](int64_t i, auto n) { f(start + i, clip, n, squares); }, squares);
+    a.squares[piece] = squares.total();
   }
 }
 
-// g of pieces [begin, end), scaled or clamped; in the clamped form also their sums.
+template <typename T> SV_INLINE V<Wide<T>> raw_g(const CcdGradient<T>& a, int64_t i, int64_t clip, auto n) {
+  return load(a.v + i, n) - load(a.F + i, n) - a.rt[clip] * load(a.dF + i, n);
+}
+
+// Sums of g^2.
+template <typename T> void ccd_gradient_squares(const CcdGradient<T>& a, int64_t begin, int64_t end) {
+  using A = Wide<T>;
+  over_pieces<A>(a, begin, end, [&](int64_t i, int64_t clip, auto n, Sum<A>& squares) {
+    const V<A> g = raw_g(a, i, clip, n);
+    squares.add(g * g);
+  });
+}
+
+// g, scaled or clamped, and the sums of g^2 before that.
 template <typename T> void ccd_gradient(const CcdGradient<T>& a, int64_t begin, int64_t end) {
   using A = Wide<T>;
   const Plane out(a.g, a.size, a.nontemporal);
-  for (int64_t index = begin; index < end; ++index) {
-    const Piece piece(index, a.pieces, a.size);
-    Sum<A> squares;
-    sum_over<A>(
-        piece.length,
-        [&](int64_t i, auto n) {
-          const V<A> g = raw_g(a, piece.begin + i, a.rt[piece.clip], n);
-          if (a.factor) return out.put(piece.begin + i, g * a.factor[piece.clip], n);
-          squares.add(g * g);
-          out.put(piece.begin + i, g < A(-1) ? splat<A>(-1) : g > A(1) ? splat<A>(1) : g, n);
-        },
-        squares);
-    if (!a.factor) a.squares[index] = squares.total();
-  }
+  over_pieces<A>(a, begin, end, [&](int64_t i, int64_t clip, auto n, Sum<A>& squares) {
+    const V<A> g = raw_g(a, i, clip, n);
+    squares.add(g * g);
+    out.put(i, a.factor ? g * a.factor[clip] : g < A(-1) ? splat<A>(-1) : g > A(1) ? splat<A>(1) : g, n);
+  });
 }
 
 }  // namespace SV_ISA

@@ -19,24 +19,15 @@ template <typename T> struct CcdLoss {
 
 namespace SV_ISA {
 
-// Residual and its sum of squares for pieces [begin, end).
+// Residual and its sums of squares.
 template <typename T> void ccd_loss(const CcdLoss<T>& a, int64_t begin, int64_t end) {
   using A = Wide<T>;
   const Plane out(a.residual, a.size, a.nontemporal);
-  for (int64_t index = begin; index < end; ++index) {
-    const Piece piece(index, a.pieces, a.size);
-    Sum<A> squares;
-    sum_over<A>(
-        piece.length,
-        [&](int64_t i, auto n) {
-          const int64_t at = piece.begin + i;
-          const V<A> residual = load(a.F_student + at, n) - load(a.F + at, n) - load(a.g + at, n);
-          squares.add(residual * residual);
-          out.put(at, residual, n);
-        },
-        squares);
-    a.squares[index] = squares.total();
-  }
+  over_pieces<A>(a, begin, end, [&](int64_t i, int64_t, auto n, Sum<A>& squares) {
+    const V<A> residual = load(a.F_student + i, n) - load(a.F + i, n) - load(a.g + i, n);
+    squares.add(residual * residual);
+    out.put(i, residual, n);
+  });
 }
 
 }  // namespace SV_ISA

@@ -43,20 +43,21 @@ template <> struct Types<float> {
   typedef uint32_t index, ints __attribute__((vector_size(REGISTER)));
   typedef float half __attribute__((vector_size(REGISTER / 2)));
   static constexpr int mantissa = 23, bias = 127, terms = 7;  // terms of exp's series: half an ulp of error
-  static constexpr float log_min = -87.33f, log_max = 88.8f;  // where exp leaves the normal numbers
+  static constexpr float log_min = -88.0f, log_max = 88.8f;  // there exp's exponent is that of 0, of infinity
 };
 template <> struct Types<double> {
   typedef double vec __attribute__((vector_size(REGISTER)));
   typedef uint64_t index, ints __attribute__((vector_size(REGISTER)));
   static constexpr int mantissa = 52, bias = 1023, terms = 13;
-  static constexpr double log_min = -708.39, log_max = 709.9;
+  static constexpr double log_min = -709.0, log_max = 709.9;
 };
 template <typename A> using V = typename Types<A>::vec;
 template <typename A> using Ints = typename Types<A>::ints;
 template <typename A> using Index = typename Types<A>::index;
 template <typename A> constexpr int LANES = REGISTER / sizeof(A);
 
-template <typename A> SV_INLINE V<A> splat(A a) { return V<A>{} + a; }
+// Not 0 + a, which is an addition: -0 would become 0.  a - 0 is a, so this is a broadcast from memory.
+template <typename A> SV_INLINE V<A> splat(A a) { return a - V<A>{}; }
 template <typename A> SV_INLINE Ints<A> iota() {
   Ints<A> i;
   for (int lane = 0; lane < LANES<A>; ++lane) i[lane] = lane;
@@ -266,7 +267,8 @@ template <typename A> SV_INLINE V<A> exp(V<A> x) {
   using C = Types<A>;
   constexpr A magic = A(3ull << (C::mantissa - 1));  // adding it rounds to an integer, kept in the low bits
   constexpr A log2_high = A(0.693359375), log2_low = A(-2.12194440054690583e-4);
-  const V<A> inside = x < C::log_min ? splat<A>(C::log_min) : x > C::log_max ? splat<A>(C::log_max) : x;
+  const V<A> low = splat<A>(C::log_min), top = splat<A>(C::log_max);
+  const V<A> above = low > x ? low : x, inside = top < above ? top : above;  // in this order NaN stays
   const V<A> shifted = inside * A(1.44269504088896340736) + magic;
   const V<A> n = shifted - magic;
   const V<A> y = (inside - n * log2_high) - n * log2_low;
@@ -274,7 +276,7 @@ template <typename A> SV_INLINE V<A> exp(V<A> x) {
 #pragma GCC unroll 16
   for (int k = C::terms - 1; k >= 0; --k) series = series * y + A(INVERSE_FACTORIAL.of[k]);
   const V<A> power = (V<A>)(((Ints<A>)shifted + Index<A>(C::bias)) << C::mantissa);
-  return x < C::log_min ? V<A>{} : series * power;
+  return series * power;
 }
 
 }  // namespace SV_ISA
