@@ -1,18 +1,34 @@
 """The demo's runs and page, without the training: what starts from what, and what the report shows."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
 
-from swiftvideo_fast import config
-from swiftvideo_fast.config import Sample
+from swiftvideo_fast import config, demo
+from swiftvideo_fast.config import Config, Sample
 from swiftvideo_fast.demo import measure, page, pool
 from swiftvideo_fast.demo.measure import SHOWN
-from swiftvideo_fast.demo.seed import PROGRESS, ROWS, STEPS, TEACHER, TRAINED, WATCHED, Seed, tasks
+from swiftvideo_fast.demo.seed import (
+    PROGRESS,
+    REAL,
+    ROWS,
+    SAMPLES,
+    STEPS,
+    TEACHER,
+    TIMES,
+    TRAINED,
+    WATCHED,
+    Seed,
+    rows_of,
+    tasks,
+)
+from swiftvideo_fast.demo.seed import result as seed_result
 from swiftvideo_fast.demo.stages import (
     ALIGNED,
     FULL,
@@ -31,33 +47,62 @@ from swiftvideo_fast.models import weights
 from swiftvideo_fast.objectives.base import AVERAGE
 from swiftvideo_fast.report.about import About
 from swiftvideo_fast.report.page import render
-from swiftvideo_fast.report.tables import METRICS, Row
+from swiftvideo_fast.report.tables import METRICS
 from swiftvideo_fast.train import recipe
+from swiftvideo_fast.train.log import LOG
 
 CONFIGS = Path(__file__).parents[1] / "configs/demo"
 
 
+KEYS = ["loss", "tangent", "dF_dt", "win_diff", "lose_diff", "accuracy", "reflow", "critic/loss",
+        "held out/spatial", "held out/temporal"]
+
+
 @pytest.fixture
-def result() -> Seed:
-    """Figures that count up, so that each is another."""
-    places = [(TEACHER, REFERENCE_STEPS), *((name, n) for name, steps in STEPS.items() for n in steps)]
-    rows = {(name, None): {"frechet": 0.5, "frechet_random": 0.5} for name in measure.REAL_ROWS}
-    rows |= {place: {key: 1.0 + i for key in METRICS} for i, place in enumerate(places)}
-    pixels = dict.fromkeys([*places, ("real", 0)], torch.zeros(SHOWN, 3, 5, 8, 8))
-    keys = ["loss", "tangent", "dF_dt", "win_diff", "lose_diff", "accuracy", "reflow", "critic/loss",
-            "gradient/ratio", "held out/spatial", "held out/temporal"]
-    logs = dict.fromkeys(STEPS, [{"step": step} | dict.fromkeys(keys, 0.5) for step in (10, 20)])
-    progress = {name: {20: 5.0, 40: 4.0} for name in (ALIGNED[0], *VARIANTS)}
-    return Seed(["a clip"] * SHOWN, "filters", logs, rows, pixels, progress)
+def runs(tmp_path) -> dict[str, Config]:
+    """With logs in their folders, as of trained runs."""
+    runs = dict(students(tmp_path, CONFIGS, seed=0, overrides=[], paired=True))
+    for run in runs.values():
+        Path(run.run.dir).mkdir(parents=True)
+        lines = [{"step": n, "gradient/ratio": 4.0} | dict.fromkeys(KEYS, 1 / n) for n in (10, 20)]
+        (Path(run.run.dir) / LOG).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return runs
 
 
-def rows_of(result: Seed) -> list[Row]:
-    return [Row(name, steps, {key: [x] for key, x in found.items()})
-            for (name, steps), found in result.rows.items()]
+def returned(name: str, kind: str, figure: float):
+    """What a task returns; its figures are `figure` and up."""
+    clips = np.zeros((SHOWN, 3, 5, 8, 8), np.float32)
+    steps = (REFERENCE_STEPS, *STEPS[name]) if name == TEACHER else STEPS.get(name, ())
+    if kind == SAMPLES:
+        return ["a clip"] * SHOWN, clips, dict.fromkeys(steps, clips)
+    if kind == TIMES:
+        return {(student, n): n * seconds for student, seconds in ((False, 0.02), (True, 0.01))
+                for n in (REFERENCE_STEPS, 8, 4, 2, 1)}
+    if kind == PROGRESS:
+        return {20: 5.0, 40: 4.0}
+    if name == REAL:
+        return dict.fromkeys(measure.REAL_ROWS, {"frechet": 0.5, "frechet_random": 0.5})
+    if kind == ROWS:
+        keys = [key for key in METRICS if key != "seconds"]
+        return {n: (dict.fromkeys(keys, figure + i), clips) for i, n in enumerate(steps)}
+    return None
+
+
+@pytest.fixture
+def done(runs, tmp_path) -> dict:
+    """What all tasks return, in their order."""
+    places = tasks(0, runs, 256, tmp_path)
+    return {(seed, name, kind): pool.Ended(returned(name, kind, 10.0 * i), 1.0)
+            for i, (seed, name, kind) in enumerate(places)}
+
+
+@pytest.fixture
+def result(runs, done) -> Seed:
+    return seed_result(0, runs, done)
 
 
 def test_each_run_starts_from_the_student_before_it(tmp_path):
-    runs = dict(students(tmp_path, CONFIGS, seed=3, overrides=[]))
+    runs = dict(students(tmp_path, CONFIGS, seed=3, overrides=[], paired=True))
     assert {*runs} == {*STAGES, UNJUDGED, FULL, *ALIGNED, *VARIANTS, TWICE} and len(runs) == 11
     assert all(cfg.run.seed == 3 for cfg in runs.values())
     assert len({cfg.run.dir for cfg in runs.values()}) == len(runs)
@@ -68,14 +113,14 @@ def test_each_run_starts_from_the_student_before_it(tmp_path):
 
 
 def test_what_is_unjudged_differs_by_its_adversary_alone(tmp_path):
-    runs = dict(students(tmp_path, CONFIGS, seed=0, overrides=[]))
+    runs = dict(students(tmp_path, CONFIGS, seed=0, overrides=[], paired=True))
     judged, unjudged = (config.to_dict(runs[name]) for name in (LAST, UNJUDGED))
     changed = {d.partition(":")[0].partition(".")[0] for d in config.differences(judged, unjudged)}
     assert changed == {"run", "da"} and runs[UNJUDGED].da is None
 
 
 def test_variants_differ_from_the_first_round_in_what_they_try_alone(tmp_path):
-    runs = dict(students(tmp_path, CONFIGS, seed=0, overrides=[]))
+    runs = dict(students(tmp_path, CONFIGS, seed=0, overrides=[], paired=True))
     first = config.to_dict(runs[ALIGNED[0]])
     tried = {name: {d.partition(":")[0] for d in config.differences(first, config.to_dict(runs[name]))}
              for name in VARIANTS}
@@ -102,7 +147,7 @@ class Fake:
 
 
 def test_a_run_needs_those_it_starts_from_and_no_others(tmp_path):
-    runs = dict(students(tmp_path, CONFIGS, seed=0, overrides=[]))
+    runs = dict(students(tmp_path, CONFIGS, seed=0, overrides=[], paired=True))
     first, second = ALIGNED
     assert {name: set(needed(run, runs)) for name, run in runs.items()} == {
         "CCD": set(), LAST: {"CCD"}, UNJUDGED: {"CCD"}, FULL: set(), first: {LAST}, second: {first},
@@ -111,15 +156,21 @@ def test_a_run_needs_those_it_starts_from_and_no_others(tmp_path):
 
 
 def test_a_student_is_measured_once_it_is_trained_and_the_teacher_measured(tmp_path):
-    runs = dict(students(tmp_path, CONFIGS, seed=5, overrides=[]))
+    runs = dict(students(tmp_path, CONFIGS, seed=5, overrides=[], paired=True))
     todo = tasks(5, runs, 8, tmp_path)
     assert {name for seed, name, kind in todo if kind == TRAINED} == {*runs}
-    assert {name for seed, name, kind in todo if kind == ROWS} == {*STEPS, "real"}
+    assert {name for seed, name, kind in todo if kind == ROWS} == {*STEPS, REAL}
     for name in runs:
         assert todo[5, name, ROWS].after == {(5, name, TRAINED), (5, TEACHER, ROWS)}
     for name in WATCHED:
         assert todo[5, name, PROGRESS].after == {(5, name, TRAINED)}
     assert todo[5, UNJUDGED, TRAINED].after == {(5, "CCD", TRAINED)}
+    assert next(iter(todo)) == (5, TEACHER, SAMPLES) and not todo[5, TEACHER, SAMPLES].after
+
+
+def test_one_seed_trains_what_the_paper_has(tmp_path):
+    one, more = (dict(students(tmp_path, CONFIGS, 0, [], paired)) for paired in (False, True))
+    assert {*more} - {*one} == {PAIRED, TWICE} and all(more[name] == run for name, run in one.items())
 
 
 def call(place: tuple) -> tuple:
@@ -131,12 +182,19 @@ def call(place: tuple) -> tuple:
 DONE = []
 
 
+def ignore(place: tuple, done: dict) -> None:
+    """For tests that want no reports of tasks."""
+
+
 def test_a_task_waits_for_those_it_comes_after(monkeypatch):
     DONE.clear()
     monkeypatch.setattr(pool, "ProcessPoolExecutor", Fake)
     after = {(n,): frozenset((m,) for m in range(n + 1, 9, 3)) for n in range(9)}
-    found = pool.run_tasks({place: pool.Task(call, (place,), those) for place, those in after.items()})
-    assert found == {place: place for place in after}
+    heard = []
+    found = pool.run_tasks({place: pool.Task(call, (place,), those) for place, those in after.items()},
+                           lambda place, done: heard.append((place, len(done))))
+    assert {place: ended.value for place, ended in found.items()} == {place: place for place in after}
+    assert [*zip(found, range(1, 10), strict=True)] == heard
     assert all(DONE.index(other) < DONE.index(place) for place in after for other in after[place])
 
 
@@ -148,7 +206,7 @@ def test_the_first_error_of_a_task_ends_the_pool(monkeypatch):
     monkeypatch.setattr(pool, "ProcessPoolExecutor", Fake)
     todo = {("a",): pool.Task(fail, (("a",),)), ("b",): pool.Task(call, (("b",),), frozenset({("a",)}))}
     with pytest.raises(ValueError, match="no such teacher"):
-        pool.run_tasks(todo)
+        pool.run_tasks(todo, ignore)
     assert not DONE
 
 
@@ -156,7 +214,8 @@ def test_a_pool_of_processes_trains_to_the_same_bits_as_the_loop(inputs, tmp_pat
     """On the real clips: what a test patches does not reach another process."""
     cfg = tiny.config(inputs, "ccd", run=str(tmp_path / "beside"))
     cfg = replace(cfg, data=replace(cfg.data, pool=4), run=replace(cfg.run, steps=2))
-    pool.run_tasks({("beside",): pool.Task(finish, (cfg,))})
+    ended, = pool.run_tasks({("beside",): pool.Task(finish, (cfg,))}, ignore).values()
+    assert ended.core_seconds > 0.5         # torch's import alone
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -181,8 +240,45 @@ def test_rows_of_teacher_and_student_are_those_of_the_benchmark(inputs, tmp_path
     reference = bench.reference(teacher, cfg.objective.guidance)
     z = bench.sample(net, 2, Sample())
     assert student[2][0] == bench.figures(z, reference)
-    assert torch.equal(torch.from_numpy(student[2][1]), bench.codec.decode(z[:SHOWN]))
+    at = measure.different(bench.real)
+    assert torch.equal(torch.from_numpy(student[2][1]), bench.codec.decode(z[at]))
     assert student[2][0]["trajectory"] > 0
+
+
+def test_the_preview_shows_the_samples_that_the_tables_measure(inputs, tmp_path, monkeypatch):
+    """To the bit, of clips beyond the first batch as well."""
+    monkeypatch.setattr(measure, "FIRST_BATCH", 32)
+    cfg = tiny.config(inputs, "ccd", run=str(tmp_path / "run"))
+    captions, real, teacher = measure.preview(cfg, 40, (2,), tiny.TABLES)
+    rows = measure.teacher_rows(cfg, 40, (2,), tmp_path / "reference.safetensors", tiny.TABLES)
+    assert len(captions) == len(real) == SHOWN and {*teacher} == {*rows} == {REFERENCE_STEPS, 2}
+    assert all(np.array_equal(teacher[n], shown) for n, (_, shown) in rows.items())
+    bench = measure.benchmark(cfg, "test", 40, tiny.TABLES)
+    assert all(any(np.array_equal(clip, other) for other in bench.real[:32].numpy()) for clip in real)
+
+
+def test_the_clips_shown_differ_and_none_is_shown_twice():
+    greys = torch.tensor([0.2, 0.21, 1.0, 0.2, -0.9, 0.95, 0.5, -0.3, 0.2])
+    clips = greys[:, None, None, None, None].expand(-1, 3, 2, 4, 4)
+    assert measure.different(clips) == [0, 4, 2, 7, 6, 5]
+    assert sorted(measure.different(clips[:1].expand(4, -1, -1, -1, -1))) == [0, 1, 2, 3]
+
+
+def test_seconds_are_the_least_of_interleaved_rounds_for_a_clip(inputs, tmp_path, monkeypatch):
+    now, order = [0.0], []
+
+    def sample(net, clips, steps, how, seed):
+        order.append((how.guidance, steps))
+        slow = 2 if len(order) <= 3 else 1          # the first round
+        now[0] += steps * (3 if how.guidance > 1 else 1) * slow
+
+    monkeypatch.setattr(measure, "sample", sample)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    cfg = tiny.config(inputs, "ccd", run=str(tmp_path / "run"))
+    run = tiny.config(inputs, "ccd", run=str(recipe.train(cfg, tiny.TABLES)))
+    found = measure.timings(cfg, run, (25, 4), (4,), tiny.TABLES)
+    assert found == {(False, 25): 75 / 8, (False, 4): 12 / 8, (True, 4): 4 / 8}
+    assert order == [(3.0, 25), (3.0, 4), (1.0, 4)] * measure.TIMINGS
 
 
 def test_other_real_crops_stand_nearer_than_those_of_the_training(inputs):
@@ -193,7 +289,7 @@ def test_other_real_crops_stand_nearer_than_those_of_the_training(inputs):
 
 
 def test_the_tables_have_the_papers_layouts(result):
-    methods, added, rounds, *_ = page.tables([result], rows_of(result), clips=256)
+    methods, added, rounds, *_ = page.tables([result], rows_of([result]), clips=256)
     assert [(row[0], row[1]) for row in methods.rows[:7]] == [
         *((name, "") for name in measure.REAL_ROWS),
         *((TEACHER, str(n)) for n in (REFERENCE_STEPS, *STEPS[TEACHER])), ("CCD", "4")]
@@ -206,16 +302,74 @@ def test_the_tables_have_the_papers_layouts(result):
 
 
 def test_ratios_in_the_second_table_are_to_the_first_of_their_group(result):
-    _, added, *_ = page.tables([result], rows_of(result), clips=256)
+    _, added, *_ = page.tables([result], rows_of([result]), clips=256)
     by = {place: found["frechet"] for place, found in result.rows.items()}
     aligned = next(row for row in added.rows if row[0] == ALIGNED[0])
     assert aligned[1].remark == f"×{by[ALIGNED[0], 4] / by[LAST, 4]:.2f}"
     first = {question: added.rows[i] for i, question in added.groups.items()}
-    assert first["trajectory alignment"][0] == LAST and first["trajectory alignment"][1].remark == ""
+    assert first["does alignment help?"][0] == LAST and first["does alignment help?"][1].remark == ""
 
 
-def test_the_page_shows_figures_6_and_8_and_the_samples(result):
-    html = render(page.TITLE, page.sections([result, result], rows_of(result), clips=256), About({}))
-    for said in ("2 seeds in all", "looks through filters", "temporal heads", "reflow alone from 5 to 4",
-                 "Frechet distance at 4 steps", "Win Diff", ALIGNED[1], "FVD in the paper"):
-        assert said in html
+def test_questions_about_runs_that_are_not_there_are_not_asked(runs, done):
+    """With one seed there is no paired noise; and while the demo runs there is less."""
+    def asked(*without: str) -> list[list[str]]:
+        kept = {place: ended for place, ended in done.items() if place[1] not in without}
+        there = seed_result(0, runs, kept)
+        return [[*table.groups.values()] for table in page.tables([there], rows_of([there]), clips=256)[1:3]]
+
+    distilled, first = "distillation", "what makes the first round?"
+    questions = ["does the adversary help?", "does alignment help?", "does paired noise?"]
+    assert asked() == [[distilled, *questions, first], questions]
+    assert asked(PAIRED, TWICE) == [[distilled, *questions[:2], first], questions[:2]]
+    assert asked(PAIRED, TWICE, *VARIANTS, *ALIGNED) == [[distilled, questions[0]], questions[:1]]
+    assert asked(UNJUDGED, TWICE, *VARIANTS) == [[distilled, questions[1]], questions[1:2]]
+
+
+def test_the_page_shows_figures_6_and_8_the_samples_and_the_gain(result):
+    html = render(page.TITLE, page.sections([result, result], clips=256), About({}))
+    for said in ("temporal heads", "reflow alone from 5 to 4", "Frechet distance at 4 steps", "Win Diff",
+                 ALIGNED[1], "FVD in the paper", "12.5 times faster", "0.040 s a clip in place of 0.500 s",
+                 f"This is {ALIGNED[0]}. {ALIGNED[0]} in 2 steps: 25.0 times faster",
+                 "distillation&#x27;s, 4."):
+        assert said in html, said
+    assert "Still to come" not in html and "nan" not in html
+
+
+def test_a_page_is_written_at_every_stage_and_says_what_is_still_to_come(runs, done):
+    """Never less than before."""
+    shown, waits = 0, 9
+    for count in range(1, len(done) + 1):
+        partial = seed_result(0, runs, dict(list(done.items())[:count]))
+        html = render(page.TITLE, page.sections([partial], clips=256), About({}))
+        assert html.count("<canvas") >= shown and html.count("Still to come") <= waits
+        shown, waits = html.count("<canvas"), html.count("Still to come")
+        if count == 1:
+            assert "students&#x27; samples follow" in html and waits == 9 and "teacher, 25 steps" in html
+    assert not waits
+
+
+def test_the_first_page_is_there_with_the_teachers_samples_and_the_last_is_whole(
+        runs, done, monkeypatch, tmp_path, capsys):
+    def run_tasks(todo, ended):
+        assert {*todo} == {*done}
+        for count, place in enumerate(done, 1):
+            ended(place, dict(list(done.items())[:count]))
+            pages.append(report.read_text())
+            assert ("grows from here" in capsys.readouterr().out) == (count == 1)
+        return done
+
+    report, pages = tmp_path / "report.html", []
+    report.write_text("of another day")
+    monkeypatch.setattr(demo, "run_tasks", run_tasks)
+    monkeypatch.setattr(demo, "students", lambda *_, **__: runs.items())
+    assert demo.demo(tmp_path, CONFIGS, clips=256, overrides=["data.batch=2"]) == report
+    assert "teacher, 25 steps" in pages[0] and "of another day" not in pages[0]
+    trained = [i for i, (_, _, kind) in enumerate(done) if kind == TRAINED]
+    assert all(pages[i] == pages[i - 1] for i in trained)
+    assert "Still to come" in pages[1] and "Still to come" not in pages[-1]
+    assert "configs/demo data.batch=2" in pages[-1] and "<summary>CCD + DA</summary>" in pages[-1]
+    assert f"for {len(done)} of {len(done)} tasks, {len(done)} core-seconds" in pages[-1]
+    assert f"for 3 of {len(done)} tasks, 3 core-seconds" in pages[2]
+    table = json.loads((tmp_path / "table.json").read_text())
+    student = next(row for row in table if row["name"] == ALIGNED[0])
+    assert student["metrics"]["seconds"]["mean"] == pytest.approx(0.04)

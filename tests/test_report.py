@@ -159,6 +159,19 @@ def test_smoothing_begins_and_ends_at_the_data_keeps_a_straight_line_and_shows_t
     assert raw[1:30] != smooth[1:30]
 
 
+def test_few_points_are_marked_and_not_smoothed():
+    svg = Chart("", [Series("y", [0, 1, 2], [1.0, 3.0, 1.0], smooth=3)]).svg()
+    assert svg.count("<circle") == 3 and "opacity" not in svg
+
+
+@pytest.mark.parametrize("log_y", [False, True])
+def test_noise_on_a_constant_is_not_blown_up(log_y):
+    """Eight, give or take 0.4 percent, takes a tenth of the height."""
+    svg = Chart("", [Series("y", [0, 1, 2], [8.0, 8.033, 7.967])], log_y=log_y).svg()
+    heights = [float(point.split()[1]) for point in re.search(r'd="M([^"]*)" fill', svg).group(1).split("L")]
+    assert max(heights) - min(heights) == pytest.approx(170 * 0.0083 / 0.11, rel=0.1)
+
+
 def test_the_facts_are_of_this_machine_and_checkout():
     facts = here()
     assert "processors" in facts["machine"] or torch.cuda.is_available()

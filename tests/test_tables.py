@@ -101,6 +101,7 @@ def test_a_figure_is_coloured_by_what_is_better_for_its_metric():
     assert found == ["better", "worse", "better", ""]
     assert [tone([0.5], [0.9], b) for b in ("lower", "higher", "one")] == ["better", "worse", "worse"]
     assert [tone([0.8], [1.3], "one"), tone([1.3], [0.8], "one")] == ["better", "worse"]
+    assert tone([1.15], [0.85], "one") == ""                # as far from it, on the other side
 
 
 def test_what_seeds_cannot_tell_apart_has_no_colour():
@@ -115,7 +116,7 @@ def test_settings_stand_under_the_question_they_answer():
     table = ablation(rows, {"adversary": ["CCD", "CCD + DA"]}, steps=4, paper={"CCD": 172.54})
     assert table.groups == {0: "adversary"} and [row[0] for row in table.rows] == ["CCD", "CCD + DA"]
     assert table.rows[1][1] == Cell("2.0", "", "×0.67", "better") and table.rows[0][2] == "172.54"
-    assert "FVD in the paper" in table.explained
+    assert [*table.explained] == ["FVD in the paper"]
     adversary, ccd = table.text().splitlines()[4:6]
     assert adversary == "adversary" and ccd.startswith("  CCD ")
 

@@ -1,40 +1,112 @@
-"""The demo's report: the paper's Tables 1 and 2 and Figures 6 and 8 on our benchmark, curves, samples."""
+"""The demo's report: samples, the gain, and the paper's Tables 1 and 2 on our benchmark.
 
+Every section is made of what there is so far, or says what it waits for.
+"""
+
+from collections import Counter
 from statistics import fmean
 
 from swiftvideo_fast.adversary.discriminator import KINDS
-from swiftvideo_fast.demo.seed import REAL, TEACHER, Seed
+from swiftvideo_fast.demo import curves
+from swiftvideo_fast.demo.measure import FIRST_BATCH, TIMED
+from swiftvideo_fast.demo.pool import Ended, Place
+from swiftvideo_fast.demo.seed import REAL, STEPS, TEACHER, Seed, rows_of
 from swiftvideo_fast.demo.stages import ALIGNED, FIRST, FULL, LAST, PAIRED, STAGES, TWICE, UNJUDGED, VARIANTS
 from swiftvideo_fast.metrics.benchmark import REFERENCE_STEPS
-from swiftvideo_fast.report.charts import Chart, Curves, Series, logged
-from swiftvideo_fast.report.page import Headline, Section, Text
+from swiftvideo_fast.report.page import Headline, Pending, Section, Text
 from swiftvideo_fast.report.samples import Column, Samples
-from swiftvideo_fast.report.tables import Metric, Row, Table, ablation, comparison
+from swiftvideo_fast.report.tables import METRICS, Metric, Row, Table, ablation, comparison
 
-TITLE = "From 25 steps to 4, 2 and 1"
-TOLD_APART = {f"held out/{kind}": Metric(f"by {kind} heads, held out", 2) for kind in KINDS}
-ALIGNMENT = {"win_diff": Metric("Win Diff", 4), "lose_diff": Metric("Lose Diff", 4),
-             "accuracy": Metric("implicit accuracy", 2), "reflow": Metric("reflow", 3)}
+TITLE = "Video from a still, in 4, 2 or 1 steps in place of 25"
+TOLD_APART = {f"held out/{kind}": Metric(
+    f"by {kind} heads", 2, "share of held-out pairs of a real and a generated clip in which these heads "
+    "score the real one higher; 0.5 is chance") for kind in KINDS}
+ALIGNMENT = {
+    "win_diff": Metric("Win Diff", 4, "the winners' error minus that of the network the round began with: "
+                       "below 0 the student is nearer to the winners"),
+    "lose_diff": Metric("Lose Diff", 4, "the losers' error minus that of the network the round began with"),
+    "accuracy": Metric("implicit accuracy", 2, "share of pairs in which the winner's error fell more"),
+    "reflow": Metric("reflow", 3, "the winners' error: mean squared difference of velocities")}
 PAPER = {"CCD": 172.54, "CCD + DA": 136.14, "CCD + DA + TA": 118.89}        # Table 2: FVD at 4 steps
+ROAD = [ALIGNED[0], LAST, FIRST]                    # the student of the headline: the first that is there
 
 
-def sections(results: list[Seed], rows: list[Row], clips: int) -> list[Section]:
+def sections(results: list[Seed], clips: int) -> list[Section]:
     """All of the page; samples and logs are those of the first seed."""
-    seeds = f"{len(results)} seed{'s' * (len(results) > 1)}"
-    return [samples(results[0]), headline(rows), Text("", INTRODUCTION.format(clips=clips, seeds=seeds)),
-            *tables(results, rows, clips), adversary(results[0]), alignment(results), curves(results[0])]
+    rows = rows_of(results)
+    return [Text("", LEAD), samples(results[0]), headline(rows),
+            *(table if table.rows else Pending(table.title, "the runs that it compares")
+              for table in tables(results, rows, clips)),
+            curves.adversary(results[0]), curves.alignment(results), curves.training(results[0]),
+            Text("What was trained and measured", METHOD.format(clips=clips))]
+
+
+def samples(result: Seed) -> Samples:
+    """The same clips by the teacher and, at choice, by the students of each stage."""
+    def columns(*places: tuple[str, int]) -> list[Column]:
+        return [Column(f"teacher, {_steps(n)}" if name == TEACHER else f"student, {_steps(n)}",
+                       result.pixels[name, n], "not distilled" if name == TEACHER else name)
+                for name, n in places if (name, n) in result.pixels]
+
+    best = next((name for name in ROAD if (name, 4) in result.pixels), FIRST)
+    choices = {"students": columns((best, 4), (best, 2), (FULL, 1)),
+               "teacher, fewer steps": columns(*((TEACHER, n) for n in STEPS[TEACHER]))}
+    choices |= {name: columns(*((name, n) for n in STEPS[name])) for name in (*STAGES, *ALIGNED, FULL)}
+    real = result.pixels[REAL, None]
+    always = [Column("condition", real[:, :, :1], "the given still"),
+              Column("real", real, "what happened next"), *columns((TEACHER, REFERENCE_STEPS))]
+    waits = "" if choices["students"] else f" The students' samples follow, {FIRST}'s first."
+    choices = {label: chosen for label, chosen in choices.items() if chosen}
+    return Samples("", result.captions, always, choices, note=(
+        f"Six of the tables' clips: of the first {FIRST_BATCH}, those whose colours differ most from one "
+        f"another. Real clips went through the codec, as measured.{waits}"))
+
+
+def headline(rows: list[Row]) -> Section:
+    """The gain in one sentence, of the last student on the road that is measured and timed."""
+    by = {(row.name, row.steps): {key: fmean(values) for key, values in row.values.items()} for row in rows}
+    name = next((name for name in ROAD if "seconds" in by.get((name, 4), {})), None)
+    if not name:
+        return Pending("The gain in steps and seconds", f"{FIRST} is trained and measured")
+    teacher, student = by[TEACHER, REFERENCE_STEPS], by[name, 4]
+
+    def faster(place: tuple[str, int]) -> str:
+        return f"{teacher['seconds'] / by[place]['seconds']:.1f} times faster"
+
+    others = [f"{of} in {_steps(n)}: {faster((of, n))}, distance {by[of, n]['frechet']:.1f}. "
+              for of, n in ((name, 2), (FULL, 1)) if "seconds" in by.get((of, n), {})]
+    few = ", ".join(f"{by[TEACHER, n]['frechet']:.1f} in {_steps(n)}" for n in STEPS[TEACHER])
+    return Headline(
+        faster((name, 4)),
+        f"4 steps in place of {REFERENCE_STEPS} and {student['seconds']:.3f} s a clip in place of "
+        f"{teacher['seconds']:.3f} s, at a Frechet distance to real clips of {student['frechet']:.1f}; the "
+        f"teacher's is {teacher['frechet']:.1f} (lower is better).",
+        f"This is {name}. {''.join(others)}The teacher's distance in as few: {few}. Seconds: sampling "
+        f"{TIMED} clips at once on one core, decoding apart. A teacher's step takes two evaluations of its "
+        "network, for guidance, a student's one.")
 
 
 def tables(results: list[Seed], rows: list[Row], clips: int) -> list[Table]:
     """Table 1: methods by steps.  Table 2: what each stage adds, at 4 steps and at 2.  And what the heads and
     the aligned students have learned, by their logs."""
     stages = [row for row in rows if row.name not in (UNJUDGED, *VARIANTS, TWICE)]
-    questions = {"distribution alignment": [UNJUDGED, LAST], "trajectory alignment": [LAST, *ALIGNED],
-                 f"with {PAIRED}": [LAST, PAIRED, TWICE]}
-    at_4 = {"distillation": [FIRST]} | questions | {"the first round": [ALIGNED[0], *VARIANTS]}
-    return [comparison(stages, title=f"{clips} held-out clips"),
-            ablation(rows, at_4, steps=4, paper=PAPER, title="What each stage adds, at 4 steps"),
-            ablation(rows, questions, steps=2, paper={}, title="What each stage adds, at 2 steps"),
+    questions = {"does the adversary help?": [UNJUDGED, LAST], "does alignment help?": [LAST, *ALIGNED],
+                 f"does {PAIRED}?": [LAST, PAIRED, TWICE]}
+    at_4 = {"distillation": [FIRST]} | questions | {"what makes the first round?": [ALIGNED[0], *VARIANTS]}
+    added = {key: metric for key, metric in METRICS.items() if key != "seconds"}
+
+    def answered(asked: dict[str, list[str]], steps: int) -> dict[str, list[str]]:
+        """Questions with what is measured of their settings: the first, and another where there is one."""
+        measured = {row.name for row in rows if row.steps == steps}
+        there = {question: [name for name in names if name in measured] for question, names in asked.items()}
+        return {question: names for question, names in there.items()
+                if names[:1] == asked[question][:1] and len(names) >= min(2, len(asked[question]))}
+
+    return [comparison(stages, title=f"Quality by sampling steps, on {clips} held-out clips"),
+            ablation(rows, answered(at_4, 4), steps=4, paper=PAPER, metrics=added,
+                     title="What each stage adds, at 4 steps"),
+            ablation(rows, answered(questions, 2), steps=2, paper={}, metrics=added,
+                     title="What each stage adds, at 2 steps"),
             learned(results, [LAST], TOLD_APART, "What the adversary tells apart"),
             learned(results, [*ALIGNED, *VARIANTS, TWICE], ALIGNMENT, "What alignment has learned")]
 
@@ -45,77 +117,44 @@ def learned(results: list[Seed], names: list[str], metrics: dict[str, Metric], t
         values = [line[key] for line in log if key in line]
         return fmean(values[-max(1, len(values) // 4):])
 
-    rows = [Row(name, None, {key: [end(r.logs[name], key) for r in results] for key in metrics})
-            for name in names]
+    logs = {name: [r.logs[name] for r in results if name in r.logs] for name in names}
+    rows = [Row(name, None, {key: [end(log, key) for log in there] for key in metrics})
+            for name, there in logs.items() if there]
     return comparison(rows, against="", metrics=metrics, title=f"{title}, at the end of training")
 
 
-def headline(rows: list[Row]) -> Headline:
-    """The gain in one sentence."""
-    by = {(row.name, row.steps): fmean(row.values["frechet"]) for row in rows}
-    return Headline("4 steps in place of 25", f"Frechet distance {by[LAST, 4]:.1f}, the teacher's is "
-                    f"{by[TEACHER, REFERENCE_STEPS]:.1f} (lower is better)")
+def cost(done: dict[Place, Ended], tasks: int, seconds: float) -> Table:
+    """Core seconds of every task, all seeds in one line."""
+    spent = Counter()
+    for (_, name, kind), ended in done.items():
+        spent[name, kind] += ended.core_seconds
+    kinds, names = list(dict.fromkeys(kind for _, kind in spent)), dict.fromkeys(name for name, _ in spent)
+    rows = [[name, *(f"{spent[name, kind]:.0f}" if (name, kind) in spent else "–" for kind in kinds)]
+            for name in names]
+    total = ["all", *(f"{sum(s for (_, of), s in spent.items() if of == kind):.0f}" for kind in kinds)]
+    return Table("Where the time went", ["core-seconds", *kinds], [*rows, total],
+                 f"{seconds // 60:.0f} min {seconds % 60:.0f} s for {len(done)} of {tasks} tasks, "
+                 f"{spent.total():.0f} core-seconds.")
 
 
-def adversary(result: Seed) -> Curves:
-    log = result.logs[LAST]
-    told = [logged(log, f"held out/{kind}", name=f"{kind} heads") for kind in KINDS]
-    return Curves("Distribution alignment", [
-        Chart("share of held-out pairs told apart", told, x_label="step"),
-        Chart("loss of the heads", [logged(log, "critic/loss", smooth=3)], x_label="step"),
-        Chart("gradient at x0-hat, of the distillation's", [logged(log, "gradient/ratio", smooth=3)],
-              x_label="step")],
-        note=f"The adversary looks through {result.backbone}.  Its loss is 2 a head where it tells nothing.")
+def _steps(n: int) -> str:
+    return f"{n} step{'s' * (n != 1)}"
 
 
-def alignment(results: list[Seed]) -> Curves:
-    """Figure 6, the mean over seeds, and Figure 8, of the first."""
-    names = {ALIGNED[0]: "DPO + reflow"} | {name: name for name in VARIANTS}
-    progress = [Series(shown, [*results[0].progress[name]], [fmean(r.progress[name][step] for r in results)
-                                                             for step in results[0].progress[name]])
-                for name, shown in names.items()]
-    differences = {key: [logged(results[0].logs[name], key, name=shown, smooth=3)
-                         for name, shown in names.items()] for key in ("win_diff", "accuracy")}
-    return Curves("Trajectory alignment", [
-        Chart("Frechet distance at 4 steps", progress, x_label="step"),
-        Chart("Win Diff", differences["win_diff"], x_label="step"),
-        Chart("implicit accuracy", differences["accuracy"], x_label="step")],
-        note="The first round: the paper's Figures 6 and 8.  Win Diff is the winners' error beyond that of "
-             "the network the round began with: below zero it has come nearer to them.")
-
-
-def curves(result: Seed) -> Curves:
-    def chart(title: str, key: str) -> Chart:
-        lines = [logged(result.logs[name], key, name=name, smooth=3) for name in (*STAGES, FULL)]
-        return Chart(title, lines, x_label="step", log_y=True)
-
-    return Curves("Training", [
-        chart("loss", "loss"), chart("tangent ‖g‖ before normalisation", "tangent"),
-        chart("dF/dt, root mean square", "dF_dt")])
-
-
-def samples(result: Seed) -> Samples:
-    def column(name: str, steps: int) -> Column:
-        return Column(f"{steps} step{'s' * (steps != 1)}", result.pixels[name, steps])
-
-    real = result.pixels[REAL, 0]
-    choices = {name: [column(name, steps) for steps in (4, 2)] for name in (*STAGES, *ALIGNED)}
-    choices |= {FULL: [column(FULL, 1)]}
-    columns = [Column("condition", real[:, :, :1]), Column("real", real), column(TEACHER, REFERENCE_STEPS)]
-    return Samples("", result.captions, columns, choices,
-                   note="Real clips went through the codec, as measured.")
-
-
-INTRODUCTION = """
-A small image-to-video network with Wan's architecture, trained on three real clips, goes through the
-paper's three stages, then is sampled on {clips} crops of frames that were held out: the same first frames,
-captions and noise for every sampler. {seeds} in all. The real rows are other crops: where a perfect sampler
-would stand, and where the frames stand that the network was trained on.
+LEAD = """
+Each row begins with one still from frames that no network was trained on. The teacher makes a clip of it in
+25 steps; the students, distilled from the teacher on this machine, in 4, 2 and 1 from the same noise.
+"""
+METHOD = """
+A small image-to-video network with Wan's architecture, trained on three real clips, goes through the paper's
+three stages, then is sampled on {clips} crops of frames that were held out: the same first frames, captions
+and noise for every sampler. The real rows are other crops: where a perfect sampler would stand, and where the
+frames stand that the network was trained on.
 
 `CCD` is continuous-time consistency distillation in the paper's regime: the literal L2 norm of the tangent,
-few iterations, Euler sampling. `CCD + DA` goes on with an adversary on real clips beside it; `CCD + CCD`
-without one. `CCD + DA + TA` has learned from its own samples of 8 steps against those of 4, and in a second
-round, `+ TA + TA`, of 4 against 2. Its loss draws fresh noise; `paired noise` takes what a pair was sampled
-from, and `paired noise, twice` is the second round of that. `CCD, full` carries distillation further (RMS
-norm) and samples it with fresh noise, which is what a nearly converged consistency network wants.
+few iterations, Euler sampling. `CCD + DA` goes on with an adversary on real clips; `CCD + CCD` without one.
+`CCD + DA + TA` has learned from its own samples of 8 steps against those of 4, and in a second round,
+`+ TA + TA`, of 4 against 2. Its loss draws fresh noise; `paired noise`, which `make demo SEEDS=3` trains,
+takes what a pair was sampled from. `CCD, full` carries distillation further (RMS norm) and samples it with
+fresh noise, which is what a nearly converged consistency network wants.
 """

@@ -1,15 +1,14 @@
-"""One seed of the demo: what there is to do, and what came of it."""
+"""One seed of the demo: what there is to do, and what has come of it so far."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from swiftvideo_fast.config import Config
 from swiftvideo_fast.demo import measure
-from swiftvideo_fast.demo.pool import Task
+from swiftvideo_fast.demo.pool import Ended, Place, Task
 from swiftvideo_fast.demo.stages import (
     ALIGNED,
     FIRST,
@@ -23,11 +22,13 @@ from swiftvideo_fast.demo.stages import (
     finish,
     needed,
 )
+from swiftvideo_fast.metrics.benchmark import REFERENCE_STEPS
+from swiftvideo_fast.report.tables import Row
 from swiftvideo_fast.train.log import read_log
 
 TEACHER, REAL = "teacher", "real"
-TRAINED, ROWS, PROGRESS, SAMPLES = "trained", "measured", "watched", "shown"        # kinds of tasks
-Place = tuple[int, str, str]                                    # of a task: seed, name, kind
+TRAINED, ROWS, PROGRESS = "trained", "measured", "watched"                  # kinds of tasks
+SAMPLES, TIMES = "sampled", "timed"
 STEPS = {                                       # that each is measured at
     TEACHER: (4, 2, 1),                         # and REFERENCE_STEPS
     FIRST: (4, 2),
@@ -43,47 +44,74 @@ WATCHED = ALIGNED[0], *VARIANTS                 # runs whose progress is charted
 
 @dataclass(frozen=True)
 class Seed:
-    """Figures, logs and the first few samples: name -> steps -> ...; steps None: real clips.
+    """What is there of it: figures, logs and the samples shown, by name and steps; steps None: real clips.
 
-    backbone: the adversary's.  progress: run of alignment -> step -> Frechet distance at 4 steps.
+    pixels[REAL, None]: the clips shown as they are.  progress: run of alignment -> step -> Frechet distance
+    at 4 steps.
     """
 
-    captions: list[str]
-    backbone: str
-    logs: dict[str, list[dict]]
-    rows: dict[tuple[str, int | None], dict[str, float]]
-    pixels: dict[tuple[str, int], Tensor]
-    progress: dict[str, dict[int, float]]
+    captions: list[str] = field(default_factory=list)
+    logs: dict[str, list[dict]] = field(default_factory=dict)
+    rows: dict[tuple[str, int | None], dict[str, float]] = field(default_factory=dict)
+    pixels: dict[tuple[str, int | None], Tensor] = field(default_factory=dict)
+    progress: dict[str, dict[int, float]] = field(default_factory=dict)
 
 
 def tasks(seed: int, runs: dict[str, Config], clips: int, folder: Path) -> dict[Place, Task]:
-    """All of them, trainings first: others wait for those."""
+    """All of them: what is shown first before what takes long, each student measured once it is trained."""
     cfg, file = runs[FIRST], folder / "reference.safetensors"
+    steps = sorted({n for name in runs for n in STEPS[name]}, reverse=True)
 
     def after(kind: str, *names: str) -> frozenset[Place]:
         return frozenset((seed, name, kind) for name in names)
 
-    todo = {(seed, name, TRAINED): Task(finish, (run,), after(TRAINED, *needed(run, runs)))
-            for name, run in runs.items()}
-    todo[seed, TEACHER, ROWS] = Task(measure.teacher_rows, (cfg, clips, STEPS[TEACHER], file))
+    todo = {(seed, TEACHER, SAMPLES): Task(measure.preview, (cfg, clips, STEPS[TEACHER]))}
     for name, run in runs.items():
+        todo[seed, name, TRAINED] = Task(finish, (run,), after(TRAINED, *needed(run, runs)))
         todo[seed, name, ROWS] = Task(measure.student_rows, (cfg, clips, STEPS[name], file, run),
                                       after(TRAINED, name) | after(ROWS, TEACHER))
-    for name in WATCHED:
-        task = Task(measure.progress, (cfg, runs[name], ROUNDS[1]), after(TRAINED, name))
-        todo[seed, name, PROGRESS] = task
-    todo[seed, REAL, ROWS] = Task(measure.real_rows, (cfg, clips))
-    return todo | {(seed, REAL, SAMPLES): Task(measure.shown, (cfg, clips))}
+        if name == FIRST:
+            todo[seed, TEACHER, ROWS] = Task(measure.teacher_rows, (cfg, clips, STEPS[TEACHER], file))
+            places = cfg, run, (REFERENCE_STEPS, *STEPS[TEACHER]), tuple(steps)
+            todo[seed, TEACHER, TIMES] = Task(measure.timings, places, after(TRAINED, name))
+        if name in WATCHED:
+            watched = cfg, run, ROUNDS[1]
+            todo[seed, name, PROGRESS] = Task(measure.progress, watched, after(TRAINED, name))
+    return todo | {(seed, REAL, ROWS): Task(measure.real_rows, (cfg, clips))}
 
 
-def result(seed: int, runs: dict[str, Config], done: dict[Place, Any]) -> Seed:
-    """What its tasks have returned, in one."""
-    captions, real = done[seed, REAL, SAMPLES]
-    measured = {(name, steps): found for name in STEPS for steps, found in done[seed, name, ROWS].items()}
-    pixels = {(REAL, 0): real} | {place: shown for place, (_, shown) in measured.items()}
-    return Seed(captions, runs[LAST].da.backbone,
-                logs={name: read_log(Path(run.run.dir)) for name, run in runs.items()},
-                rows={(name, None): figures for name, figures in done[seed, REAL, ROWS].items()}
-                | {place: figures for place, (figures, _) in measured.items()},
-                pixels={place: torch.from_numpy(shown) for place, shown in pixels.items()},
-                progress={name: done[seed, name, PROGRESS] for name in WATCHED})
+def result(seed: int, runs: dict[str, Config], done: dict[Place, Ended]) -> Seed:
+    """What its tasks have returned so far, in one."""
+    found = Seed()
+    returned = {(name, kind): ended.value for (of, name, kind), ended in done.items() if of == seed}
+    if (TEACHER, SAMPLES) in returned:
+        captions, real, teacher = returned[TEACHER, SAMPLES]
+        found.captions.extend(captions)
+        found.pixels[REAL, None] = torch.from_numpy(real)
+        found.pixels.update({(TEACHER, n): torch.from_numpy(shown) for n, shown in teacher.items()})
+    found.rows.update({(name, None): figures for name, figures in returned.get((REAL, ROWS), {}).items()})
+    seconds = returned.get((TEACHER, TIMES), {})
+    for name in STEPS:
+        for steps, (figures, shown) in returned.get((name, ROWS), {}).items():
+            timed = seconds.get((name != TEACHER, steps))
+            found.rows[name, steps] = figures | ({"seconds": timed} if timed else {})
+            found.pixels[name, steps] = torch.from_numpy(shown)
+    found.logs.update({name: read_log(Path(run.run.dir)) for name, run in runs.items()
+                       if (name, TRAINED) in returned})
+    found.progress.update({name: by_step for (name, kind), by_step in returned.items() if kind == PROGRESS})
+    return found
+
+
+def rows_of(results: list[Seed]) -> list[Row]:
+    """The figures of all seeds: real clips, the teacher, then the students in their order."""
+    places = [(name, None) for name in measure.REAL_ROWS]
+    places += [(name, n) for name, steps in STEPS.items()
+               for n in ((REFERENCE_STEPS, *steps) if name == TEACHER else steps)]
+    rows = []
+    for place in places:
+        there = [r.rows[place] for r in results if place in r.rows]
+        if there:
+            keys = dict.fromkeys(key for figures in there for key in figures)
+            values = {key: [figures[key] for figures in there if key in figures] for key in keys}
+            rows.append(Row(*place, values))
+    return rows

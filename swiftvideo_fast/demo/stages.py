@@ -28,8 +28,12 @@ VARIANTS = {                                                    # of the first r
 TWICE = f"{PAIRED}, twice"                                      # its second round
 
 
-def students(folder: Path, configs: Path, seed: int, overrides: list[str]) -> Iterator[tuple[str, Config]]:
-    """Every run by name, in an order in which each finds the student that it starts from."""
+def students(folder: Path, configs: Path, seed: int, overrides: list[str],
+             paired: bool) -> Iterator[tuple[str, Config]]:
+    """Every run by name, in an order in which each finds the student that it starts from.
+
+    paired: alignment on paired noise too, which the paper does not have.
+    """
     def load(file: str, student: str | None) -> Config:
         cfg = TABLES.load(configs / file, overrides)
         return replace(cfg, run=replace(cfg.run, seed=seed, dir=str(folder / Path(file).stem)),
@@ -50,6 +54,8 @@ def students(folder: Path, configs: Path, seed: int, overrides: list[str]) -> It
     first, *_ = aligned = [*rounds(load("ta.yaml", student), ROUNDS)]
     yield from zip(ALIGNED, aligned, strict=True)
     for name, options in VARIANTS.items():
+        if name == PAIRED and not paired:
+            continue
         objective = replace(first.objective, **{"pairs": f"{first.run.dir}/pairs"} | options)
         yield name, elsewhere(first, name, objective=objective)
         if name == PAIRED:

@@ -10,6 +10,8 @@ from html import escape
 WIDTH, HEIGHT = 380, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 40, 40      # margins, with room for tick labels and the legend
 LINE = 14                                       # of the legend
+FEW = 12        # points: marked one by one, and not smoothed
+LEAST = 0.1     # an axis spans at least this share of its values, so that noise on a constant looks like it
 COLOURS = ["#2f6fde", "#d9730d", "#1f9d72", "#8a57d6", "#d43d51", "#7b828c"]
 CENTRED = 'text-anchor="middle"'
 INK, GRID = "var(--muted, #667085)", "var(--line, #d5d9e0)"
@@ -17,8 +19,8 @@ INK, GRID = "var(--muted, #667085)", "var(--line, #d5d9e0)"
 
 @dataclass(frozen=True)
 class Series:
-    """smooth: half-life in points of a running mean drawn over the faint raw line, from the first value to
-    the last; 0 draws the raw line."""
+    """smooth: half-life in points of a running mean drawn over the faint raw line, from its first value to
+    its last; 0, or no more than FEW points: the raw line alone."""
 
     name: str
     x: list[float]
@@ -49,15 +51,15 @@ class Chart:
         if not points:
             raise ValueError(f"chart {self.title!r} has no point to draw")
         x_axis = _Axis([p[0] for p in points], LEFT, WIDTH - RIGHT, self.log_x, pad=0.0)
-        y_axis = _Axis([p[1] for p in points], HEIGHT - BOTTOM, TOP, self.log_y, pad=0.05)
+        y_axis = _Axis([p[1] for p in points], HEIGHT - BOTTOM, TOP, self.log_y, pad=0.05, least=LEAST)
         drawn = []
         for i, (s, kept) in enumerate(lines):
             line, pen = _path(kept, x_axis, y_axis), f'fill="none" stroke="{_colour(i)}"'
-            if s.smooth:
+            if s.smooth and len(kept) > FEW:
                 drawn += [f'<path d="{line}" {pen} opacity=".28"/>']
                 line = _path(_running_mean(kept, s.smooth), x_axis, y_axis)
             drawn += [f'<path d="{line}" {pen} stroke-width="2" stroke-linejoin="round"/>']
-            if len(kept) <= 12:
+            if len(kept) <= FEW:
                 at = ((x_axis.at(x), y_axis.at(y)) for x, y in kept)
                 drawn += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{_colour(i)}"/>' for x, y in at]
         legend, above = self._legend()
@@ -132,9 +134,13 @@ def logged(log: list[dict], key: str, *, name: str = "", smooth: float = 0.0) ->
 class _Axis:
     """A linear or logarithmic map from values to pixels, and round tick values."""
 
-    def __init__(self, values: list[float], low: float, high: float, log: bool, pad: float):
+    def __init__(self, values: list[float], low: float, high: float, log: bool, pad: float,
+                 least: float = 0.0):
         self.log, self.low, self.high = log, low, high
         a, b = (math.log10(min(values)), math.log10(max(values))) if log else (min(values), max(values))
+        span = math.log10(1 + least) if log else least * abs(a + b) / 2
+        if b - a < span:
+            a, b = (a + b - span) / 2, (a + b + span) / 2
         if b - a < 1e-12 * max(1.0, abs(a)):
             a, b = a - 0.5, b + 0.5
         self.a, self.b = a - pad * (b - a), b + pad * (b - a)

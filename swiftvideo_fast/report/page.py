@@ -85,7 +85,8 @@ def render(title: str, sections: Sequence[Section], about: About) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f'<meta name="color-scheme" content="light dark"><style>{style}</style></head><body>'
             f'<header><p class="brand">swiftvideo_fast</p><h1>{escape(title)}</h1>'
-            f'<p class="about">{escape(about.line())}</p><nav aria-label="Sections">{links}</nav></header>'
+            f'<p class="about">{escape(about.line())}</p><details><summary>Contents</summary>'
+            f'<nav aria-label="Sections">{links}</nav></details></header>'
             f"<main>{body}</main><script>{script}</script></body></html>\n")
 
 

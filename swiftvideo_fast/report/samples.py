@@ -55,17 +55,16 @@ class Samples:
         rows = "".join(self._row(i) for i in range(len(self.names)))
         note = f'<p class="note">{escape(self.note)}</p>' if self.note else ""
         return (f'<div class="player" data-frames="{frames}" data-fps="{self.fps:g}" data-hold="{HOLD:g}">'
-                f'<form class="controls">{self._choice()}'
-                '<div class="clock"><button type="button">Play</button>'
+                f'{self._choice()}<div class="clock"><button type="button">Play</button>'
                 f'<input type="range" min="0" max="{frames - 1}" value="0" step="1" aria-label="Frame">'
-                f'<output aria-live="off">1 / {frames}</output></div></form>{rows}</div>{note}')
+                f'<output aria-live="off">1 / {frames}</output></div>{rows}</div>{note}')
 
     def _choice(self) -> str:
         if len(self.choices) < 2:
             return ""
         marks = "".join(f'<label><input type="radio" name="choice" value="{i}"{" checked" * (i == 0)}>'
                         f"<span>{escape(name)}</span></label>" for i, name in enumerate(self.choices))
-        return f'<fieldset class="choice"><legend>Show</legend>{marks}</fieldset>'
+        return f'<form class="choice"><fieldset><legend>Show</legend>{marks}</fieldset></form>'
 
     def _row(self, i: int) -> str:
         name = self.names[i]

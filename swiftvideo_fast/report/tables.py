@@ -162,7 +162,7 @@ def ablation(rows: list[Row], groups: dict[str, list[str]], *, steps: int, paper
     """Table 2's layout: under each question the settings that answer it, at one number of steps.
 
     groups: question -> names of rows.  paper: name -> the paper's FVD, shown beside ours where it has one.
-    × is the ratio to the first setting of the group.
+    × is the ratio to the first setting of the group.  The metrics are explained under a comparison above it.
     """
     by_name = {row.name: row for row in rows if row.steps == steps}
     shown = {key: m for key, m in metrics.items() if any(key in row.values for row in by_name.values())}
@@ -175,12 +175,10 @@ def ablation(rows: list[Row], groups: dict[str, list[str]], *, steps: int, paper
             figures = (_cell(by_name[name], key, m, reference) for key, m in shown.items())
             lines.append([name, *figures, *[f"{paper[name]:.2f}" if name in paper else "–"] * bool(paper)])
     head = ["setting", *(m.label for m in shown.values()), *["FVD in the paper"] * bool(paper)]
-    meanings = {m.label: m.about for m in shown.values() if m.about}
-    if paper:
-        meanings["FVD in the paper"] = ("Table 2, of Wan 1.3B on OpenVid-1M: another network, other clips, "
-                                        "another metric")
+    theirs = "Table 2, of Wan 1.3B on OpenVid-1M: another network, other clips, another metric"
     note = f"{_seeds(rows)} × is the ratio to the first setting of its group."
-    return Table(title, head, lines, note, groups=above, explained=meanings)
+    return Table(title, head, lines, note, groups=above,
+                 explained={"FVD in the paper": theirs} if paper else {})
 
 
 def as_json(rows: list[Row], *, against: str = "teacher") -> list[dict]:
@@ -222,13 +220,13 @@ def _tone(values: list[float], reference: list[float], better: str) -> str:
     """better, worse, or "" where they may be equal: within two standard errors, or with one seed WITHIN."""
     if not values or not reference or not better:
         return ""
-    a, b = fmean(values), fmean(reference)
+    scale = 1.0 if better == "one" else abs(fmean(reference))
+    if better == "one":
+        values, reference = ([abs(v - 1) for v in side] for side in (values, reference))
     errors = [stdev(v) / math.sqrt(len(v)) for v in (values, reference) if len(v) > 1]
-    margin = 2 * math.hypot(*errors) if len(errors) == 2 else WITHIN * abs(b)
-    if not abs(a - b) > margin:
-        return ""
-    gain = {"lower": b - a, "higher": a - b, "one": abs(b - 1) - abs(a - 1)}[better]
-    return "better" if gain > 0 else "worse"
+    margin = 2 * math.hypot(*errors) if len(errors) == 2 else WITHIN * scale
+    gain = (fmean(values) - fmean(reference)) * (1 if better == "higher" else -1)
+    return "better" if gain > margin else "worse" if gain < -margin else ""
 
 
 def _seeds(rows: list[Row]) -> str:
