@@ -175,9 +175,10 @@ def ablations(found: Results) -> list[tables.Table]:
               "Table 2c: trajectory alignment": [AHEAD, PAIRED, OURS],
               "Table 2d: time samplers": [AHEAD, *(f"{AHEAD}, {times}" for times in OTHER_TIMES)]}
     shown = {AHEAD: f"{AHEAD}, lognorm(-0.6, 1.4)"}
-    return [tables.Table(title, ["", *(METRICS[m].label for m in METRICS), "FVD in the paper"],
+    metrics = ["frechet", "frechet_random", "trajectory", "detail", "motion", "psnr"]
+    return [tables.Table(title, ["", *(METRICS[m].label for m in metrics), "FVD in the paper"],
                          [[shown.get(name, name) if "2d" in title else name,
-                           *cells(found, (name, 4), METRICS), f"{FVD.get((name, 4), '')}"] for name in names],
+                           *cells(found, (name, 4), metrics), f"{FVD.get((name, 4), '')}"] for name in names],
                          "At 4 steps." + " CCD + CCD is CCD + DA without the adversary." * ("2b" in title))
             for title, names in groups.items()]
 

@@ -7,7 +7,7 @@ Every method takes the same number of student steps; one in stages shares them o
 from dataclasses import dataclass
 from fractions import Fraction
 
-FROM_TEACHER = (3e-5, 1e-4, 3e-4)               # learning rates to choose from
+FROM_TEACHER = (3e-5, 1e-4, 3e-4)               # rates to choose from; a grid goes on where its edge was best
 GOING_ON = (1e-5, 3e-5, 1e-4)
 ALONE = (3e-6, 1e-5, 3e-5)
 LORA = (2e-4, 6e-4, 2e-3)
@@ -57,19 +57,20 @@ def ta(*options: str, start: str = "CCD + DA, 7/10", rates=PAIRED, **changes) ->
 
 
 def flowmap(*options: str) -> Method:
-    return Method("flowmap.yaml", ("objective.warmup={half}", *options), measured=(8, 4, 2, 1))
+    return Method("flowmap.yaml", ("objective.warmup={half}", *options),
+                  rates=(*FROM_TEACHER, 1e-3), measured=(8, 4, 2, 1))
 
 
 METHODS: dict[str, Method] = {
-    "CCD": ccd(),
-    "DCD": Method("ccd.yaml", (DCD,)),
+    "CCD": ccd(rates=(*FROM_TEACHER, 1e-3)),
+    "DCD": Method("ccd.yaml", (DCD,), rates=(1e-5, *FROM_TEACHER)),
     "LCM": Method("lcm.yaml"),
-    "PCM": Method("pcm.yaml", measured=(4,)),
+    "PCM": Method("pcm.yaml", rates=(1e-5, *FROM_TEACHER), measured=(4,)),
     "PCM, 2 phases": Method("pcm.yaml", ("objective.phases=2",), rates="PCM", measured=(2,)),
-    "DMD2": Method("dmd2.yaml", ("objective.fake_lr={rate}",), moves=5),
+    "DMD2": Method("dmd2.yaml", ("objective.fake_lr={rate}",), moves=5, rates=(1e-5, *FROM_TEACHER)),
     "OSV, stage 1": Method("osv.yaml", ("objective.stage=1", "objective.rank=16"), share=Fraction(1, 4),
                            rates=(1e-4,), measured=()),
-    "OSV": Method("osv.yaml", start="OSV, stage 1", share=Fraction(3, 4)),
+    "OSV": Method("osv.yaml", start="OSV, stage 1", share=Fraction(3, 4), rates=(1e-5, *FROM_TEACHER)),
     "flow map": flowmap(),
     "flow map, finite": flowmap("objective.derivative=finite"),
     # The distillation's gradient is a millionth of the adversary's.

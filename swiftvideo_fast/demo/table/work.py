@@ -122,8 +122,12 @@ def train(table: Table, name: str, seed: int, rate: float | None = None) -> None
     """One run.  Of a run that was cut short, the CPU seconds are those of its last session, in proportion."""
     cfg = table.config(name, seed, rate)
     run, source = Path(cfg.run.dir), to_dict(cfg)
-    old = read(run / "trained.json") or read(run / "begun.json")
-    if old and old["of"] != json.loads(json.dumps(source)):
+    done = read(run / "trained.json")
+    old = done or read(run / "begun.json")
+    same = old and TABLES.complete(old["of"]) == source
+    if done and same:
+        return
+    if old and not same:
         shutil.rmtree(run)                      # its method, or what it starts from, has changed
     once(run / "begun.json", name, source, dict)
 
