@@ -1,4 +1,4 @@
-"""What this machine has, which backends run on it, what is missing and the command that installs it."""
+"""Devices, backends and packages of this machine; for a missing one the command that installs it."""
 
 import os
 import shutil

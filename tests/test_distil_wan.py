@@ -53,6 +53,7 @@ def test_the_page_from_mp4_to_a_clip_of_the_stock_pipeline(tmp_path, monkeypatch
     released.picture(64, 64).save("first.png")
 
     ran = [line for block in blocks() for line in block.splitlines() if line.startswith("swiftvideo ")]
+    ran.remove("swiftvideo train configs/wan/14b/ccd.yaml --dry-run")       # with the others below
     assert len(ran) == 7
     for line in ran:
         _, *words = shlex.split(line)

@@ -155,7 +155,7 @@ class CriticInput:
 
 
 class Critic(nn.Module):
-    """What the adversary trains: the heads, and, with `projects`, a projection in place of a decoder."""
+    """The trained part of the adversary: heads and, with `projects`, a projection in place of a decoder."""
 
     def __init__(self, widths: list[int], text_dim: int, projects: Latent | None = None):
         super().__init__()

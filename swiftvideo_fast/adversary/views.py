@@ -1,4 +1,4 @@
-"""What the critic sees of a clip: a window of frames, a crop and an augmentation, from one draw."""
+"""Views of a clip for the critic: a window of frames, a crop and an augmentation, from one draw."""
 
 from dataclasses import dataclass
 

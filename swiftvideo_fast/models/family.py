@@ -1,4 +1,4 @@
-"""What a kind of model is: its latent geometry, its network, how it is called, and its codec."""
+"""The protocol of a kind of model: latent geometry, network, how it is called, codec."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +92,7 @@ class Family(Protocol):
         """The velocity F(x_t, t), or u(x_t, t, s) of a flow map.  x_t and t may be Duals."""
 
     def features(self, net: Any, x_t: Tensor, t: Tensor, condition: Condition) -> list[Tensor]:
-        """What a latent critic reads of a network: the outputs of its blocks and its velocity, (B, N, C)."""
+        """The features for a latent critic: the outputs of a network's blocks and its velocity, (B, N, C)."""
 
     def widths(self, sizes: Any) -> list[int]:
         """C of each of `features`."""

@@ -1,1 +1,1 @@
-"""What a step minimises.  One file an objective; train/recipe.py has their table."""
+"""Objectives: the losses that a step minimises.  One file each; train/recipe.py has their table."""

@@ -54,7 +54,7 @@ Network = Trains | Frozen | Average | WithoutAdapters
 
 @dataclass(frozen=True)
 class Setup:
-    """What an objective is built from, with the config.
+    """The parts that an objective is built from, besides the config.
 
     device: of every batch and network.  sizes: of the network.  start: the network that training starts from,
     adapters attached.  teacher: that of model.weights.  reference: that of model.start, without adapters.
@@ -104,7 +104,7 @@ class Objective:
         raise NotImplementedError
 
     def source(self, clips: Source) -> Source:
-        """What training draws from; clips: the source of the config's data section."""
+        """The source that training draws from.  clips: the source of the config's data section."""
         return clips
 
     def velocity(self, net: Any, x_t: Tensor, t: Tensor, condition: Condition,
@@ -143,7 +143,7 @@ class Consistency(Objective):
         raise NotImplementedError
 
     def x0(self, net: Any, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """Where a network jumps to from x_t."""
+        """The x0 that a network predicts from x_t."""
         return x_t - path.over(t, x_t) * self.velocity(net, x_t, t, condition)
 
     def loss(self, turn, nets, batch, rng, step, handed=None) -> Loss:

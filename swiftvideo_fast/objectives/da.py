@@ -107,8 +107,8 @@ class DistributionAlignment(Objective):
         return self.student_loss(nets, batch, rng, step)
 
     def student_loss(self, nets: Nets, batch: Batch, rng: torch.Generator, step: int) -> Loss:
-        """(10a) from step `start` on; before, the distillation alone.  Hands on what that does, and
-        the critic's input."""
+        """(10a) from step `start` on, the distillation alone before.  handed: the distillation's, and the
+        critic's input."""
         o, jump = self.options, self.distillation.jump(nets, batch, rng, step)
         if CRITIC not in self.turns(step):
             return Loss(jump.loss, jump.log, (jump.handed, None))
@@ -126,7 +126,7 @@ class DistributionAlignment(Objective):
         return Loss(loss, log, (jump.handed, seen.detached()))
 
     def critic_loss(self, nets: Nets, seen: CriticInput) -> Loss:
-        """(10b), on what the student's turn has shown."""
+        """(10b), on the input that the student's turn has made."""
         real, fake = self.logits(nets, seen)
         nets[CRITIC].heads.eval()           # one power iteration a step, however many micro-batches it has
         shown = {f"logits/{name}": torch.cat([x.detach().flatten() for x in sum(logits.values(), [])])

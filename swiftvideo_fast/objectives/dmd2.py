@@ -79,7 +79,7 @@ class DistributionMatching(Consistency):
                               batch.condition, rng)
 
     def jump(self, nets, batch, rng, step) -> Jump:
-        """(1), on a sample that is handed to the fake score's turn."""
+        """(1).  handed: the sample, for the fake score's turn."""
         x_t, t = self.student_input(nets, batch, rng, step)
         v = self.velocity(nets[STUDENT], x_t, t, batch.condition)
         x0 = x_t - path.over(t, x_t) * v

@@ -108,7 +108,7 @@ class PhasedConsistency(Objective):
 
     def loss_from(self, x_t: Tensor, t: Tensor, s: Tensor, e: Tensor, E: Tensor, nets: Nets,
                   condition: Condition, rng: torch.Generator) -> Loss:
-        """(1).  Hands on what the critic reads: y(fake), y(real) and their time."""
+        """(1).  handed: y(fake), y(real) and their time, for the critic."""
         o = self.options
         with torch.no_grad():
             x_s = x_t - path.over(t - s, x_t) * self.velocity(nets[TEACHER], x_t, t, condition, o.guidance)

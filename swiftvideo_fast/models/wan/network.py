@@ -151,7 +151,7 @@ class Wan(nn.Module):
 
     @property
     def leaves(self) -> tuple[type[nn.Module], ...]:
-        """What a sharding engine gathers whole, one at a time."""
+        """The modules that a sharding engine gathers whole, one at a time."""
         return (Block,)
 
     def share_tokens(self, ulysses: Ulysses) -> None:
