@@ -1,5 +1,6 @@
 """The report: one file, whole or absent, whose charts, pictures and words are what they were given."""
 
+import base64
 import io
 import re
 from html.parser import HTMLParser
@@ -98,7 +99,9 @@ def test_a_section_that_fails_leaves_the_old_report_and_nothing_half_written(tmp
 def test_png_decodes_to_the_same_pixels(rng, H, W):
     pixels = torch.randint(256, (H, W, 3), generator=rng, dtype=torch.uint8).numpy()
     pixels[: H // 2] = np.arange(W)[:, None] * np.array([1, 2, 3])      # smooth rows: other filters
-    frame = next(av.open(io.BytesIO(encoded(pixels, "png")), format="png_pipe").decode(video=0))
+    head, url = encoded(pixels.tobytes(), (H, W), "png").split(",")
+    frame = next(av.open(io.BytesIO(base64.b64decode(url)), format="png_pipe").decode(video=0))
+    assert head == "data:image/png;base64"
     np.testing.assert_array_equal(frame.to_ndarray(format="rgb24"), pixels)
 
 

@@ -51,10 +51,15 @@ def training(result: Seed) -> Section:
     if not names:
         return Pending("Curves of training", f"{FIRST} is trained")
 
+    def loss(name: str) -> Chart:
+        log = [line | {"loss": line.get("distillation", line["loss"])} for line in result.logs[name]]
+        return Chart(f"distillation loss, {name}", [logged(log, "loss", smooth=3)], x_label="step")
+
     def chart(title: str, key: str) -> Chart:
         lines = [logged(result.logs[name], key, name=name, smooth=3) for name in names]
         return Chart(title, lines, x_label="step", log_y=True)
 
     return Curves("Curves of training", [
-        chart("loss", "loss"), chart("tangent ‖g‖ before normalisation", "tangent"),
-        chart("dF/dt, root mean square", "dF_dt")], note=FAINT)
+        *map(loss, names), chart("tangent ‖g‖ before normalisation", "tangent"),
+        chart("dF/dt, root mean square", "dF_dt")],
+        note=f"The losses are of different norms, not to be compared. {FAINT}")

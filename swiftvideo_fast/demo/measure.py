@@ -21,7 +21,7 @@ from swiftvideo_fast.train.rounds import averages
 PROGRESS_CLIPS = 48                                         # validation clips that progress is measured on
 SHOWN = 6                                                   # clips in the report,
 FIRST_BATCH = 32                                            # chosen from those measured first
-TIMED, TIMINGS = 8, 3                                       # clips a timed batch, times each is timed
+TIMED, TIMINGS = 4, 5                                       # clips a timed batch, times each is timed
 REAL_ROWS = {"real, the same frames": "test", "real, the training's": "train"}      # crops, of which split
 Measured = dict[int, tuple[dict[str, float], np.ndarray]]   # steps -> figures, pixels of the clips shown
 

@@ -34,10 +34,12 @@ ROAD = [ALIGNED[0], LAST, FIRST]                    # the student of the headlin
 def sections(results: list[Seed], clips: int) -> list[Section]:
     """All of the page; samples and logs are those of the first seed."""
     rows = rows_of(results)
-    return [Text("", LEAD), samples(results[0]), headline(rows),
-            *(table if table.rows else Pending(table.title, "the runs that it compares")
-              for table in tables(results, rows, clips)),
-            curves.adversary(results[0]), curves.alignment(results), curves.training(results[0]),
+    found = [samples(results[0]), headline(rows),
+             *(table if table.rows else Pending(table.title, "the runs that it compares")
+               for table in tables(results, rows, clips)),
+             curves.adversary(results[0]), curves.alignment(results), curves.training(results[0])]
+    goes_on = any(isinstance(section, Pending) for section in found)
+    return [Text("", LEAD + GOES_ON * goes_on), *found,
             Text("What was trained and measured", METHOD.format(clips=clips))]
 
 
@@ -144,6 +146,9 @@ def _steps(n: int) -> str:
 LEAD = """
 Each row begins with one still from frames that no network was trained on. The teacher makes a clip of it in
 25 steps; the students, distilled from the teacher on this machine, in 4, 2 and 1 from the same noise.
+"""
+GOES_ON = """
+The demo is still running: this page is written again after every stage, so reload it.
 """
 METHOD = """
 A small image-to-video network with Wan's architecture, trained on three real clips, goes through the paper's

@@ -35,7 +35,8 @@ class Ended:
 
 
 def run_tasks(tasks: dict[Place, Task],
-              ended: Callable[[Place, dict[Place, Ended]], None]) -> dict[Place, Ended]:
+              ended: Callable[[Place, dict[Place, Ended]], None] = lambda task, results: None
+              ) -> dict[Place, Ended]:
     """Begins tasks in their order where cores are short; the first error ends all.
 
     ended: called in this process after every task, with its name and all results so far.

@@ -8,6 +8,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from html import escape
 
 import numpy as np
@@ -86,9 +87,8 @@ def _cell(column: Column, i: int, name: str, more: str = "") -> str:
 
 def data_url(clip_3THW: Tensor) -> str:
     """The clip's sprite sheet: PNG, or JPEG where it was shrunk."""
-    H, W = clip_3THW.shape[-2:]
-    kind = "png" if max(H, W) <= SMALL else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(encoded(sprite_sheet(clip_3THW), kind)).decode()}"
+    sheet = sprite_sheet(clip_3THW)
+    return encoded(sheet.tobytes(), sheet.shape[:2], "png" if max(clip_3THW.shape[-2:]) <= SMALL else "jpeg")
 
 
 def sheet_size(clip_3THW: Tensor) -> tuple[int, int]:
@@ -109,8 +109,9 @@ def sprite_sheet(clip_3THW: Tensor) -> np.ndarray:
     return pixels.permute(1, 2, 3, 0).flatten(0, 1).numpy()
 
 
-def encoded(pixels_HWC: np.ndarray, kind: str) -> bytes:
-    """uint8 (H, W, 3) -> a file of this kind, png or jpeg."""
+@lru_cache(512)
+def encoded(pixels: bytes, size: tuple[int, int], kind: str) -> str:
+    """RGB bytes of (height, width) -> a data URL, png or jpeg.  Cached for pages that are written again."""
     file, options = io.BytesIO(), {"quality": 88, "subsampling": 0} if kind == "jpeg" else {}
-    Image.fromarray(pixels_HWC).save(file, kind, **options)
-    return file.getvalue()
+    Image.frombytes("RGB", size[::-1], pixels).save(file, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
