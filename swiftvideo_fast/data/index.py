@@ -27,6 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from swiftvideo_fast.atomic import atomic_write
+from swiftvideo_fast.config.arguments import positive
 from swiftvideo_fast.data import captions, files
 from swiftvideo_fast.data.files import Place
 from swiftvideo_fast.data.probe import Video, probe
@@ -47,7 +48,7 @@ class Index:
         try:
             self.table = parquet.read_table(self.path, memory_map=True)
             self.folder = self.path.parent / self.table.schema.metadata[b"folder"].decode()
-        except (OSError, TypeError, KeyError) as why:
+        except (OSError, TypeError, KeyError, ValueError) as why:
             raise ValueError(f"{path}: no index ({why}); make one with `swiftvideo index`") from why
         if not len(self.table):
             raise ValueError(f"{path}: lists no video; see {rejects_of(self.path)}")
@@ -82,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--captions", type=Path, required=True, metavar="CSV",
                         help="columns video and caption, as in OpenVid-1M.csv")
     parser.add_argument("--out", type=Path, required=True, metavar="PARQUET", help="the index to write")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1,
+    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1,
                         help="processes (default: all cores)")
 
 

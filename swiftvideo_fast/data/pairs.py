@@ -48,6 +48,8 @@ class PairShards:
     ValueError names what is missing, damaged, or of another student or other options than the config's.
     """
 
+    prefetch = False                    # a pair is read in a millisecond
+
     def __init__(self, cfg: Config, codec: dict):
         folder, about = folder_of(cfg), describe(cfg, codec)
         agree(folder, about)
@@ -74,6 +76,8 @@ class PairShards:
                               null_text=picked[0][1])
         clips = (tensors[name] for name in ("loser", "noise"))
         return Pairs(tensors["x0"], condition, [caption for *_, caption in picked], *clips)
+
+    def close(self) -> None: ...
 
     def _row(self, row: int) -> tuple[dict[str, Tensor], Tensor, str]:
         """(what has a row a pair, the null text, the caption)."""
@@ -129,10 +133,11 @@ def agree(folder: Path, about: dict) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError, AttributeError) as why:
-        raise ValueError(f"{folder / MANIFEST}: not the manifest of pairs ({why}); delete {folder}") from why
+        raise ValueError(f"{folder / MANIFEST}: not the manifest of pairs ({why}); restore it, or take "
+                         "another objective.pairs") from why
     if changed:
-        raise ValueError(f"{folder} holds other pairs ({'; '.join(changed)}); take another objective.pairs "
-                         "or delete that folder")
+        raise ValueError(f"{folder} holds other pairs ({'; '.join(changed)}); take another objective.pairs, "
+                         "or the values they were made by")
 
 
 def is_whole(file: Path, about: dict) -> bool:
@@ -149,7 +154,7 @@ def is_whole(file: Path, about: dict) -> bool:
         raise ValueError(f"{file}: damaged ({why}); delete it and run `swiftvideo pairs` again") from why
     if header["about"] != about:
         changed = "; ".join(differences(header["about"], about))
-        raise ValueError(f"{file} holds other pairs ({changed}); delete {file.parent}")
+        raise ValueError(f"{file} holds other pairs ({changed}); take another objective.pairs")
     return True
 
 

@@ -82,8 +82,7 @@ def header_of(file: Path, about: dict | None = None) -> dict:
         raise ValueError(f"{file}: damaged ({why}); delete it and run `swiftvideo encode` again") from why
     if about is not None and header["about"] != about:
         changed = "; ".join(differences(header["about"], about))
-        raise ValueError(f"{file} holds something else ({changed}); delete {file.parent} or take another "
-                         "--out")
+        raise ValueError(f"{file} holds something else ({changed}); take another --out")
     return header
 
 
@@ -98,7 +97,8 @@ def read_manifest(folder: Path) -> dict:
     except FileNotFoundError as why:
         raise ValueError(f"{folder}: no {MANIFEST}; make the shards with `swiftvideo encode`") from why
     except (OSError, ValueError) as why:
-        raise ValueError(f"{folder / MANIFEST}: unreadable ({why}); delete {folder}") from why
+        raise ValueError(f"{folder / MANIFEST}: unreadable ({why}); restore it, or encode "
+                         "again to another --out") from why
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,9 @@ class ShardSource:
         """The clips at positions position to position + count of the run."""
         return self.batch([self.order.at(seed, p) for p in range(position, position + count)])
 
+    def close(self) -> None:
+        self.files.close()
+
     def summary(self) -> str:
         out = sum(map(len, self.held.values()))
         return f"{self.order.total} windows, {len(self.order.passes)} of each clip; {out} clips held out"
@@ -206,6 +209,10 @@ class OpenFiles:
 
     def __init__(self, folder: Path):
         self.folder, self.opened, self.lock = folder, OrderedDict(), threading.Lock()
+
+    def close(self) -> None:
+        with self.lock:
+            self.opened.clear()
 
     def header(self, kind: str, shard: int) -> dict:
         return header_of(file_of(self.folder, kind, shard))

@@ -32,6 +32,8 @@ class Stored:
     def __init__(self, *paths: Path | str, mend: str = "restore it from its source"):
         self._files = {}
         for path in paths:
+            if Path(path).is_dir():
+                raise ValueError(f"{path}: a folder; want a .safetensors file")
             try:
                 file = safe_open(str(path), "pt")
             except FileNotFoundError as why:
