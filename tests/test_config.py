@@ -139,7 +139,7 @@ def test_a_wrong_type_says_what_was_found_and_wanted(override, wanted, file):
     ("model.family=won", "one of ['wan', 'toy'], perhaps 'wan'"),
     ("data.height=63", "at least data.size = 64"),
     ("run.dir=''", "a folder"),
-    ("run.dir=~/run", "a folder, its home written out"),
+    ("run.dir=~/run", "a folder, its home and variables written out"),
     ("run.steps=2000000000", "a positive number, at most a billion"),
     ("objective.guidance=-3", "0 or more"),
     ("sample.guidance=-3", "0 or more"),
@@ -156,7 +156,7 @@ def test_a_value_out_of_its_limits_names_the_key(override, wanted, file):
     ("{name: flow, drop_text: 1.5}", "objective.drop_text is 1.5; want a number in [0, 1]"),
     ("{name: flow, drop_text: -0.5}", "objective.drop_text is -0.5; want a number in [0, 1]"),
     ("{name: dcd, grid: 0}", "objective.grid is 0; want a positive number"),
-    ("{name: dcd, warmup: 3}", "unknown key objective.warmup; the nearest known one is objective."),
+    ("{name: dcd, warmup: 3}", "unknown key objective.warmup of dcd; the nearest known one is objective."),
 ])
 def test_each_objective_has_its_own_limits(objective, wanted, file):
     assert wanted in error(file, f"objective={objective}")
