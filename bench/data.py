@@ -161,11 +161,11 @@ def from_shards(folder: Path, args: argparse.Namespace) -> None:
     ahead, shares = Prefetched(source), []
     for step in range(12):
         begin = time.perf_counter()
-        ahead.waiting()
         ahead.draw(4, 0, 4 * step)
+        waited = time.perf_counter() - begin
         while time.perf_counter() - begin < 0.5:                    # a step of 0.5 s; Wan's takes several
             torch.ones(256, 256) @ torch.ones(256, 256)
-        shares.append(ahead.waiting())
+        shares.append(waited / (time.perf_counter() - begin))
     ahead.close()
     print(f"shards, 4 clips a step of 0.5 s: {shares[0]:.1%} of the first step spent waiting, "
           f"{max(shares[2:]):.2%} at most of a later one")

@@ -1,6 +1,6 @@
 """What a run takes before it is run: memory a rank by part, work, traffic; and what would make it fit.
 
-    swiftvideo plan --preset wan-14b --gpus 64 --memory 80
+    swiftvideo plan --preset 14b --gpus 64 --memory 80
 
 Networks come from the objective's `networks()`, passes from a dry call of its losses in their `turns()`.
 What a rank holds of a parameter of n elements is a slice of ceil(n / gpus) (train/zero3.py): these sizes are
@@ -29,7 +29,7 @@ from swiftvideo_fast.dual import Dual
 from swiftvideo_fast.models import lora
 from swiftvideo_fast.models.condition import Condition
 from swiftvideo_fast.models.wan.family import WanFamily
-from swiftvideo_fast.models.wan.network import MLP_ROWS, PRESETS, RECOMPUTE, WanConfig
+from swiftvideo_fast.models.wan.network import MLP_ROWS, PRESETS, RECOMPUTE, WanConfig, activations
 from swiftvideo_fast.objectives.base import STUDENT, Average, Frozen, Objective, Setup, Trains
 from swiftvideo_fast.train.recipe import TABLES
 from swiftvideo_fast.train.zero3 import BUCKET
@@ -37,8 +37,6 @@ from swiftvideo_fast.train.zero3 import BUCKET
 USABLE = 0.94           # of a device: context, workspaces and fragments take the rest
 SCALES = 256            # 8-bit moments share a scale of 4 bytes by so many
 HELD, CHUNKED = 11, 6   # planes under no_grad: in attention; beside the MLP's chunk of rows
-BLOCK = 21              # planes of a block run again, beside three of the MLP's width (39 at 1.3B, 29 at 14B)
-KEPT, LAST = 19, 11     # planes of a block kept whole, beside two of the MLP's width; beside all blocks
 LATENT = WanFamily.latent
 LATE = 10**9            # a step at which every turn of an objective is taken
 
@@ -198,16 +196,10 @@ class Plan:
         c = self.sizes
         tokens = self.tokens // self.sequence
         plane = self.micro * tokens * c.dim * self.stored
-        wide = c.ffn_dim / c.dim
-        under_no_grad = plane * max(HELD, CHUNKED + 4 * wide * min(1, MLP_ROWS / tokens))
-        attention = plane + 4 * self.micro * tokens * c.heads                       # o and lse
-        with_grad = {
-            "nothing": plane * (c.layers * (KEPT + 2 * wide) + LAST),
-            "blocks": plane * (c.layers + BLOCK + 3 * wide),
-            "blocks but attention": plane * (c.layers + BLOCK + 3 * wide) + (c.layers - 1) * attention,
-        }[self.recompute]
+        under_no_grad = plane * max(HELD, CHUNKED + 4 * c.ffn_dim / c.dim * min(1, MLP_ROWS / tokens))
         rows = max(call.rows for call in calls(self.objective) if call.grad)
-        return int(max(under_no_grad, rows * with_grad))
+        with_grad = activations(c, rows * self.micro * tokens, self.recompute, self.stored)
+        return int(max(under_no_grad, with_grad))
 
     @cached_property
     def total(self) -> int:
@@ -274,7 +266,7 @@ def changes(plan: Plan) -> Iterator[tuple[str, Plan]]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", required=True, choices=[f"wan-{name}" for name in PRESETS])
+    parser.add_argument("--preset", required=True, choices=PRESETS, help="as model.preset")
     parser.add_argument("--gpus", type=int, required=True)
     parser.add_argument("--memory", type=float, default=80, help="of a GPU, in GB")
     parser.add_argument("--objective", choices=TABLES.objectives, default=Plan.objective)
@@ -296,7 +288,7 @@ def from_arguments(args: argparse.Namespace) -> Plan:
     width, _, height = args.size.partition("x")
     want(width.isdecimal() and height.isdecimal(), "--size", args.size, "as 832x480")
     want(args.tflops is None or 0 < args.tflops < math.inf, "--tflops", args.tflops, "a positive rate")
-    return Plan(**given | {"preset": args.preset.removeprefix("wan-"), "size": (int(width), int(height))})
+    return Plan(**given | {"size": (int(width), int(height))})
 
 
 def report(plan: Plan, tflops: float | None = None) -> str:

@@ -80,6 +80,7 @@ class Waves:
     """A source that stores nothing: each clip is a plane wave, by its number."""
 
     Options = WaveOptions
+    prefetch = False
 
     def __init__(self, options: WaveOptions, codec: Any, seed: int, pixels: bool = False):
         self.options, self.codec = options, codec
@@ -92,6 +93,8 @@ class Waves:
 
     def summary(self) -> str:
         return "waves without end"
+
+    def close(self) -> None: ...
 
     def of(self, numbers) -> Batch:
         x = torch.linspace(-1, 1, 16)

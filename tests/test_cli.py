@@ -113,7 +113,7 @@ def test_alignment_without_its_inputs_is_one_line(aligning, file, capsys, tmp_pa
     assert "ccd.yaml: objective.name is ccd; want ta" in refusal(capsys, "align", file)
     assert "--rank 2 of --world 2; want a rank below it" in refusal(
         capsys, "pairs", aligning, "--rank", 2, "--world", 2)
-    assert "--steps 8; want two or more" in refusal(capsys, "align", aligning, "--steps", 8)
+    assert "--steps is 8; want two or more" in refusal(capsys, "align", aligning, "--steps", 8)
     assert not (tmp_path / "run").exists()
 
 
@@ -125,7 +125,7 @@ def test_looking_changes_nothing(file, inputs, capsys, tmp_path):
     weights = inputs / "teacher.safetensors"
     for arguments, said in [
         (["train", file, "optim.lr=0.5"], f"lr: 0.5.*# would write to {tmp_path}/run"),
-        (["codec", file], f"would fit to 2 clips and write {inputs}/codec.safetensors"),
+        (["codec", file, "--force"], f"would fit to 2 clips and write {inputs}/codec.safetensors"),
         (["sample", file, "--weights", weights, "--out", tmp_path / "out"], "would write 8 clips"),
     ]:
         assert main([*map(str, arguments), "--dry-run"]) == 0
@@ -182,7 +182,7 @@ def test_a_damaged_checkpoint_is_one_line_with_the_way_out(file, capsys, tmp_pat
     (folder / "rank-00000.safetensors").write_bytes(b"")
     found = refusal(capsys, "train", file, "run.steps=2")
     assert f"{folder}/rank-00000.safetensors: damaged checkpoint" in found
-    assert f"delete {tmp_path}/run/step-* to start again" in found
+    assert "no older one is good; restore it, or start again in another run.dir" in found
 
 
 def test_a_folder_that_is_a_file_is_one_line(file, capsys, tmp_path):
@@ -204,11 +204,12 @@ def test_an_interrupt_says_how_to_go_on(file, capsys):
             raise KeyboardInterrupt
 
     assert main(["train", file], replace(tiny.TABLES, sources=recipe.by_name(Interrupted))) == 130
-    assert "the same command goes on from the last checkpoint" in capsys.readouterr().err
+    assert "interrupted; the same command goes on from where it was" in capsys.readouterr().err
 
 
 def test_the_codec_command_writes_the_codec_of_the_config(file, inputs, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "fit_codec", lambda source, seed: tiny.fit_codec(source, seed, count=32))
+    monkeypatch.setattr(cli.training, "fit_codec",
+                        lambda source, seed: tiny.fit_codec(source, seed, count=32))
     assert main(["codec", str(file), f"model.codec={tmp_path}/codec.safetensors"]) == 0
     assert (tmp_path / "codec.safetensors").read_bytes() == (inputs / "codec.safetensors").read_bytes()
 

@@ -75,10 +75,12 @@ def test_every_shipped_config_loads_and_survives_the_round_trip(path):
     ("run.step=1", "run.steps"),
     ("objective.guidence=2", "objective.guidance"),
     ("data.hieght=2", "data.height"),
-    ("modl.codec=x", "model"),
+    ("modl.codec=x", "model.codec"),
     ("lr=1", "optim.lr"),                   # the section forgotten
     ("batch=1", "data.batch"),
-    ("RUN.STEPS=5", "run"),
+    ("RUN.STEPS=5", "run.steps"),
+    ("MODEL.PRESET=tiny", "model.preset"),
+    ("modl={}", "model"),
 ])
 def test_an_unknown_key_names_the_nearest_known_one(override, meant, file):
     found = error(file, override)
@@ -137,7 +139,7 @@ def test_a_wrong_type_says_what_was_found_and_wanted(override, wanted, file):
     ("model.family=won", "one of ['wan', 'toy'], perhaps 'wan'"),
     ("data.height=63", "at least data.size = 64"),
     ("run.dir=''", "a folder"),
-    ("run.dir=~/run", "a folder, its home written out"),
+    ("run.dir=~/run", "a folder, its home and variables written out"),
     ("run.steps=2000000000", "a positive number, at most a billion"),
     ("objective.guidance=-3", "0 or more"),
     ("sample.guidance=-3", "0 or more"),
@@ -154,7 +156,7 @@ def test_a_value_out_of_its_limits_names_the_key(override, wanted, file):
     ("{name: flow, drop_text: 1.5}", "objective.drop_text is 1.5; want a number in [0, 1]"),
     ("{name: flow, drop_text: -0.5}", "objective.drop_text is -0.5; want a number in [0, 1]"),
     ("{name: dcd, grid: 0}", "objective.grid is 0; want a positive number"),
-    ("{name: dcd, warmup: 3}", "unknown key objective.warmup; the nearest known one is objective."),
+    ("{name: dcd, warmup: 3}", "unknown key objective.warmup of dcd; the nearest known one is objective."),
 ])
 def test_each_objective_has_its_own_limits(objective, wanted, file):
     assert wanted in error(file, f"objective={objective}")
@@ -172,6 +174,7 @@ def test_a_distillation_needs_its_teacher(file):
     ("da={start: 2, lead: 3}", "da.lead is 3; want at most da.start, 2: the last steps before it"),
     ("da={weight: -0.5}", "da.weight is -0.5; want 0 or more"),
     ("da={crop: 8}", "da.crop is 8; want 16 pixels or more"),
+    ("da={crop: 65}", "da.crop is 65; want at most 64, the shorter side of a frame"),
     ("da={window: 6}", "da.window is 6; want at most the 5 latent frames of a clip"),
     ("da={wieght: 1}", "unknown key da.wieght; the nearest known one is da.weight"),
     ("da=3", "da is 3; want a section with keys"),
@@ -181,9 +184,9 @@ def test_an_adversary_has_limits(override, wanted, file):
 
 
 def test_an_adversary_wants_a_consistency_objective(file):
-    found = error(file, "da={}", "objective={name: flow}")
+    found = error(file, "da={crop: 64}", "objective={name: flow}")
     assert found == "da is a section; want none with flow: it aligns a consistency objective"
-    assert load(file, ["da={}", "objective={name: dcd}"]).da == Da()
+    assert load(file, ["da={crop: 64}", "objective={name: dcd}"]).da == Da(crop=64)
     assert load(file).da is None
 
 

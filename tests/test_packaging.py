@@ -98,7 +98,7 @@ def test_metadata_names_range_and_command(built):
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == "<3.14,>=3.11"
     assert "torch<2.16,>=2.11" in metadata.get_all("Requires-Dist")
-    assert "swiftvideo = swiftvideo_fast.cli:main" in (info / "entry_points.txt").read_text()
+    assert "swiftvideo = swiftvideo_command:main" in (info / "entry_points.txt").read_text()
 
 
 def test_heavy_packages_are_extras():

@@ -54,7 +54,7 @@ def test_every_change_takes_less():
                                ("--tflops", "0", "0.0"), ("--tflops", "nan", "nan")]),
 ])
 def test_a_plan_that_cannot_be_is_one_line(flags, why, capsys):
-    assert cli.main(["plan", "--preset", "wan-1.3b", *flags]) == 2
+    assert cli.main(["plan", "--preset", "1.3b", *flags]) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"swiftvideo plan: {why}") and said.count("\n") == 1
 
@@ -97,7 +97,7 @@ def test_plans_of_other_objectives_count_their_own_networks_and_passes():
 
 
 def test_a_rate_makes_a_time_of_the_work(capsys):
-    assert cli.main(["plan", "--preset", "wan-1.3b", "--gpus", "8", "--tflops", "500"]) == 0
+    assert cli.main(["plan", "--preset", "1.3b", "--gpus", "8", "--tflops", "500"]) == 0
     said = capsys.readouterr().out
     work = Plan("1.3b", 8, 80).work() / 1e12
     assert f"{work:.0f} TFLOP a pass: {work / 500:.1f} s at 500 TFLOP/s" in said and "fits" in said

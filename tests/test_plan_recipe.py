@@ -35,7 +35,7 @@ def test_what_is_not_measured_is_said(tmp_path):
 
 def test_the_repositorys_own_record_serves(capsys):
     assert "H100" in plan_recipe.report("1.3b", 8)
-    argv = ["plan", "--preset", "wan-1.3b", "--gpus", "8"]
+    argv = ["plan", "--preset", "1.3b", "--gpus", "8"]
     cli.main(argv)
     plain = capsys.readouterr().out
     cli.main([*argv, "--recipe"])

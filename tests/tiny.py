@@ -80,7 +80,8 @@ def write_inputs(folder: Path, sizes: WanConfig = SIZES) -> None:
 def config(folder: Path, objective: str, run: str = "run", **changes: dict) -> Config:
     """Six steps, a checkpoint after every second, on the inputs in `folder`.  changes: section -> values."""
     tree = {
-        "run": {"dir": str(folder / run), "steps": 6, "save_every": 2, "log_every": 1, "keep": 1},
+        "run": {"dir": str(folder / run), "steps": 6, "save_every": 2, "log_every": 1, "keep": 1,
+                "watch_every": 0},
         "model": {"family": "toy", "weights": str(folder / "teacher.safetensors"),
                   "codec": str(folder / "codec.safetensors")},
         "data": {"name": "crops", "frames": FRAMES, "size": SIZE, "height": HEIGHT, "pool": 8, "batch": 2},

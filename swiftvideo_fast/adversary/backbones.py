@@ -4,12 +4,19 @@ A backbone maps frames (F, 3, H, W) in [-1, 1] to a list of (F, N, C), `widths` 
 through it to the frames, never into it.
 """
 
+import re
+from pathlib import Path
+from urllib import request
+from urllib.error import HTTPError
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)        # ImageNet's, of pixels in [0, 1]
 LEVELS = 4                                                      # depths that DINOv2 is read at
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_TIMEOUT = 5.0                                               # seconds
 GAIN = 3.0      # of a random filter: features of real clips then vary by about one
 
 
@@ -76,15 +83,43 @@ def load_backbone(name: str) -> Dino | Filters:
     if name == "filters":
         return Filters(seed=2)
     try:
+        if not Path(name).is_dir() and not HUB_NAME.fullmatch(name):
+            raise ValueError("no such folder")
         from transformers import Dinov2Model
+
+        return Dino(_pretrained(Dinov2Model, name))
     except ImportError as why:
         raise ImportError("da.backbone wants transformers: pip install 'swiftvideo_fast[wan]'") from why
-    try:
-        return Dino(Dinov2Model.from_pretrained(name))
-    except OSError as why:
+    except (OSError, ValueError) as why:
         reason = str(why).splitlines()[0]
         raise ValueError(f"da.backbone is {name!r}, where no DINOv2 is to be had ({reason}); want the folder "
                          "of one, its name on the hub (facebook/dinov2-small), or filters") from why
+
+
+def _pretrained(cls: type, name: str) -> nn.Module:
+    """From a folder, from the hub's cache, or from the hub if it answers: its own retries take a minute."""
+    if Path(name).is_dir():
+        return cls.from_pretrained(name, local_files_only=True)
+    try:
+        return cls.from_pretrained(name, local_files_only=True)
+    except OSError:
+        _ask_hub(name)
+    return cls.from_pretrained(name)
+
+
+def _ask_hub(name: str) -> None:
+    """OSError at once when the hub cannot be reached, or is not to be."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise OSError("not in the cache, and HF_HUB_OFFLINE is set")
+    try:
+        request.urlopen(request.Request(f"{constants.ENDPOINT}/{name}", method="HEAD"), timeout=HUB_TIMEOUT)
+    except HTTPError:
+        pass                            # it answers; what it lacks or hides, from_pretrained says
+    except OSError as why:
+        raise OSError(f"not in the cache, and {constants.ENDPOINT} is not reached: "
+                      f"{getattr(why, 'reason', why)}") from why
 
 
 def features(backbone: nn.Module, pixels_BCTHW: Tensor) -> list[Tensor]:

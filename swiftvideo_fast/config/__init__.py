@@ -66,7 +66,8 @@ def _sections(path: Path | str) -> dict:
         raise ValueError(f"{path}: not YAML: {' '.join(str(why).split())}") from why
     if not isinstance(tree, dict):
         sections = [f.name for f in fields(Config)]
-        raise ValueError(f"{path}: want sections {sections}, found {type(tree).__name__}")
+        found = "an empty file" if tree is None else type(tree).__name__
+        raise ValueError(f"{path}: want sections {sections}, found {found}")
     return tree
 
 

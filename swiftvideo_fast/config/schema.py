@@ -14,17 +14,19 @@ class Run:
 
     dir: the run's folder.  steps: optimizer steps.  seed: of every draw.  save_every: steps between
     checkpoints.  log_every: steps between lines of the log.  keep: newest checkpoints kept.  watch_every:
-    steps between samples of held-out clips, 0 for none.  wandb: project that receives what the log receives.
+    steps between samples of held-out clips, 0 for none; left out: a quarter of the run.  wandb: project that
+    receives what the log receives.
     """
 
-    dir: str = option(Limit(lambda x: x.strip() != "" and not x.startswith("~"),
-                            "a folder, its home written out (a shell expands ~ at the start of a word)"))
+    dir: str = option(Limit(lambda x: x.strip() != "" and not x.startswith("~") and "$" not in x,
+                            "a folder, its home and variables written out (a shell expands ~ only at the "
+                            "start of a word, YAML expands nothing)"))
     steps: int = option(COUNT)
     seed: int = option(NATURAL, 0)
     save_every: int = option(POSITIVE, 500)
     log_every: int = option(POSITIVE, 10)
     keep: int = option(POSITIVE, 2)
-    watch_every: int = option(NATURAL, 0)
+    watch_every: int | None = option(NATURAL, None)
     wandb: str | None = None
 
 
@@ -44,7 +46,7 @@ class Model:
     preset: str | None = None
     weights: str | None = None
     student: str | None = None
-    recompute: str = "nothing"
+    recompute: str = option(one_of("nothing", "blocks", "blocks but attention"), "nothing")
 
     @property
     def start(self) -> str | None:

@@ -64,10 +64,12 @@ def build(cls: type, tree: object, where: str = "", plugs: Plugs = types.Mapping
     known = {f.name: f for f in fields(cls)}
     if not isinstance(tree, dict):
         raise ValueError(f"{where or 'config'} is {tree!r}; want a section with keys {list(known)}")
-    for key in tree:
+    for key, value in tree.items():
         if key not in known:
-            near = _nearest(cls, key, where, plugs)
-            raise ValueError(f"unknown key {_join(where, key)}; the nearest known one is {near}")
+            full = next(iter(flatten({str(key): value}))) if isinstance(value, dict) and value else key
+            of = f" of {cls.name}" if hasattr(cls, "name") else ""
+            near = _nearest(cls, full, where, plugs)
+            raise ValueError(f"unknown key {_join(where, full)}{of}; the nearest known one is {near}")
     for name, f in known.items():
         if name not in tree and f.default is MISSING and f.default_factory is MISSING:
             raise ValueError(f"missing key {_join(where, name)}")
@@ -81,9 +83,12 @@ def override(tree: dict, text: str) -> None:
     key, equals, value = text.partition("=")
     *sections, last = key.split(".")
     if not equals or not all([*sections, last]):
-        raise ValueError(f"override {text!r}; want key.subkey=value")
+        config = text.endswith((".yaml", ".yml"))
+        raise ValueError(f"override {text!r}; want " + ("one config" if config else "key.subkey=value"))
     for section in sections:
-        tree = tree.setdefault(section, {})
+        if tree.get(section) is None:
+            tree[section] = {}
+        tree = tree[section]
         if not isinstance(tree, dict):
             raise ValueError(f"override {text!r}: {section} is {tree!r} and no section")
     try:
@@ -134,6 +139,8 @@ def _value(wanted: object, value: object, where: str, optional: bool = False):
     if wanted is float:
         value = _as_float(value)
         want(type(value) is not float or math.isfinite(value), where, value, "a finite number")
+    if wanted is int:
+        value = _as_int(value)
     want(type(value) is wanted, where, f"{value!r} ({type(value).__name__})", wanted.__name__)
     return value
 
@@ -146,22 +153,30 @@ def _as_float(value: object) -> object:
         return value
 
 
+def _as_int(value: object) -> object:
+    """A whole number written as 1e3, which YAML takes for text, or as 1.0; anything else as it is."""
+    number = _as_float(value) if type(value) is str else value
+    whole = type(number) is float and number.is_integer()
+    return int(number) if whole else value
+
+
 def _choose(named: Mapping[str, type], tree: object, where: str):
     name = tree.get("name") if isinstance(tree, dict) else tree
     known_name(_join(where, "name"), name, named)
-    want(isinstance(tree, dict), where, repr(tree), f"a section with name: {name}")
+    want(isinstance(tree, dict), where, repr(tree), f"a section with name: {name}, {where}={{name: {name}}}")
     return build(named[name], {key: value for key, value in tree.items() if key != "name"}, where)
 
 
 def _nearest(cls: type, key: object, where: str, plugs: Plugs) -> str:
     """The known key most like `key`, of this section or of one below it, should the section be forgotten."""
     hints = typing.get_type_hints(cls) | dict(plugs)
-    names = {name: _join(where, name) for name in typing.get_type_hints(cls)}
+    names = {f.name: _join(where, f.name) for f in fields(cls)}
     for section in names.copy():
         hint = hints[section]
         for below in hint.values() if isinstance(hint, Mapping) else [hint]:
             for f in fields(below) if is_dataclass(below) else ():
                 names.setdefault(f.name, _join(_join(where, section), f.name))
+                names.setdefault(f"{section}.{f.name}", _join(_join(where, section), f.name))
     return names[_closest(key, names)]
 
 

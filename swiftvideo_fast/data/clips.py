@@ -49,16 +49,21 @@ def demo_clips(height: int = 72) -> tuple[Clip, ...]:
 
 def write_video(path: Path | str, clip_3THW: Tensor, fps: int = 25) -> None:
     """Write (3, T, H, W) in [-1, 1] as H.264, H and W even.  Atomic."""
-    import av
-
     C, _, H, W = clip_3THW.shape
     if C != 3 or H % 2 or W % 2:
         raise ValueError(f"write_video: clip is {tuple(clip_3THW.shape)}; want (3, T, H, W), H and W even")
-    frames = ((clip_3THW.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).contiguous().numpy()
+    write_frames(path, ((clip_3THW.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 3, 0).numpy(), fps)
+
+
+def write_frames(path: Path | str, frames_THWC: np.ndarray, fps: int) -> None:
+    """Write uint8 (T, H, W, 3) as H.264, H and W even.  Atomic."""
+    import av
+
     with atomic_write(path) as aside, av.open(str(aside), "w") as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "12"})
-        stream.height, stream.width = H, W
+        _, stream.height, stream.width, _ = frames_THWC.shape
         stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        for frame in frames_THWC:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(picture))
         container.mux(stream.encode())

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swiftvideo_fast.config.strict import NATURAL, POSITIVE, option, want
+from swiftvideo_fast.config.strict import NATURAL, POSITIVE, Limit, option, want
 from swiftvideo_fast.data.batch import Batch, joined
 from swiftvideo_fast.data.clips import Clip, demo_clips
 from swiftvideo_fast.data.shots import SPLITS, changes, shots, split
 from swiftvideo_fast.data.source import SourceOptions, draw_rows
 from swiftvideo_fast.models.family import Codec, Latent
 from swiftvideo_fast.models.toy.codec import PcaCodec
+from swiftvideo_fast.provenance import device_memory
 from swiftvideo_fast.seeds import seed_of
 
 PANS = 0, 1, -1     # still, right, left
@@ -108,7 +109,7 @@ class CropOptions(SourceOptions):
     name: ClassVar[str] = "crops"
     frames: int = 17
     size: int = 64
-    height: int = option(POSITIVE, 72)
+    height: int = option(Limit(lambda x: 0 < x <= 4320, "1 to 4,320 pixels"), 72)
     speed: float = option(NATURAL, 0.5)
     pace: float = option(POSITIVE, 1.0)
     pool: int = option(POSITIVE, 2048)
@@ -122,6 +123,7 @@ class EncodedCrops:
     """The source `crops`: a pool of encoded crops held in memory."""
 
     Options = CropOptions
+    prefetch = False                            # it is in memory
     footage = staticmethod(demo_clips)          # height -> the clips that are cropped
 
     def __init__(self, options: CropOptions, codec: Codec, seed: int, pixels: bool = False):
@@ -130,9 +132,23 @@ class EncodedCrops:
     def draw(self, count: int, seed: int, position: int) -> Batch:
         return self.pool[draw_rows(len(self.pool), count, seed, position)]
 
+    def close(self) -> None: ...
+
     @cached_property
     def pool(self) -> Batch:
+        self._check_pool()
         return self.clips("train", self.options.pool, self.seed)
+
+    def _check_pool(self) -> None:
+        """ValueError when the pool would not fit in the machine's memory."""
+        o, one = self.options, self.cropper(self.options, "train").draw(1, self.seed)
+        x0, condition = self.codec.encode(one.pixels, one.captions)
+        kept = [x0, condition.frames, condition.text, condition.image]
+        a_crop = sum(x.nbytes for x in kept if x is not None) + self.pixels * one.pixels.numel()
+        held = device_memory(torch.device("cpu"))
+        want(o.pool * a_crop <= held, "data.pool", o.pool, f"at most {held // a_crop}: a crop takes "
+             f"{a_crop / 1e6:.3g} MB, all {o.pool * a_crop / 1e9:,.0f} GB, and this machine has "
+             f"{held / 1e9:.0f} GB")
 
     def clips(self, split: str, count: int, seed: int, first: int = 0) -> Batch:
         """Warns of clips that are left out."""
@@ -150,6 +166,7 @@ class EncodedCrops:
         return None
 
     def summary(self) -> str:
+        self._check_pool()
         crops = self.cropper(self.options, "train")
         return "; left out: ".join([f"{len(crops.windows)} clips fit the window", *crops.skipped])
 

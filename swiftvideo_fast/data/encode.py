@@ -21,6 +21,15 @@ from tqdm import tqdm
 
 from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.config import differences
+from swiftvideo_fast.config.arguments import (
+    add_ranks,
+    check_ranks,
+    device,
+    natural,
+    positive,
+    positive_number,
+    size,
+)
 from swiftvideo_fast.config.strict import plain
 from swiftvideo_fast.data import shards
 from swiftvideo_fast.data.decode import DECODERS, RESIZE, Decoder, Framing, decoder
@@ -36,34 +45,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Without the choice of the codec: that is the family's."""
     parser.add_argument("index", type=Path, help="a file by `swiftvideo index`")
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
-    parser.add_argument("--frames", type=int, default=61, help="of a window: 4n + 1 (default: 61)")
-    parser.add_argument("--rate", type=float, default=16.0, help="frames a second of a window (default: 16)")
-    parser.add_argument("--size", default="832x480", metavar="WxH", help="of a window (default: 832x480)")
-    parser.add_argument("--passes", type=int, default=1, help="windows of each video (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="decides where in a video its windows begin")
+    parser.add_argument("--frames", type=positive, default=61, help="of a window: 4n + 1 (default: 61)")
+    parser.add_argument("--rate", type=positive_number, default=16.0,
+                        help="frames a second of a window (default: 16)")
+    parser.add_argument("--size", type=size, default=(832, 480), metavar="WxH",
+                        help="of a window (default: 832x480)")
+    parser.add_argument("--passes", type=positive, default=1, help="windows of each video (default: 1)")
+    parser.add_argument("--seed", type=natural, default=0, help="decides where in a video its windows begin")
     parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16", help="of the stored tensors")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
                         help="where the codec and DALI's decoder run (default: the GPU, if there is one)")
     parser.add_argument("--decoder", choices=DECODERS, default="auto", help="auto: DALI on a GPU, else PyAV")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="windows decoded at once")
-    parser.add_argument("--rank", type=int, default=os.environ.get("RANK", "0"), help="default: $RANK or 0")
-    parser.add_argument("--world", type=int, default=os.environ.get("WORLD_SIZE", "1"),
-                        help="processes in all; default: $WORLD_SIZE or 1")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1,
+                        help="windows decoded at once")
+    add_ranks(parser)
 
 
 def framing_of(args: argparse.Namespace) -> Framing:
-    width, _, height = args.size.partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise ValueError(f"--size {args.size}; want WIDTHxHEIGHT, such as 832x480")
-    return Framing(args.frames, args.rate, int(width), int(height))
+    return Framing(args.frames, args.rate, *args.size)
 
 
 def run(args: argparse.Namespace, codec: Codec) -> None:
     """codec: the family's."""
-    if not 0 <= args.rank < args.world:
-        raise ValueError(f"--rank {args.rank} of --world {args.world}; want a rank below it")
-    if args.passes < 1 or args.threads < 1:
-        raise ValueError(f"--passes {args.passes} --threads {args.threads}; want 1 or more")
+    check_ranks(args)
     job = Job(Index(args.index), args.out, codec, framing_of(args), seed=args.seed, passes=args.passes,
               dtype=args.dtype, decode=decoder(args.decoder, args.device), device=args.device)
     job.write(range(args.rank, job.shards, args.world), args.threads, args.rank, args.world)
@@ -125,8 +129,8 @@ class Job:
     def _agree(self, rank: int) -> None:
         file = self.out / shards.MANIFEST
         if file.exists() and (changed := differences(shards.read_manifest(self.out), self.about)):
-            raise ValueError(f"{self.out} holds something else ({'; '.join(changed)}); take another --out or "
-                             "delete that folder")
+            raise ValueError(f"{self.out} holds something else ({'; '.join(changed)}); take another --out, "
+                             "or the values it was made by")
         if rank == 0:
             with atomic_write(file) as aside:
                 aside.write_text(json.dumps(self.about, indent=1) + "\n")

@@ -27,6 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from swiftvideo_fast.atomic import atomic_write
+from swiftvideo_fast.config.arguments import positive
 from swiftvideo_fast.data import captions, files
 from swiftvideo_fast.data.files import Place
 from swiftvideo_fast.data.probe import Video, probe
@@ -88,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--captions", type=Path, required=True, metavar="CSV",
                         help="columns video and caption, as in OpenVid-1M.csv")
     parser.add_argument("--out", type=Path, required=True, metavar="PARQUET", help="the index to write")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1,
+    parser.add_argument("--workers", type=positive, default=os.cpu_count() or 1,
                         help="processes (default: all cores)")
 
 

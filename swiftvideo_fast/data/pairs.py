@@ -49,6 +49,8 @@ class PairShards:
     ValueError names what is missing, damaged, or of another student or other options than the config's.
     """
 
+    prefetch = False                    # a pair is read in a millisecond
+
     def __init__(self, cfg: Config, codec: dict):
         folder, about = folder_of(cfg), describe(cfg, codec)
         agree(folder, about)
@@ -78,6 +80,8 @@ class PairShards:
         clips = (tensors[name] for name in ("loser", "noise"))
         captions = [self.shards[shard].header["captions"][slot] for shard, slot in rows]
         return Pairs(tensors["x0"], condition, captions, *clips)
+
+    def close(self) -> None: ...
 
 
 class Shard:
@@ -174,10 +178,11 @@ def agree(folder: Path, about: dict) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError, AttributeError) as why:
-        raise ValueError(f"{folder / MANIFEST}: not the manifest of pairs ({why}); delete {folder}") from why
+        raise ValueError(f"{folder / MANIFEST}: not the manifest of pairs ({why}); restore it, or take "
+                         "another objective.pairs") from why
     if changed:
-        raise ValueError(f"{folder} holds other pairs ({'; '.join(changed)}); take another objective.pairs "
-                         "or delete that folder")
+        raise ValueError(f"{folder} holds other pairs ({'; '.join(changed)}); take another objective.pairs, "
+                         "or the values they were made by")
 
 
 def is_whole(file: Path, about: dict) -> bool:

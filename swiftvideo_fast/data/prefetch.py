@@ -4,32 +4,32 @@ A source draws by position, so what comes next is known: the positions of a run 
 guess costs a draw, never a wrong batch.
 """
 
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import torch
 
 from swiftvideo_fast.data.batch import Batch
+from swiftvideo_fast.data.source import Drawn
 
 
 class Prefetched:
     """source, with `ahead` batches on the device before they are asked for."""
 
-    def __init__(self, source: Any, device: torch.device | str = "cpu", ahead: int = 2):
+    prefetch = False                    # it is done
+
+    def __init__(self, source: Drawn, device: torch.device | str = "cpu", ahead: int = 2):
         self.source, self.device, self.ahead = source, torch.device(device), ahead
-        self.waited, self.since = 0.0, time.perf_counter()
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.pool = ThreadPoolExecutor(1, "prefetch")
         self.coming: dict[tuple[int, int, int], Future] = {}
         self.last: tuple[int, int, int] | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.source, name)
+    def summary(self) -> str:
+        return self.source.summary()
 
     def draw(self, count: int, seed: int, position: int) -> Batch:
         """As the source's, on the device."""
-        begin, key = time.perf_counter(), (count, seed, position)
+        key = count, seed, position
         drawn = self.coming.pop(key, None) or self.pool.submit(self._draw, key)
         going_on = self.last is not None and self.last[:2] == key[:2] and position > self.last[2]
         stride = position - self.last[2] if going_on else count
@@ -47,7 +47,6 @@ class Prefetched:
             for tensor in (batch.x0, batch.pixels, *vars(batch.condition).values()):
                 if tensor is not None:
                     tensor.record_stream(here)          # else its memory could be drawn into again too early
-        self.waited += time.perf_counter() - begin
         return batch
 
     def _draw(self, key: tuple[int, int, int]) -> tuple[Batch, "torch.cuda.Event | None"]:
@@ -58,13 +57,7 @@ class Prefetched:
                 batch = self.source.draw(*key).to(self.device)
                 return batch, self.stream.record_event()
 
-    def waiting(self) -> float:
-        """The share of the time since the last call that callers of `draw` waited."""
-        now = time.perf_counter()
-        share = self.waited / max(now - self.since, 1e-9)
-        self.waited, self.since = 0.0, now
-        return share
-
     def close(self) -> None:
-        """Let go of what is being drawn."""
+        """Let go of what is being drawn, and close the source."""
         self.pool.shutdown(wait=True, cancel_futures=True)
+        self.source.close()

@@ -125,7 +125,8 @@ def read_manifest(folder: Path) -> dict:
     except FileNotFoundError as why:
         raise ValueError(f"{folder}: no {MANIFEST}; make the shards with `swiftvideo encode`") from why
     except (OSError, ValueError) as why:
-        raise ValueError(f"{folder / MANIFEST}: unreadable ({why}); delete {folder}") from why
+        raise ValueError(f"{folder / MANIFEST}: unreadable ({why}); restore it, or encode "
+                         "again to another --out") from why
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,9 @@ class ShardSource:
         """The clips at positions position to position + count of the run."""
         return self.batch([self.order.at(seed, p) for p in range(position, position + count)])
 
+    def close(self) -> None:
+        self.files.close()
+
     def summary(self) -> str:
         out = sum(map(len, self.held.values()))
         return f"{self.order.total} windows, {len(self.order.passes)} of each clip; {out} clips held out"
@@ -240,6 +244,10 @@ class OpenFiles:
 
     def __init__(self, folder: Path):
         self.folder, self.opened, self.lock = folder, OrderedDict(), threading.Lock()
+
+    def close(self) -> None:
+        with self.lock:
+            self.opened.clear()
 
     def shard(self, kind: str, number: int) -> Shard:
         key = kind, number

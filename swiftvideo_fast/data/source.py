@@ -26,18 +26,28 @@ class SourceOptions:
         raise NotImplementedError
 
 
-class Source(Protocol):
-    """Clips by position.  Options: a SourceOptions.  pixels: batches keep their pixels as well."""
+class Drawn(Protocol):
+    """What training draws from, by position.  prefetch: whether drawing takes long enough to be done ahead of
+    the step, on a thread (data/prefetch.py)."""
 
-    Options: type[SourceOptions]
-
-    def __init__(self, options: SourceOptions, codec: Codec, seed: int, pixels: bool = False): ...
+    prefetch: ClassVar[bool]
 
     def draw(self, count: int, seed: int, position: int) -> Batch:
         """`count` training clips; the same (seed, position) draws the same."""
 
     def summary(self) -> str:
         """One line for --dry-run: what there is to draw, what is left out.  ValueError as drawing would."""
+
+    def close(self) -> None:
+        """Let go of threads and files; nothing is drawn after it."""
+
+
+class Source(Drawn, Protocol):
+    """Clips of a data section.  Options: a SourceOptions.  pixels: batches keep their pixels as well."""
+
+    Options: type[SourceOptions]
+
+    def __init__(self, options: SourceOptions, codec: Codec, seed: int, pixels: bool = False): ...
 
     def clips(self, split: str, count: int, seed: int, first: int = 0) -> Batch:
         """Clips `first` to first + count of a split: train, valid or test.  Clip n depends on the split, the

@@ -85,6 +85,9 @@ class VideoSource:
         """The clips at positions position to position + count of the run."""
         return self.batch([self.at(seed, p) for p in range(position, position + count)], seed)
 
+    def close(self) -> None:
+        self.pool.shutdown(cancel_futures=True)
+
     def at(self, seed: int, position: int) -> tuple[int, int]:
         """(epoch, row of the index)."""
         epoch, which, number = self.order.place(seed, position)

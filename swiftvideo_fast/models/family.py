@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftvideo_fast.config import Model
-from swiftvideo_fast.config.strict import want
+from swiftvideo_fast.config.strict import known_name, want
 from swiftvideo_fast.models.condition import Condition
 
 
@@ -101,6 +101,10 @@ class Family(Protocol):
         """Have net take s, in place: u(x_t, t, s) = F(x_t, t) to begin with.  A family without flow maps has
         no such method."""
 
+    def activations(self, sizes: Any, tokens: int, recompute: str, stored: int) -> int:
+        """Bytes that a pass with a backward over so many tokens holds, elements of `stored` bytes.  A family
+        without an account has no such method, and is not refused for want of memory."""
+
     def load(self, file: Path | str, *, mapped: bool = False,
              dtype: torch.dtype = torch.float32) -> nn.Module:
         """The network of a weight file, stored as `cast` does it; mapped: as it lies in the file, from which
@@ -122,4 +126,7 @@ class Family(Protocol):
 
 def sizes_of(family: Family, model: Model) -> Any:
     """The sizes of the network that a model section names, without its weights."""
-    return family.sizes(model.start) if model.weights else family.presets[model.preset]
+    if model.weights:
+        return family.sizes(model.start)
+    known_name("model.preset", model.preset, family.presets)
+    return family.presets[model.preset]

@@ -31,6 +31,8 @@ class Stored:
     def __init__(self, *paths: Path | str, mend: str = "restore it from its source"):
         self._files, self._paths, self._digests, self._mend = {}, {}, {}, mend
         for path in paths:
+            if Path(path).is_dir():
+                raise ValueError(f"{path}: a folder; want a .safetensors file")
             try:
                 file = safe_open(str(path), "pt")
                 digests, self.header = sealed.opened(file)

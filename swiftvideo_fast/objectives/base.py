@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from swiftvideo_fast import path
 from swiftvideo_fast.config import Config, Optim
 from swiftvideo_fast.data.batch import Batch
-from swiftvideo_fast.data.source import Source
+from swiftvideo_fast.data.source import Drawn, Source
 from swiftvideo_fast.models.condition import Condition, guided
 from swiftvideo_fast.models.family import Codec, Family
 
@@ -103,8 +103,8 @@ class Objective:
         turn and these clips.  handed: what an earlier turn of this step left for the same clips."""
         raise NotImplementedError
 
-    def source(self, clips: Source) -> Source:
-        """The source that training draws from.  clips: the source of the config's data section."""
+    def source(self, clips: Source) -> Drawn:
+        """What training draws from; clips: the source of the config's data section."""
         return clips
 
     def velocity(self, net: Any, x_t: Tensor, t: Tensor, condition: Condition,

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftvideo_fast import path, sampler
-from swiftvideo_fast.config.strict import POSITIVE, Limit, option
+from swiftvideo_fast.config.strict import NATURAL, POSITIVE, Limit, option
 from swiftvideo_fast.data.batch import Batch
 from swiftvideo_fast.models.condition import Condition
 from swiftvideo_fast.objectives.base import STUDENT, TEACHER, Consistency, Jump, Loss, Nets, Network, Trains
@@ -42,7 +42,7 @@ class Dmd2:
     """
 
     name: ClassVar[str] = "dmd2"
-    guidance: float = 3.0
+    guidance: float = option(NATURAL, 3.0)
     steps: int = option(POSITIVE, 4)
     every: int = option(POSITIVE, 5)
     exclusive: bool = False

@@ -47,7 +47,7 @@ class FlowMap:
     """
 
     name: ClassVar[str] = "flowmap"
-    guidance: float = 3.0
+    guidance: float = option(NATURAL, 3.0)
     warmup: int = option(NATURAL, 1000)
     norm: str = option(one_of("l2", "rms", "clip"), "l2")
     c: float = option(POSITIVE, 0.1)

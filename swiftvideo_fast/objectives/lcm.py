@@ -31,7 +31,7 @@ class Lcm:
     """
 
     name: ClassVar[str] = "lcm"
-    guidance: float = 3.0
+    guidance: float = option(NATURAL, 3.0)
     spread: float = option(NATURAL, 1.0)
     grid: int = option(POSITIVE, 50)
     distance: str = option(one_of("huber", "l2"), "huber")

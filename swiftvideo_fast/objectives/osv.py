@@ -35,7 +35,7 @@ class Osv:
 
     name: ClassVar[str] = "osv"
     stage: int = option(Limit(lambda x: x in (1, 2), "1 or 2"), 2)
-    guidance: float = 3.0
+    guidance: float = option(NATURAL, 3.0)
     without: str = option(one_of("image", "text"), "image")
     m: int = option(POSITIVE, 5)
     grid: int = option(POSITIVE, 100)

@@ -49,7 +49,7 @@ class Pcm:
     """
 
     name: ClassVar[str] = "pcm"
-    guidance: float = 3.0
+    guidance: float = option(NATURAL, 3.0)
     phases: int = option(POSITIVE, 4)
     grid: int = option(POSITIVE, 100)
     distance: str = option(one_of("huber", "l2"), "huber")

@@ -3,8 +3,11 @@
     weights         OUT, a file of ours: another storage, or the weights of a checkpoint
     diffusers       a pipeline: WanImageToVideoPipeline.from_pretrained(OUT), with encoders and scheduler
     original        OUT/config.json and OUT/diffusion_pytorch_model.safetensors, with the encoders beside them
-    comfyui-lora    OUT.safetensors: the adapters under the released names with ComfyUI's prefix
-    peft            OUT.safetensors: the adapters under diffusers' names, for load_lora_weights
+    comfyui-lora    OUT.safetensors: LoRA of the teacher under the released names with ComfyUI's prefix
+    peft            OUT.safetensors: the same under diffusers' names, for load_lora_weights
+
+LoRA is the run's own adapters, where it trained some from the teacher; of any other student it is the best
+change of low rank (release/low_rank.py), and what that loses is printed.
 
 The output is read back and compared with its source before it appears under its name.
 """
@@ -12,6 +15,7 @@ The output is read back and compared with its source before it appears under its
 import argparse
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,10 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from swiftvideo_fast import sealed
 from swiftvideo_fast.atomic import atomic_write
+from swiftvideo_fast.config.arguments import positive, sampling_steps
+from swiftvideo_fast.config.strict import want
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.condition import Condition
 from swiftvideo_fast.models.wan import encoders, folder, lora_files
@@ -36,27 +42,34 @@ from swiftvideo_fast.models.wan.text import LENGTH
 from swiftvideo_fast.objectives.base import AVERAGE
 from swiftvideo_fast.release.card import card
 from swiftvideo_fast.release.find import Model, Sampling, opened, write_sampling
+from swiftvideo_fast.release.low_rank import LowRank, low_rank
 from swiftvideo_fast.sampler import generate
 from swiftvideo_fast.seeds import generator
+from swiftvideo_fast.train.ranks import own_device
 from swiftvideo_fast.train.recipe import FILES
 
 FRAMES = 5                      # of the clip that is compared
 CLOSE = 2e-3                    # of pixels in [-1, 1], in fp32: a quarter of a grey level
 TEXT_CLOSE = 2e-2               # relative, of umT5 in bf16
+RANK = 64                       # of LoRA, as the paper's
 PROMPT = "a ball rolls over a table"
+Rename = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
-def export(model: Model, kind: str, out: Path, dtype: torch.dtype = torch.bfloat16, steps: int = 4) -> str:
+def export(model: Model, kind: str, out: Path, dtype: torch.dtype = torch.bfloat16, steps: int = 4,
+           rank: int | None = None) -> str:
     """Writes and verifies; returns what was compared.  On an error nothing is left under `out`.
 
-    steps: recorded in the ladder and the model card, and used for the comparison.
+    steps: recorded in the ladder and the model card, and used for the comparison.  rank: of LoRA; None: the
+    run's own adapters, or RANK.
     """
+    want(rank is None or kind in LORAS, "--rank", rank, f"none for --to {kind}: it is of LoRA")
     if kind not in FOLDERS and out.suffix != ".safetensors":
         raise ValueError(f"{out}: want a name that ends in .safetensors for --to {kind}")
     if model.how:
         model = replace(model, how=replace(model.how, steps=steps))
     with atomic_write(out) as aside:
-        said = WRITERS[kind](model, aside, dtype)
+        said = LORAS[kind](model, aside, dtype, rank) if kind in LORAS else WRITERS[kind](model, aside, dtype)
     return said
 
 
@@ -64,6 +77,8 @@ def to_weights(model: Model, out: Path, dtype: torch.dtype) -> str:
     if not model.weights.is_file():
         raise ValueError(f"{model.weights}: want a run, a checkpoint or its weight file")
     tensors, header = weights.read(model.weights, dtype=None)
+    if "config" not in header:
+        raise ValueError(f"{model.weights}: its header names no network's sizes; want the weights of a run")
     sealed.save({name: tensor.to(dtype) for name, tensor in tensors.items()}, out, header)
     back, _ = weights.read(out, dtype=None)
     if wrong := [name for name in tensors if not torch.equal(back[name], tensors[name].to(dtype))]:
@@ -127,23 +142,14 @@ def to_original(model: Model, out: Path, dtype: torch.dtype) -> str:
     return f"{len(tensors)} tensors read back equal"
 
 
-def to_comfyui_lora(model: Model, out: Path, dtype: torch.dtype) -> str:
-    return _lora(model, out, dtype, lora_files.comfyui)
-
-
-def to_peft(model: Model, out: Path, dtype: torch.dtype) -> str:
-    return _lora(model, out, dtype, lora_files.diffusers)
-
-
-WRITERS = {"weights": to_weights, "diffusers": to_diffusers, "original": to_original,
-           "comfyui-lora": to_comfyui_lora, "peft": to_peft}
-FOLDERS = "diffusers", "original"
-
-
-def _lora(model: Model, out: Path, dtype: torch.dtype, rename) -> str:
+def to_lora(rename: Rename, model: Model, out: Path, dtype: torch.dtype, rank: int | None) -> str:
     """Writes adapters; verifies them through diffusers' reader, which takes both naming sets."""
     how = _student(model)
-    adapters = lora_files.read(model.weights.with_name(f"lora-{model.weights.name}"))
+    if rank is None and model.adapters:
+        adapters, said = lora_files.read(model.adapters), "the run's own adapters"
+    else:
+        found = _low_rank(model, dtype, rank or RANK)
+        adapters, said = found.adapters, found.words()
     sealed.save({name: tensor.to(dtype) for name, tensor in rename(adapters).items()}, out,
                 {"format": "pt", "sampling": json.dumps(vars(how))})
     pipeline = encoders.wanted("diffusers").WanImageToVideoPipeline
@@ -151,7 +157,25 @@ def _lora(model: Model, out: Path, dtype: torch.dtype, rename) -> str:
     want = {name: tensor.to(dtype) for name, tensor in lora_files.diffusers(adapters).items()}
     if read.keys() != want.keys() or any(not torch.equal(read[name], want[name]) for name in want):
         raise ValueError("diffusers reads back other adapters than were written")
-    return f"{len(want)} factors, as diffusers reads them, equal"
+    return f"{said}; {len(want)} factors, as diffusers reads them, equal"
+
+
+WRITERS = {"weights": to_weights, "diffusers": to_diffusers, "original": to_original}
+LORAS = {"comfyui-lora": partial(to_lora, lora_files.comfyui), "peft": partial(to_lora, lora_files.diffusers)}
+FOLDERS = "diffusers", "original"
+
+
+def _low_rank(model: Model, dtype: torch.dtype, rank: int) -> LowRank:
+    if model.teacher is None or not model.teacher.exists():
+        raise ValueError(f"{model.weights}: its teacher, {model.teacher or 'which it does not name'}, is not "
+                         "there, and LoRA is the change from it; name the base model with --base FOLDER")
+    student, teacher = (folder.load(place, dtype=torch.float32) for place in (model.weights, model.teacher))
+    _exact(student)
+    layers = [name for name, module in student.named_modules() if isinstance(module, nn.Linear)]
+    student, teacher = student.state_dict(), teacher.state_dict()
+    weights.check(weights.shapes(student), weights.shapes(teacher),
+                  f"{model.weights}, beside {model.teacher}")
+    return low_rank(student, teacher, layers, rank, dtype, own_device())
 
 
 def _student(model: Model) -> Sampling:
@@ -253,16 +277,20 @@ def _picture(side: int) -> Image.Image:
 def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("model", type=Path, help="a run, a checkpoint, or a weight file of one")
     p.add_argument("out", type=Path, help="what to write: a folder, or a .safetensors file")
-    p.add_argument("--to", choices=WRITERS, default="weights", help="default: weights, a file of ours")
+    p.add_argument("--to", choices=[*WRITERS, *LORAS], default="weights",
+                   help="default: weights, a file of ours")
     p.add_argument("--base", type=Path, help="folder with VAE and encoders (default: the run's base model)")
     p.add_argument("--part", choices=FILES, default=AVERAGE, help="of a run or a checkpoint")
-    p.add_argument("--steps", type=int, default=4, help="that users are to sample with")
+    p.add_argument("--steps", type=sampling_steps, default=4, help="that users are to sample with")
+    p.add_argument("--rank", type=positive, help=f"of LoRA (default: the run's own adapters, or {RANK})")
+    p.add_argument("--force", action="store_true", help="replace what is there")
     p.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.out.exists() and args.to != "weights":
-        raise ValueError(f"{args.out} is there; take another, or delete it")
+    if args.out.is_dir() or args.out.exists() and not args.force:
+        mend = "" if args.out.is_dir() else ", or --force to replace it"
+        raise ValueError(f"{args.out} is there; take another{mend}")
     with opened(args.model, args.base, args.part, args.tables) as model:
-        said = export(model, args.to, args.out, getattr(torch, args.dtype), args.steps)
+        said = export(model, args.to, args.out, getattr(torch, args.dtype), args.steps, args.rank)
     print(f"wrote {args.out}: {said}")

@@ -28,11 +28,14 @@ class Sampling(Sample):
 @dataclass(frozen=True)
 class Model:
     """weights: a file or folder for wan.folder.load.  base: folder with VAE, text and image encoders.
-    how: sampling settings of a student; None for a base model."""
+    how: sampling settings of a student; None for a base model.  teacher: the weights that a run's student was
+    distilled from; adapters: its LoRA file, where that is all of its change from them."""
 
     weights: Path
     base: Path | None
     how: Sampling | None
+    teacher: Path | None = None
+    adapters: Path | None = None
 
     @property
     def encoders(self) -> Path:
@@ -72,14 +75,22 @@ def find(path: Path | str, encoders: Path | str | None = None) -> Model:
     model that it started from.  ValueError where there is none.
     """
     path, encoders = Path(path), Path(encoders) if encoders else None
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder; want a run, its weights, or a model's folder")
     if not path.is_file():
         how = Sampling(**_known(read_json(path / SAMPLING))) if (path / SAMPLING).is_file() else None
         return Model(path, encoders or path, how)
-    about = json.loads(Stored(path).header.get("about", "{}"))
+    stored = Stored(path)
+    if any(".lora_" in name for name in stored):
+        raise ValueError(f"{path}: adapters (LoRA), which others load as they are; want the run, or the "
+                         "weights that lie beside them")
+    about = json.loads(stored.header.get("about", "{}"))
     model = about.get("trained", {}).get("model", {})
-    started = model.get("codec") or model.get("weights")
-    return Model(path, encoders or (Path(started) if started else None),
-                 Sampling(**about.get("sample", {})))
+    started, distilled = model.get("codec") or model.get("weights"), encoders or model.get("weights")
+    adapters = path.with_name(f"lora-{path.name}")
+    whole = adapters.is_file() and not model.get("student")     # else they hold the change from that student
+    return Model(path, encoders or (Path(started) if started else None), Sampling(**about.get("sample", {})),
+                 Path(distilled) if distilled else None, adapters if whole else None)
 
 
 def teacher(model: Model) -> Path:

@@ -20,15 +20,17 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from swiftvideo_fast.config.arguments import positive, positive_number, size
 from swiftvideo_fast.data.clips import write_video
 from swiftvideo_fast.models.condition import Condition
-from swiftvideo_fast.models.wan import folder
+from swiftvideo_fast.models.wan import encoders, folder
 from swiftvideo_fast.models.wan.codec import WanCodec, empty_cache
 from swiftvideo_fast.models.wan.family import WanFamily
 from swiftvideo_fast.models.wan.vae import LATENT
 from swiftvideo_fast.release.find import Sampling, opened, teacher
 from swiftvideo_fast.sampler import generate
 from swiftvideo_fast.seeds import generator
+from swiftvideo_fast.train.preflight import check_writable
 
 FPS = 16                                # Wan 2.1's
 TEACHER = Sampling(steps=25, shift=3.0, guidance=3.0)               # shift 3: 480p; 720p wants 5
@@ -182,18 +184,11 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--out", type=Path, help="clip.mp4; a folder for --prompts")
     p.add_argument("--base", type=Path, help="folder with VAE and encoders (default: the run's base model)")
     p.add_argument("--teacher", action="store_true", help="sample the base model: 25 steps, guidance 3")
-    p.add_argument("--shift", type=float, help="of the ladder: 3 for 480p, 5 for 720p")
-    p.add_argument("--frames", type=int, default=61, help="4n + 1 (61 at 16 frames a second)")
+    p.add_argument("--shift", type=positive_number, help="of the ladder: 3 for 480p, 5 for 720p")
+    p.add_argument("--frames", type=positive, default=61, help="4n + 1 (61 at 16 frames a second)")
     p.add_argument("--size", type=size, default=(832, 480), metavar="WxH", help="832x480")
     p.add_argument("--negative", default="", help="text of the unconditional branch (default: none)")
     p.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of network and umT5")
-
-
-def size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r}; want WIDTHxHEIGHT, such as 832x480")
-    return int(width), int(height)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -203,6 +198,8 @@ def run(args: argparse.Namespace) -> None:
     shape, rows = Shape(args.frames, args.size[1], args.size[0]), _rows(args)
     for row in rows:
         frame_of(row.image, shape.height, shape.width)          # a bad one is found before 11 GB are read
+    check_writable("--out", rows[0].out.parent)
+    keep_what_is_there([row.out for row in rows[rank::world]], args.force)
     device = torch.device(f"cuda:{local}" if torch.cuda.is_available() else "cpu")
     dtype, costs, mine, quiet = getattr(torch, args.dtype), Costs(device), rows[rank::world], rank > 0
     with opened(Path(args.model), args.base, tables=args.tables) as model:
@@ -213,6 +210,11 @@ def run(args: argparse.Namespace) -> None:
         flags = {key: getattr(args, key) for key in ("steps", "guidance", "shift")}
         how = replace(how, **{key: value for key, value in flags.items() if value is not None})
         folder.find(weights)
+        encoders.check_folder(model.encoders)
+        if args.dry_run:
+            print(f"would write {len(rows)} clips of {how.steps} steps, shift {how.shift:g}, guidance "
+                  f"{how.guidance:g}, the first to {rows[0].out}")
+            return
         codec = WanCodec(model.encoders, device, args.negative, text_dtype=dtype)
 
         def network() -> nn.Module:
@@ -225,6 +227,14 @@ def run(args: argparse.Namespace) -> None:
         print(row.out)
     if not quiet:
         print(f"{how.steps} steps, shift {how.shift:g}, guidance {how.guidance:g}; by part:\n{costs.table()}")
+
+
+def keep_what_is_there(files: list[Path], force: bool) -> None:
+    """ValueError when a clip would be replaced unasked."""
+    there = [file for file in files if file.exists()]
+    if there and not force:
+        more = f", and {len(there) - 1} more" if len(there) > 1 else ""
+        raise ValueError(f"{there[0]} is there{more}; name another --out, or --force to replace it")
 
 
 def _rows(args: argparse.Namespace) -> list[Row]:

@@ -120,7 +120,8 @@ def last_good(run: Path, ranks: Ranks = ALONE) -> "Saved | None":
             damaged.append((folder, why))
     else:
         if damaged:
-            raise Damaged(f"{damaged[0][1]}, and no older one is good; delete {run}/step-* to start again")
+            raise Damaged(f"{damaged[0][1]}, and no older one is good; restore it, or start again in another "
+                          "run.dir")
         return None
     ranks.gather("checked")
     for folder, why in damaged if ranks.rank == 0 else ():
@@ -207,6 +208,11 @@ def tidy(run: Path, keep: int) -> None:
 def newest(run: Path) -> Path | None:
     """The last checkpoint of a run, if there is one."""
     return max(folders(run), default=None)
+
+
+def step_of(folder: Path) -> int:
+    """The steps taken before a checkpoint, by its name."""
+    return int(folder.name.partition("-")[2])
 
 
 def folders(run: Path) -> list[Path]:

@@ -21,8 +21,10 @@ from swiftvideo_fast.models.family import Codec
 from swiftvideo_fast.seeds import generator
 from swiftvideo_fast.train import checkpoint
 from swiftvideo_fast.train.ranks import Ranks
+from swiftvideo_fast.train.samples import Samples
 
-STEPS = {"teacher": 25, "student": 4, "average": 4}     # sampling steps by role
+FEW_STEPS = {"teacher": 25, "student": 4, "average": 4}     # sampling steps by role: of a distillation
+MANY_STEPS = dict.fromkeys(FEW_STEPS, 25)                   # and of training from data
 ALARMS = {      # figure: (alarm below this share of the real clips' value, what it means)
     "motion": (0.1, "its clips hardly move: copies of the first frame?"),
     "contrast": (0.3, "its clips are nearly of one colour"),
@@ -48,20 +50,20 @@ class Guard:
 
 
 class Watch:
-    """Samples of held-out clips, every cfg.run.watch_every steps, compared with the real ones.
+    """Samples of held-out clips, every `every` steps, compared with the real ones.
 
-    nets: role -> network, of which those in STEPS are sampled.  call: the family's.
+    nets: role -> network, of which those in `steps` are sampled, in so many steps.  call: the family's.
     """
 
-    def __init__(self, cfg: Config, nets: dict[str, Callable], call: Callable, clips: Batch, codec: Codec,
-                 device: torch.device, ranks: Ranks):
-        self.cfg, self.codec, self.ranks, self.call = cfg, codec, ranks, call
+    def __init__(self, cfg: Config, every: int, nets: dict[str, Callable], call: Callable, clips: Batch,
+                 codec: Codec, device: torch.device, ranks: Ranks, steps: dict[str, int]):
+        self.cfg, self.every, self.codec, self.ranks, self.call = cfg, every, codec, ranks, call
         self.nets = {role: nets[role] for role in ("student", "average", "teacher") if role in nets}
-        self.clips = clips.to(device)
+        self.clips, self.steps = clips.to(device), steps
         self.pixels = {"real": codec.decode(clips.x0)}
 
-    def __call__(self, step: int) -> tuple[dict[str, float], Tensor]:
-        """({"average motion": 0.8, ...}, image (3, H, W) in [0, 1]); warns of what looks like a collapse."""
+    def __call__(self, step: int) -> tuple[dict[str, float], Samples]:
+        """({"average motion": 0.8, ...}, the clips); warns of what looks like a collapse."""
         for role, net in self.nets.items():
             if role != "teacher" or role not in self.pixels:
                 self.pixels[role] = self._sampled(role, net)
@@ -71,7 +73,9 @@ class Watch:
             found |= {f"{role} {figure}": value for figure, value in figures.items()}
             for alarm in alarms(figures) if self.ranks.rank == 0 else ():
                 warnings.warn(f"{self.cfg.run.dir}: step {step}, {role}: {alarm}", stacklevel=2)
-        return found, contact_sheet(self.pixels)
+        names = {role: f"{role}, {self.steps[role]} steps" for role in self.nets}
+        return found, Samples({names.get(role, role): x for role, x in self.pixels.items()},
+                              self.clips.captions)
 
     @torch.no_grad()
     def _sampled(self, role: str, net: Callable) -> Tensor:
@@ -79,7 +83,7 @@ class Watch:
         how = Sample(guidance=self.cfg.objective.guidance) if role == "teacher" else self.cfg.sample
         x1 = torch.randn(self.clips.x0.shape, generator=rng).to(self.clips.x0.device)
         call = partial(self.call, net)
-        z = sampler.generate(call, x1, self.clips.condition, STEPS[role], how, rng)
+        z = sampler.generate(call, x1, self.clips.condition, self.steps[role], how, rng)
         return self.codec.decode(z.cpu())
 
 
@@ -92,11 +96,3 @@ def compare(clips: Tensor, real: Tensor) -> dict[str, float]:
 
 def alarms(figures: dict[str, float]) -> list[str]:
     return [words for name, (least, words) in ALARMS.items() if not figures[name] >= least]
-
-
-def contact_sheet(pixels: dict[str, Tensor]) -> Tensor:
-    """A row a clip: the first, the middle and the last frame of each network's, side by side."""
-    ends = [x[:, :, [0, x.shape[2] // 2, -1]] for x in pixels.values()]
-    B, C, _, H, _ = ends[0].shape
-    rows = torch.cat(ends, 2).permute(1, 0, 3, 2, 4).reshape(C, B * H, -1)
-    return (rows.clamp(-1, 1) + 1) / 2

@@ -1,4 +1,8 @@
-"""The log of a run: a progress bar, log.jsonl, TensorBoard and, where asked for, wandb."""
+"""The log of a run: a progress bar, log.jsonl, speed.jsonl, TensorBoard and, where asked for, wandb.
+
+log.jsonl has what a run computes, the same to the bit however often it was interrupted; speed.jsonl has what
+it takes (train/speed.py).
+"""
 
 import json
 import os
@@ -17,8 +21,10 @@ from tqdm import tqdm
 
 from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.config import Config
+from swiftvideo_fast.data.clips import write_frames
+from swiftvideo_fast.train.samples import Samples
 
-LOG, WANDB_ID = "log.jsonl", "wandb-id"
+LOG, SPEED, WANDB_ID = "log.jsonl", "speed.jsonl", "wandb-id"
 LINE_EVERY = 20.0   # seconds between two lines where there is no terminal to draw a bar on
 LINE = "{desc}: {n_fmt}/{total_fmt} steps, {rate_fmt}, {remaining} left{postfix}"
 
@@ -32,26 +38,30 @@ class Log:
 
     def __init__(self, cfg: Config, start: int, about: dict):
         run, steps, wandb = Path(cfg.run.dir), cfg.run.steps, cfg.run.wandb
-        kept = [line for line in read_log(run) if line["step"] <= start]
-        with atomic_write(run / LOG) as aside:
-            aside.write_text("".join(map(_as_text, kept)))
+        for name in (LOG, SPEED):
+            kept = [line for line in read_log(run, name) if line["step"] <= start]
+            with atomic_write(run / name) as aside:
+                aside.write_text("".join(map(_as_text, kept)))
         if start:
             print(f"{run.name}: resumed from step {start} of {steps}", file=sys.stderr, flush=True)
-        self.log = open(run / LOG, "ab", buffering=0)  # noqa: SIM115  (closed in close)
+        self.log, self.speed = (open(run / name, "ab", buffering=0)  # noqa: SIM115  (closed in close)
+                                for name in (LOG, SPEED))
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
         self.bar = tqdm(total=steps, initial=start, unit="step", desc=run.name, mininterval=1.0, disable=None)
         self.run, self.name, self.start, self.steps = run, run.name, start, steps
         self.began = self.printed = time.monotonic()
         self.wandb = _resume_wandb(run, wandb, about) if wandb else None
 
-    def __call__(self, step: int, values: dict[str, float | Tensor]) -> None:
+    def __call__(self, step: int, values: dict[str, float | Tensor], speed: dict[str, float]) -> None:
         scalars = {name: value for name, value in values.items() if not isinstance(value, Tensor)}
         with self._naming_the_run():
             self.log.write(_as_text({"step": step} | scalars).encode())
-        for name, value in scalars.items():
+            self.speed.write(_as_text({"step": step} | speed).encode())
+        timed = scalars | {f"speed/{name}": value for name, value in speed.items()}
+        for name, value in timed.items():
             self.board.add_scalar(name, value, step)
         if self.wandb:
-            self.wandb.log(scalars, step=step)
+            self.wandb.log(timed, step=step)
         for name in values.keys() - scalars.keys():
             self.board.add_histogram(name, values[name], step)
         shown = {name: f"{value:.3g}" for name, value in scalars.items()}
@@ -59,14 +69,16 @@ class Log:
         if self.bar.disable:
             self._print_line(step, shown)
 
-    def image(self, step: int, image_3HW: Tensor) -> None:
-        """In [0, 1]: samples/step-XXXXXXXX.png, and TensorBoard."""
-        with atomic_write(self.run / f"samples/step-{step:08d}.png") as aside:
-            pixels = (image_3HW * 255).round().byte().permute(1, 2, 0)
-            Image.fromarray(pixels.numpy()).save(aside, "png")
-        self.board.add_image("samples", image_3HW, step)
+    def samples(self, step: int, samples: Samples) -> None:
+        """samples/step-XXXXXXXX.png and .mp4; the picture on TensorBoard."""
+        place = self.run / f"samples/step-{step:08d}"
+        picture_HWC = samples.sheet(f"{self.name}, step {step} of {self.steps}")
+        with atomic_write(place.with_suffix(".png")) as aside:
+            Image.fromarray(picture_HWC).save(aside, "png")
+        write_frames(place.with_suffix(".mp4"), samples.film(f"{self.name}, step {step}"), samples.fps)
+        self.board.add_image("samples", picture_HWC, step, dataformats="HWC")
         if self.wandb:
-            self.wandb.log({"samples": require_wandb().Image(pixels.numpy())}, step=step)
+            self.wandb.log({"samples": require_wandb().Image(picture_HWC)}, step=step)
 
     def tick(self) -> None:
         self.bar.update()
@@ -75,11 +87,12 @@ class Log:
         """Everything logged so far, to the disk, before the checkpoint that counts on it."""
         with self._naming_the_run():
             self.board.flush()
-            os.fsync(self.log.fileno())
+            for file in (self.log, self.speed):
+                os.fsync(file.fileno())
 
     def close(self) -> None:
         with self._naming_the_run():
-            for stream in (self.bar, self.log, self.board):
+            for stream in (self.bar, self.log, self.speed, self.board):
                 stream.close()
         if self.wandb:
             self.wandb.finish()
@@ -106,9 +119,9 @@ class Log:
 class NoLog:
     """The log of all ranks but the first."""
 
-    def __call__(self, step: int, values: dict) -> None: ...
+    def __call__(self, step: int, values: dict, speed: dict) -> None: ...
 
-    def image(self, step: int, image_3HW: Tensor) -> None: ...
+    def samples(self, step: int, samples: Samples) -> None: ...
 
     def tick(self) -> None: ...
 
@@ -136,9 +149,9 @@ def _resume_wandb(run: Path, project: str, about: dict | None):
                                dir=str(run), config=about)
 
 
-def read_log(run: Path) -> list[dict]:
+def read_log(run: Path, name: str = LOG) -> list[dict]:
     """The whole lines of a run's log; a line cut by a kill ends it."""
-    log, lines = run / LOG, []
+    log, lines = run / name, []
     for text in log.read_text().splitlines() if log.exists() else []:
         try:
             lines.append(json.loads(text))

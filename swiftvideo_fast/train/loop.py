@@ -1,8 +1,9 @@
 """The training loop: for every turn of a step, losses, one step of the mover, its average."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from swiftvideo_fast.train.engine import Averaged, Engine, Trained
 from swiftvideo_fast.train.health import Guard
 from swiftvideo_fast.train.log import Log, NoLog
 from swiftvideo_fast.train.ranks import Ranks, micro_batches
+from swiftvideo_fast.train.speed import Speed, Timed
 
 STUDENT = "student"
 OWN = {"loss", "grad_norm", "lr", "skipped"}        # logged of every mover: "critic/lr", the student's "lr"
@@ -37,8 +39,8 @@ class Run:
     """Everything a training run needs; train/recipe.py makes one from a config.
 
     nets: role -> what is called.  movers: those that train.  averages: the movers' averages by their own
-    roles.  open: opens the data, once a step is to be taken, and returns (source, watch).  exported: role ->
-    the weight file at the end; export: (checkpoint, role, file) writes it.
+    roles.  open: opens the data, once a step is to be taken, and returns (source, watch).  tokens: of a clip.
+    exported: role -> the weight file at the end; export: (checkpoint, role, file) writes it.
     """
 
     cfg: Config
@@ -48,6 +50,7 @@ class Run:
     movers: dict[str, Mover]
     averages: dict[str, Averaged]
     open: Callable[[], tuple[Any, Any]]
+    tokens: int
     exported: dict[str, Path]
     export: Callable[[Path, str, Path], None]
     complete: run_folder.Complete
@@ -63,9 +66,10 @@ class Run:
 def train(run: Run) -> Path:
     """Run to cfg.run.steps, going on from the newest good checkpoint of cfg.run.dir; returns that folder.
 
-    It then holds config.yaml, log.jsonl, tensorboard/, checkpoints, and the weights student.safetensors and
-    average.safetensors.  A run interrupted anywhere ends with the same bits as one that was not.
-    ValueError when an input is bad or the folder holds another run; it is found before anything is written.
+    It then holds config.yaml, log.jsonl, speed.jsonl, tensorboard/, checkpoints, and the weights
+    student.safetensors and average.safetensors.  A run interrupted anywhere ends with the same bits as one
+    that was not.  ValueError when an input is bad or the folder holds another run; it is found before
+    anything is written.
     """
     ranks, lock = run.engine.ranks, run_folder.Lock(run.cfg)
     with closing(lock):
@@ -84,32 +88,54 @@ def _train(run: Run, lock: run_folder.Lock) -> Path:
     run.source, run.watch = run.open()
     for role, mover in run.movers.items():
         mover.guard.skipped = skipped.get(role, 0)
-    ranks.together(lambda: (lock.acquire(create=True) or run_folder.write_config(cfg)) if ranks.rank == 0
-                   else "")
-    with closing(Log(cfg, start, to_dict(cfg)) if ranks.rank == 0 else NoLog()) as log:
-        for step in range(start, cfg.run.steps):
-            values, done = take_step(run, step), step + 1
-            if hasattr(run.source, "waiting"):
-                values["waiting"] = run.source.waiting()        # for data, as a share of the step
-            skips = {role: mover.guard.skipped for role, mover in run.movers.items() if mover.guard.skipped}
-            watched = run.watch and done % cfg.run.watch_every == 0
-            if watched:
-                figures, image = run.watch(done)
-                log.image(done, image)
-                values |= figures
-            if done % cfg.run.log_every == 0 or done == cfg.run.steps or skips or watched:
-                log(done, values)
-            log.tick()
-            if done % cfg.run.save_every == 0 or done == cfg.run.steps:
-                log.sync()
-                checkpoint.save(folder, done, parts=run.parts, keep=cfg.run.keep, ranks=ranks,
-                                state={"config": to_dict(cfg), "skipped": skips})
-    if hasattr(run.source, "close"):
-        run.source.close()                                      # of what it was drawing ahead
+    with ExitStack() as opened:
+        opened.enter_context(closing(run.source))               # and what it was drawing ahead
+        ranks.together(lambda: _begin(run, lock, start) if ranks.rank == 0 else "")
+        log = opened.enter_context(closing(Log(cfg, start, to_dict(cfg)) if ranks.rank == 0 else NoLog()))
+        if ranks.rank == 0 and state["config"]["run"]["steps"] < cfg.run.steps:
+            _say_extended(run, start, state["config"]["run"]["steps"])
+        _take_steps(run, start, log)
     for role, file in run.exported.items() if ranks.rank == 0 else ():
         run.export(checkpoint.newest(folder), role, file)
     ranks.gather("exported")
     return folder
+
+
+def _begin(run: Run, lock: run_folder.Lock, start: int) -> str:
+    lock.acquire(create=True)
+    for file in run.exported.values() if start < run.cfg.run.steps else ():
+        run_folder.set_aside(file, start)
+    return run_folder.write_start(run.cfg, start, run.engine.device)
+
+
+def _say_extended(run: Run, start: int, before: int) -> None:
+    cfg = run.cfg
+    was, now = (learning_rate(cfg.optim, start, steps) for steps in (before, cfg.run.steps))
+    rate = f"; the {cfg.optim.schedule} schedule is now that of the longer run: lr {was:.3g} -> {now:.3g}"
+    print(f"{cfg.run.dir}: extended from {before} to {cfg.run.steps} steps" + (rate if was != now else ""),
+          file=sys.stderr, flush=True)
+
+
+def _take_steps(run: Run, start: int, log: Log | NoLog) -> None:
+    cfg, ranks = run.cfg, run.engine.ranks
+    run.source = Timed(run.source)
+    speed = Speed(run.source, cfg.data.batch, run.tokens, run.engine.device)
+    for step in range(start, cfg.run.steps):
+        with speed.step():
+            values, done = take_step(run, step), step + 1
+        skips = {role: mover.guard.skipped for role, mover in run.movers.items() if mover.guard.skipped}
+        watched = run.watch and done % run.watch.every == 0
+        if watched:
+            figures, samples = run.watch(done)
+            log.samples(done, samples)
+            values |= figures
+        if done % cfg.run.log_every == 0 or done == cfg.run.steps or skips or watched:
+            log(done, values, speed.read())
+        log.tick()
+        if done % cfg.run.save_every == 0 or done == cfg.run.steps:
+            log.sync()
+            checkpoint.save(Path(cfg.run.dir), done, parts=run.parts, keep=cfg.run.keep, ranks=ranks,
+                            state={"config": to_dict(cfg), "skipped": skips})
 
 
 def take_step(run: Run, step: int) -> dict[str, float | Tensor]:

@@ -1,6 +1,8 @@
 """From a config to a Run: the only module that knows which objectives, sources and families there are."""
 
+import warnings
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,10 +14,12 @@ from torch import nn
 from swiftvideo_fast import config
 from swiftvideo_fast.config import Config, Plugs, to_dict
 from swiftvideo_fast.config.strict import known_name, want
+from swiftvideo_fast.data.batch import Batch
 from swiftvideo_fast.data.crops import EncodedCrops
+from swiftvideo_fast.data.pairs import folder_of
 from swiftvideo_fast.data.prefetch import Prefetched
 from swiftvideo_fast.data.shards import ShardSource
-from swiftvideo_fast.data.source import Source
+from swiftvideo_fast.data.source import Drawn, Source
 from swiftvideo_fast.data.videos import VideoSource
 from swiftvideo_fast.models import lora
 from swiftvideo_fast.models.family import Codec, Family, sizes_of
@@ -44,15 +48,14 @@ from swiftvideo_fast.objectives.osv import OneStep
 from swiftvideo_fast.objectives.pcm import PhasedConsistency
 from swiftvideo_fast.objectives.ta import TrajectoryAlignment
 from swiftvideo_fast.seeds import generator
-from swiftvideo_fast.train import checkpoint, loop, run_folder
+from swiftvideo_fast.train import checkpoint, loop, preflight, run_folder
 from swiftvideo_fast.train.engine import Engine
-from swiftvideo_fast.train.health import Guard, Watch
-from swiftvideo_fast.train.log import require_wandb
+from swiftvideo_fast.train.health import FEW_STEPS, MANY_STEPS, Guard, Watch
 from swiftvideo_fast.train.loop import Mover, Run
-from swiftvideo_fast.train.ranks import launched
 from swiftvideo_fast.train.single import Single
 
 SHOWN = 4               # held-out clips in the samples of a run
+WATCHES = 4             # times that a run samples them, unless run.watch_every says
 FILES = {STUDENT: "student.safetensors", AVERAGE: "average.safetensors"}      # the weights a run ends with
 
 
@@ -105,13 +108,16 @@ class Tables:
              f"a file: {cfg.objective.name} distils the teacher in it")
         want(not objective.second_time or hasattr(family, "add_second_time"), "model.family",
              cfg.model.family, f"one whose networks can take a second time, as {cfg.objective.name} has")
-        frames, _, _ = cfg.data.shape(family.latent)
+        frames, height, width = cfg.data.shape(family.latent)
         want(not da or issubclass(objective, Consistency), "da", "a section",
              f"none with {cfg.objective.name}: it aligns a consistency objective")
         want(not da or da.lead <= da.start, "da.lead", da and da.lead,
              f"at most da.start, {da and da.start}: the last steps before it")
         want(not da or da.window <= frames, "da.window", da and da.window,
              f"at most the {frames} latent frames of a clip")
+        side = family.latent.stride * min(height, width)
+        want(not da or da.project or da.crop <= side, "da.crop", da and da.crop,
+             f"at most {side}, the shorter side of a frame of the data, in pixels")
 
 
 TABLES = Tables(
@@ -167,6 +173,22 @@ class Parts:
         net.recompute = cfg.model.recompute
         return net
 
+    def check_sizes(self) -> None:
+        """ValueError for what the network's sizes do not go with."""
+        cfg, two = self.cfg, self.tables.objectives[self.cfg.objective.name].second_time
+        two = two or getattr(self.sizes, "second_time", False)
+        want(two or cfg.sample.sampler != "flowmap", "sample.sampler", "flowmap", "euler or consistency: the "
+             f"network that {cfg.objective.name} trains is no flow map, of two times")
+        heads, n = getattr(self.sizes, "heads", 1), cfg.engine.sequence
+        want(heads % n == self.tokens % n == 0, "engine.sequence", n,
+             f"a divisor of the {heads} heads and {self.tokens} tokens of a clip")
+
+    @property
+    def tokens(self) -> int:
+        """Of a clip."""
+        T, H, W = self.cfg.data.shape(self.family.latent)
+        return T * H * W // self.family.latent.patch**2
+
     @property
     def halved(self) -> bool:
         """Whether networks are cast to bfloat16 here; ZeRO-3 casts by itself, a module at a time."""
@@ -196,28 +218,88 @@ def build(cfg: Config, tables: Tables = TABLES) -> Run:
     """A Run, its networks made and placed; nothing is written.  ValueError when an input is bad."""
     tables.check(cfg)
     run_folder.agree(cfg, tables.complete)
-    if cfg.run.wandb:
-        require_wandb()
-    parts, engine = Parts(cfg, tables), start_engine(cfg)
+    parts = Parts(cfg, tables)
+    parts.check_sizes()
+    preflight.check(cfg, parts.family)
+    engine = start_engine(cfg)
     objective = build_objective(parts, setup(parts, engine.device, engine.mapped))
     nets, movers, averages = place(objective.networks(), engine)
 
-    def open_data():
+    def open_data() -> tuple[Drawn, Watch | None]:
         drawn, watch = objective.source(parts.clips), None
-        if cfg.run.watch_every:
-            held_out = parts.clips.clips("valid", SHOWN, cfg.run.seed)
-            watch = Watch(cfg, nets, parts.family.call, held_out, parts.codec, engine.device, engine.ranks)
+        if held_out := held_out_clips(parts):
+            few = not tables.objectives[cfg.objective.name].from_scratch
+            watch = Watch(cfg, watch_every(cfg), nets, parts.family.call, held_out, parts.codec,
+                          engine.device, engine.ranks, FEW_STEPS if few else MANY_STEPS)
         drawn.draw(1, cfg.run.seed, 0)          # bad input shows before anything is written
-        return Prefetched(drawn, engine.device) if getattr(drawn, "prefetch", False) else drawn, watch
+        return Prefetched(drawn, engine.device) if drawn.prefetch else drawn, watch
 
     exported = {role: Path(cfg.run.dir) / file for role, file in FILES.items()}
-    return Run(cfg, engine, objective, nets, movers, averages, open_data, exported,
+    return Run(cfg, engine, objective, nets, movers, averages, open_data, parts.tokens, exported,
                partial(export, tables=tables), tables.complete)
 
 
-def source(parts: Parts) -> Source:
-    """What training on these parts draws from."""
-    return build_objective(parts, setup(parts, torch.device("cpu"))).source(parts.clips)
+def watch_every(cfg: Config) -> int:
+    """run.watch_every; where that is left out, a quarter of the run."""
+    every = cfg.run.watch_every
+    return -(-cfg.run.steps // WATCHES) if every is None else every
+
+
+def held_out_clips(parts: Parts) -> Batch | None:
+    """What is sampled in training; None where nothing is.  A warning where the data has no such clips, and
+    ValueError where run.watch_every asks for them."""
+    run = parts.cfg.run
+    if not watch_every(parts.cfg):
+        return None
+    try:
+        return parts.clips.clips("valid", SHOWN, run.seed)
+    except ValueError as why:
+        if run.watch_every is not None:
+            raise
+        warnings.warn(f"{run.dir}: no samples while training ({why}); run.watch_every=0 asks for none",
+                      stacklevel=2)
+        return None
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What a run amounts to.  parameters, trained: of the student.  data: the source in a line."""
+
+    parameters: int
+    trained: int
+    data: str
+    tokens: int
+
+
+def rehearse(cfg: Config, tables: Tables = TABLES) -> Rehearsed:
+    """ValueError, OSError or ImportError for all that `build` and the data would be refused for.
+
+    Networks are built one after the other, weights staying in their files; nothing is written.
+    """
+    tables.check(cfg)
+    run_folder.agree(cfg, tables.complete)
+    with closing(run_folder.Lock(cfg)) as lock:
+        lock.acquire()
+    parts = Parts(cfg, tables)
+    parts.check_sizes()
+    preflight.check(cfg, parts.family)
+    objective = build_objective(parts, setup(parts, torch.device("cpu"), mapped=True))
+    for role, spec in objective.networks().items():
+        net = spec.build() if isinstance(spec, Trains | Frozen) else None
+        if role == STUDENT:
+            sizes = [(p.numel(), p.requires_grad) for p in net.parameters()]
+    drawn = objective.source(parts.clips)
+    said = drawn.summary()
+    if not drawn.prefetch:
+        held_out_clips(parts)
+    return Rehearsed(sum(n for n, _ in sizes), sum(n for n, moves in sizes if moves), said, parts.tokens)
+
+
+def rehearse_start(parts: Parts) -> None:
+    """As `rehearse`, of sampling pairs from the network that training starts from; many processes may."""
+    preflight.check_writable("objective.pairs", folder_of(parts.cfg))
+    parts.start(mapped=True)
+    parts.clips.summary()
 
 
 def place(networks: Mapping[str, Network], engine: Engine) -> tuple[dict, dict[str, Mover], dict]:
@@ -247,8 +329,6 @@ def start_engine(cfg: Config) -> Engine:
     if cfg.engine.name == "zero3":
         from swiftvideo_fast.train.zero3 import Zero3
         return Zero3(cfg)
-    if launched()[1] > 1:
-        raise ValueError(f"engine.name is plain in {launched()[1]} processes; want one, or engine.name=zero3")
     return Single(cfg)
 
 

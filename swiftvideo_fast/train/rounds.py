@@ -16,7 +16,7 @@ from swiftvideo_fast.data.pairs import Pairs
 from swiftvideo_fast.models import lora
 from swiftvideo_fast.objectives.base import AVERAGE
 from swiftvideo_fast.seeds import generator, seed_of
-from swiftvideo_fast.train import checkpoint, recipe
+from swiftvideo_fast.train import checkpoint, preflight, recipe
 from swiftvideo_fast.train.ranks import own_device
 from swiftvideo_fast.train.recipe import FILES, TABLES, Parts, Tables
 
@@ -39,6 +39,7 @@ def run_ta_rounds(cfg: Config, steps: list[int], tables: Tables = TABLES) -> Pat
 
     The ranks share out the pairs, and none trains before all are there.
     """
+    preflight.check(cfg, tables.families[cfg.model.family])
     for one in rounds(cfg, steps):
         ranks = recipe.start_engine(one).ranks
         ranks.together(partial(make_pairs, one, ranks.rank, ranks.world, tables))

@@ -215,14 +215,20 @@ def local_shard(padded: Tensor, p: nn.Parameter, rank: int) -> Shard:
     return Shard(padded.detach()[:p.ds_numel - begin], tuple(p.ds_shape), begin)
 
 
-def _start(device: torch.device):
-    """DeepSpeed, with its process group initialised."""
+def require_deepspeed(device: torch.device):
+    """The module; ValueError says how to install it."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         import deepspeed
     except ImportError as why:
         raise ValueError("engine.name zero3 wants DeepSpeed: pip install swiftvideo_fast[deepspeed]") from why
+    return deepspeed
+
+
+def _start(device: torch.device):
+    """DeepSpeed, with its process group initialised."""
+    deepspeed = require_deepspeed(device)
     log = logging.getLogger("DeepSpeed")
     log.setLevel(logging.WARNING)
     log.addFilter(lambda record: "unknown inputs or outputs" not in record.getMessage())    # Duals

@@ -91,7 +91,7 @@ class PcaCodec:
         around = CHANNELS * REACH**2
         want = {f"{kind}.{name}": shape for kind, P in PIXELS.items() for name, shape in
                 {"mean": (P,), "encode": (P, CHANNELS), "decode": (around, P)}.items()}
-        weights.check(weights.shapes(tensors), want, path)
+        weights.check(weights.shapes(tensors), want, f"{path}, read as a PCA codec")
         return cls(tensors)
 
 

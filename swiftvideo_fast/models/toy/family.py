@@ -20,6 +20,8 @@ class ToyFamily(WanFamily):
 
     def codec(self, model: Model, sizes: WanConfig) -> "ToyCodec":
         want(bool(model.codec), "model.codec", model.codec, "the file of a PCA codec (`swiftvideo codec`)")
+        want(sizes is not None, "model.weights", None, "the network's, or model.preset: words are vectors "
+             "of its text_dim")
         return ToyCodec(PcaCodec.load(model.codec), WordVectors(sizes.text_dim),
                         {"codec": weights.digest(model.codec)})
 

@@ -54,6 +54,14 @@ def vae(folder: Path | str, dtype: torch.dtype | None = torch.float32, device: A
     return _load(AUTOENCODER, Path(folder), dtype, device)
 
 
+def check_folder(folder: Path | str) -> None:
+    """ValueError unless all three and the tokenizer are there, and the packages that read them."""
+    for kind in (TEXT, IMAGE, AUTOENCODER):
+        _place(kind, Path(folder))
+    tokenizer_folder(folder)
+    wanted()
+
+
 def digest(folder: Path | str) -> dict[str, str]:
     """sha256 of every file that the three and the tokenizer are read from, by its path in the folder."""
     folder, found = Path(folder), {}

@@ -10,8 +10,17 @@ from swiftvideo_fast.config import Model
 from swiftvideo_fast.config.strict import want
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.condition import Condition
+from swiftvideo_fast.models.wan import encoders
 from swiftvideo_fast.models.wan.codec import WanCodec
-from swiftvideo_fast.models.wan.network import PRESETS, Wan, WanConfig, add_second_time, cast, initialise
+from swiftvideo_fast.models.wan.network import (
+    PRESETS,
+    Wan,
+    WanConfig,
+    activations,
+    add_second_time,
+    cast,
+    initialise,
+)
 from swiftvideo_fast.models.wan.vae import LATENT
 
 
@@ -47,6 +56,9 @@ class WanFamily:
     def widths(self, sizes: WanConfig) -> list[int]:
         return [sizes.dim] * sizes.layers + [sizes.latent]
 
+    def activations(self, sizes: WanConfig, tokens: int, recompute: str, stored: int) -> int:
+        return activations(sizes, tokens, recompute, stored)
+
     def add_second_time(self, net: Wan) -> Wan:
         return add_second_time(net)
 
@@ -67,4 +79,5 @@ class WanFamily:
         folder = model.codec or model.weights
         want(bool(folder) and Path(folder).is_dir(), "model.codec", folder,
              "a folder with Wan's VAE, text and image encoder, where model.weights is none")
+        encoders.check_folder(folder)
         return WanCodec(folder)

@@ -17,8 +17,7 @@ FACTORS = ".lora_A.weight", ".lora_B.weight"
 
 def read(path: Path) -> dict[str, Tensor]:
     """{"blocks.0.self_attn.q.lora_A.weight": ...} of a file by lora.save.  ValueError where it is none."""
-    stored = Stored(path, mend="only a run with objective.rank > 0 has adapters; "
-                               "want --to diffusers or original")
+    stored = Stored(path)
     tensors = {name.removeprefix(PREFIX): stored[name] for name in stored}
     if foreign := [name for name in tensors if not name.endswith(FACTORS)]:
         raise ValueError(f"{path}: {foreign[0]} is no factor of an adapter; want a file by swiftvideo")

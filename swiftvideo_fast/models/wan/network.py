@@ -63,6 +63,8 @@ PRESETS = {
 }
 PATCH = 2           # patches are (1, 2, 2)
 MLP_ROWS = 4096     # tokens a clip that the MLP holds at once without grad: enough for a matmul at full speed
+BLOCK = 21          # planes of a block run again, beside three of the MLP's width (39 at 1.3B, 29 at 14B)
+KEPT, LAST = 19, 11     # planes of a block kept whole, beside two of the MLP's width; beside all blocks
 THETA = 10000.0     # base of the rotary and of the time frequencies
 
 
@@ -78,6 +80,17 @@ RECOMPUTE = {       # policy: context_fn of torch's checkpoint
     "blocks": noop_context_fn,
     "blocks but attention": partial(create_selective_checkpoint_contexts, _keep_self_attention),
 }
+
+
+def activations(sizes: WanConfig, tokens: int, recompute: str, stored: int) -> int:
+    """Bytes that a pass with a backward holds, in planes of tokens x dim (counted by `python -m bench
+    memory`).  tokens: of all its clips.  stored: bytes of an element."""
+    plane, wide = tokens * sizes.dim * stored, sizes.ffn_dim / sizes.dim
+    attention = plane + 4 * tokens * sizes.heads                                    # o and lse
+    if recompute == "nothing":
+        return int(plane * (sizes.layers * (KEPT + 2 * wide) + LAST))
+    kept = (sizes.layers - 1) * attention if recompute == "blocks but attention" else 0
+    return int(plane * (sizes.layers + BLOCK + 3 * wide) + kept)
 
 
 class Wan(nn.Module):
