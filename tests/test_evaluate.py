@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from swiftvideo_fast import cli, sampler
 from swiftvideo_fast.config import Sample, to_dict
 from swiftvideo_fast.evaluate import models
+from swiftvideo_fast.metrics import published_nets
 from swiftvideo_fast.metrics.benchmark import Benchmark
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.seeds import generator
@@ -175,6 +176,36 @@ def test_a_model_that_has_diverged_is_named(inputs, capsys, tmp_path):
     assert not (tmp_path / "out/figures.json").exists()
 
 
+def test_fvd_by_published_networks_of_the_frames_they_are_for(done, words, monkeypatch, tmp_path, capsys):
+    seen = []
+
+    def load(name: str, path: Path, device: torch.device) -> published_nets.Published:
+        def extract(clips_BTHWC: torch.Tensor) -> torch.Tensor:
+            seen.append((name, clips_BTHWC.dtype, tuple(clips_BTHWC.shape[1:])))
+            return clips_BTHWC.float().mean((2, 3)).flatten(1)[:, :8]
+
+        return published_nets.Published(name, f"{name} of {path}", 8, extract, device)
+
+    monkeypatch.setattr(published_nets, "load", load)
+    monkeypatch.setattr(published_nets.Published, "check", lambda self, frames: None)
+    out = Path(shutil.copytree(done, tmp_path / "out"))
+    assert main(*words, "--fvd", "i3d=a.pt", "--fvd", "videomae=b.pth", "--out", out) == 0
+    frames = {"fvd-i3d": 5, "fvd-videomae": 4}
+    assert {*seen} == {(name, torch.uint8, (count, 16, 16, 3)) for name, count in frames.items()}
+    rows = {(name, steps): row for name, steps, row in figures(out)}
+    assert all({"fvd-i3d", "fvd-videomae"} < row.keys() for row in rows.values())
+    assert all(rows[name, steps].items() > row.items() for name, steps, row in figures(done))
+    said = capsys.readouterr().out
+    assert "FVD, I3D" in said and said.index("FVD, VideoMAE") < said.index("Frechet, trained")
+
+
+def test_fvd_weights_that_are_not_there_are_one_line(ccd, capsys, tmp_path):
+    out = "--out", tmp_path / "out", "--count", 16
+    assert f"{tmp_path}/none.pt: no such file; fvd-i3d wants i3d_pretrained" in refusal(
+        capsys, "--models", ccd, "--fvd", f"i3d={tmp_path}/none.pt", *out)
+    assert not (tmp_path / "out").exists()
+
+
 # --- ranks and kills -------------------------------------------------------------------------------------
 
 
@@ -280,6 +311,8 @@ def test_what_a_reader_must_know_is_said(inputs, ccd, tmp_path, capsys):
     (["--models", "a", "--steps", "0"], "--steps: '0'; want a positive number"),
     (["--models", "a", "--guidance", "nan"], "--guidance: 'nan'; want a number, 0 or more"),
     (["--models", "a", "--guidance", "-3"], "--guidance: '-3'; want a number, 0 or more"),
+    (["--models", "a", "--fvd", "i4d=x.pt"], "'i4d=x.pt'; want i3d=PATH or videomae=PATH, a file of weights"),
+    (["--models", "a", "--fvd", "i3d="], "'i3d='; want i3d=PATH or videomae=PATH"),
     ([], "required: --models"),
 ])
 def test_a_wrong_command_line_is_told_apart(arguments, why, capsys):

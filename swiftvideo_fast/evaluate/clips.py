@@ -22,10 +22,13 @@ BATCH, TOKENS = 32, 8192        # clips and tokens at once, at the most
 
 
 class HeldOut:
-    """Batches of clips, first frames and captions.  about: what decides them, as plain values."""
+    """Batches of clips, first frames and captions.  frames: of a clip's pixels.  about: what decides the
+    clips, as plain values."""
 
-    def __init__(self, source: Source, part: str, count: int, seed: int, batch: int, about: dict[str, Any]):
+    def __init__(self, source: Source, part: str, count: int, seed: int, batch: int, frames: int,
+                 about: dict[str, Any]):
         self.source, self.part, self.count, self.seed, self.size = source, part, count, seed, batch
+        self.frames = frames
         self.about = about | {"part": part, "count": count, "seed": seed, "batch": batch}
 
     def __len__(self) -> int:
@@ -77,7 +80,8 @@ def open_clips(models: list[Model], part: str, count: int, seed: int, shards: Pa
     batch = max(1, min(BATCH, TOKENS // (T * H * W // family.latent.patch**2)))
     options = {key: value for key, value in asdict(data).items() if key not in ("batch", "pool", "decoder")}
     about = {"data": {"name": data.name} | options, "shards": getattr(source, "about", None)}
-    return HeldOut(source, part, count, seed, batch, plain(about)), codec
+    frames = family.latent.frames(0, T).stop
+    return HeldOut(source, part, count, seed, batch, frames, plain(about)), codec
 
 
 def of_shards(models: list[Model], folder: Path, tables: Tables) -> ShardOptions:

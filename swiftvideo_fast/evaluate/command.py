@@ -12,10 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from swiftvideo_fast.atomic import atomic_write
-from swiftvideo_fast.evaluate import clips, generate, measure, models, page
+from swiftvideo_fast.evaluate import clips, generate, measure, models, nets, page
 from swiftvideo_fast.evaluate.models import Sampler
-from swiftvideo_fast.metrics.features import WEIGHTS, random_net, trained_net
-from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.family import Codec
 from swiftvideo_fast.train.ranks import meet, own_device
 
@@ -30,6 +28,8 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    help="steps of the teacher, or none (default: 25 and those of --steps)")
     p.add_argument("--guidance", type=models.guidance,
                    help="of the teacher (default: as the first model's run has it)")
+    p.add_argument("--fvd", type=nets.published, nargs="+", action="extend", default=[], metavar="i3d=PATH",
+                   help="also FVD, by weights of I3D (i3d=PATH) or VideoMAE-v2 (videomae=PATH)")
     p.add_argument("--part", choices=("valid", "test"), default="test", help="valid to choose by, test else")
     p.add_argument("--data", type=Path, help="a folder of shards, in place of clips that the run held out")
     p.add_argument("--out", type=Path, default=Path("evaluation"), help="folder (default: evaluation)")
@@ -50,18 +50,18 @@ def run(args: argparse.Namespace) -> None:
         for model in dict.fromkeys(one.model for one in samplers):
             family.sizes(model.weights)             # a bad file is found before anything is made
         job = generate.Job(args.out, family, held_out, samplers, meet(), own_device())
+        opened = nets.open_nets(family.name, held_out.frames, args.fvd, job.device)
         notes = models.notes(found, teacher, held_out.about["data"], args.tables)
         if args.dry_run:
             generate.agree(job, write=False)
             print(f"would sample {held_out.count} clips to {args.out}:\n{generate.describe(samplers)}",
                   *notes, sep="\n")
             return
-        evaluate(job, codec, notes)
+        evaluate(job, codec, opened, notes)
 
 
-def evaluate(job: generate.Job, codec: Codec, notes: list[str]) -> None:
+def evaluate(job: generate.Job, codec: Codec, opened: nets.Nets, notes: list[str]) -> None:
     """All of it, on every rank; the first writes what is read by people."""
-    nets, identity = nets_of(job)
     first = job.ranks.rank == 0
 
     def together(step: Callable[[], None]) -> None:
@@ -69,18 +69,10 @@ def evaluate(job: generate.Job, codec: Codec, notes: list[str]) -> None:
 
     together(lambda: first and generate.agree(job, write=True))
     together(partial(generate.generate, job))
-    together(partial(measure.measure, job, codec, nets, identity))
+    together(partial(measure.measure, job, codec, opened))
     if first:
-        result = page.Result(job, measure.figures(job, nets, identity), notes)
+        result = page.Result(job, opened, measure.figures(job, opened), notes)
         print("\n\n".join(table.text() for table in result.tables()))
         with atomic_write(job.out / FIGURES) as aside:
             aside.write_text(json.dumps(result.as_json(), indent=1) + "\n")
         print(f"\nreport: {result.write(job.out / REPORT, codec)}")
-
-
-def nets_of(job: generate.Job) -> tuple[measure.Nets, dict[str, str]]:
-    """The feature nets of the demo's clips, whose size and footage they were taught on; their identity."""
-    if job.family.name != "toy":
-        return {}, {}
-    return ({"frechet": trained_net().extract, "frechet_random": random_net().extract},
-            {"frechet": weights.digest(WEIGHTS), "frechet_random": "seed 0"})

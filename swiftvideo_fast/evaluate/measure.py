@@ -10,7 +10,7 @@ measures what is new.  Real clips go through the codec, as generated ones do.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor
 from swiftvideo_fast.data import shards
 from swiftvideo_fast.evaluate.generate import COMMAND, Job, bar, costs
 from swiftvideo_fast.evaluate.models import REAL, TEACHER, Sampler
+from swiftvideo_fast.evaluate.nets import Nets
 from swiftvideo_fast.metrics import fidelity, frechet
 from swiftvideo_fast.metrics.frechet import Estimate
 from swiftvideo_fast.metrics.moments import Moments
@@ -34,7 +35,6 @@ ALONE = {                       # figures of a clip by itself
 }
 RATIOS = "detail", "motion"     # of the set's mean to that of the real clips
 MEANS = "trajectory", "psnr", "flicker", "sharpness", "colour"
-Nets = Mapping[str, Callable[[Tensor], Tensor]]         # metric -> features (B, D) of clips (B, 3, T, H, W)
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ def reference_of(samplers: list[Sampler]) -> Sampler | None:
     return max(teachers, key=lambda one: one.steps, default=None)
 
 
-def measure(job: Job, codec: Codec, nets: Nets, identity: dict[str, str]) -> None:
-    """Write this rank's share of what is not there yet.  identity: of the nets."""
+def measure(job: Job, codec: Codec, nets: Nets) -> None:
+    """Write this rank's share of what is not there yet."""
     reference = reference_of(job.samplers)
-    about = {one: described(job, one, reference, identity) for one in (None, *job.samplers)}
+    about = {one: described(job, one, reference, nets) for one in (None, *job.samplers)}
     files = {one: files_of(job, one, about[one]) for one in about}
     device = getattr(codec, "device", torch.device("cpu"))
     for k in bar(job.ranks, iterable=job.mine, desc="measure", unit=" batches"):
@@ -75,10 +75,9 @@ def measure(job: Job, codec: Codec, nets: Nets, identity: dict[str, str]) -> Non
             shards.write(files[one](k), found, about[one], list(job.clips.numbers(k)))
 
 
-def described(job: Job, one: Sampler | None, reference: Sampler | None,
-              identity: dict[str, str]) -> dict[str, Any]:
+def described(job: Job, one: Sampler | None, reference: Sampler | None, nets: Nets) -> dict[str, Any]:
     """What decides a file's numbers."""
-    figured = {"nets": identity, "figures": [*ALONE]}
+    figured = {"nets": {name: net.identity for name, net in nets.items()}, "figures": [*ALONE]}
     if one is None:
         return {"clips": job.clips.about} | figured
     held = reference and reference != one
@@ -108,14 +107,14 @@ def decoded(codec: Codec, z: Tensor, device: torch.device) -> Tensor:
 
 def of_clips(pixels: Tensor, nets: Nets) -> dict[str, Tensor]:
     """A row a clip."""
-    features = {name: extract(pixels).float().cpu() for name, extract in nets.items()}
+    features = {name: net.extract(pixels).float().cpu() for name, net in nets.items()}
     return features | {name: of(pixels) for name, of in ALONE.items()}
 
 
-def figures(job: Job, nets: Nets, identity: dict[str, str]) -> dict[Sampler | None, Figures]:
+def figures(job: Job, nets: Nets) -> dict[Sampler | None, Figures]:
     """Of the real clips, under None, and of each sampler, from all ranks' files."""
     def collected(one: Sampler | None) -> dict[str, Tensor]:
-        file = files_of(job, one, described(job, one, reference_of(job.samplers), identity))
+        file = files_of(job, one, described(job, one, reference_of(job.samplers), nets))
         parts = [load_file(file(k)) for k in range(len(job.clips))]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

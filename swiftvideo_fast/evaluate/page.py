@@ -16,6 +16,7 @@ from swiftvideo_fast.evaluate.clips import FEW
 from swiftvideo_fast.evaluate.generate import Job, name_of
 from swiftvideo_fast.evaluate.measure import Figures, decoded, reference_of
 from swiftvideo_fast.evaluate.models import TEACHER, Sampler
+from swiftvideo_fast.evaluate.nets import Nets
 from swiftvideo_fast.metrics.fidelity import STILL
 from swiftvideo_fast.models.family import Codec
 from swiftvideo_fast.report.about import About, here
@@ -39,7 +40,6 @@ APART = {
     "colour": Metric("colour drift", 1, "largest distance of a frame's mean colour from the first frame's, "
                      "in grey levels of 255; real clips drift too", better=""),
 }
-DISTANCES = "fvd", "frechet"                            # how the names of distances begin
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Result:
     """All figures of an evaluation; of the real clips under None.  notes: what a reader must know."""
 
     job: Job
+    nets: Nets
     measured: dict[Sampler | None, Figures]
     notes: list[str]
 
@@ -65,7 +66,9 @@ class Result:
 
     def tables(self) -> list[Table]:
         """Table 1's; what the clips are by themselves; the distances again, without their bias."""
-        against, metrics = TEACHER if self.reference else "", COSTS | METRICS
+        against = TEACHER if self.reference else ""
+        distances = {name: net.metric for name, net in self.nets.items()}
+        metrics = {**COSTS, **distances, **METRICS, **COSTS}
         if self.reference:
             metrics["trajectory"] = replace(
                 metrics["trajectory"], about="mean squared difference, in latents, to the teacher's "
@@ -82,7 +85,7 @@ class Result:
         return [first, second, *self.unbiased()]
 
     def unbiased(self) -> list[Table]:
-        names = [key for key in METRICS if any(key in found.estimates for found in self.figures.values())]
+        names = [name for name in self.nets if any(name in of.estimates for of in self.figures.values())]
         if not names:
             return []
         lines = [[one.model.name, str(one.steps), *(str(found.estimates[name]) for name in names)]
@@ -92,7 +95,7 @@ class Result:
                 "another draw of as many clips may fall. All rows share their clips, so differences between "
                 "them are surer than the intervals.")
         return [Table("Distances without bias, and their intervals",
-                      ["", "steps", *(METRICS[name].label for name in names)], lines, note)]
+                      ["", "steps", *(self.nets[name].metric.label for name in names)], lines, note)]
 
     def headline(self) -> Headline | None:
         """The gain in time of the student that is nearest to the real clips, or else of the first."""
@@ -100,16 +103,16 @@ class Result:
         students = [one for one in by if one.model.name != TEACHER]
         if self.reference is None:
             return None
-        distances = [name for name in METRICS if name.startswith(DISTANCES) and name in by[self.reference]]
-        best = min(students, key=lambda one: by[one][distances[0]]) if distances else students[0]
+        distance = next(iter(self.nets), None)
+        best = min(students, key=lambda one: by[one][distance]) if distance else students[0]
         remark, (slow, fast) = "", (by[one]["seconds"] for one in (self.reference, best))
-        if distances:
-            a, b = (by[one][distances[0]] for one in (best, self.reference))
-            remark = (f"{METRICS[distances[0]].label}: {a:.1f} for {best.model.name} at {best.steps} steps, "
-                      f"{b:.1f} for the teacher at {self.reference.steps}.")
+        if distance:
+            a, b = (by[one][distance] for one in (best, self.reference))
+            remark = (f"{self.nets[distance].metric.label}: {a:.1f} for {best.model.name} at {best.steps} "
+                      f"steps, {b:.1f} for the teacher at {self.reference.steps}.")
         return Headline(f"{slow / fast:.1f} times faster",
-                        f"{best.model.name} makes a clip in {best.steps} steps and {fast:.3g} s; the teacher "
-                        f"in {self.reference.steps} guided steps and {slow:.3g} s.", remark)
+                        f"{best.model.name} makes a clip in {best.steps} steps and {fast:.3g}\u00a0s; the "
+                        f"teacher in {self.reference.steps} guided steps and {slow:.3g}\u00a0s.", remark)
 
     def write(self, path: Path, codec: Codec) -> Path:
         """The page."""
