@@ -1,52 +1,112 @@
-"""What the three loops share: a 2-D density, a small network of (z, times), and the picture."""
+"""Shared by the three examples: a 2-D spiral, a small network of (z, times), the loop, the picture."""
 
 import math
+import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 
 def spiral(n: int, rng: torch.Generator) -> Tensor:
-    """n points (n, 2) of a two-armed spiral, of standard deviation about 1."""
-    turn = 3 * math.pi * torch.rand(n, generator=rng).sqrt()
-    arm = torch.randint(2, (n,), generator=rng) * math.pi
-    point = torch.stack([turn * torch.cos(turn + arm), turn * torch.sin(turn + arm)], 1) / 5
-    return point + 0.04 * torch.randn(n, 2, generator=rng)
+    """n points (n, 2) of a thin spiral of one and a half turns, of standard deviation about 1."""
+    turn = math.pi * (0.5 + 3 * torch.rand(n, generator=rng).sqrt())
+    point = 0.18 * torch.stack([turn * torch.cos(turn), turn * torch.sin(turn)], 1)
+    return point + 0.03 * torch.randn(n, 2, generator=rng)
 
 
 def apart(a: Tensor, b: Tensor, directions: int = 32) -> float:
-    """Sliced Wasserstein-1 distance of two sets of as many points: what a loss with a moving target hides."""
+    """Sliced Wasserstein-1 distance of two sets of as many points."""
     angle = torch.arange(directions) * math.pi / directions
     along = torch.stack([angle.cos(), angle.sin()])
     return ((a @ along).sort(0).values - (b @ along).sort(0).values).abs().mean().item()
 
 
 class Net(nn.Module):
-    """z (B, 2) and some times (B,) -> (B, 2).  Times enter through slow waves: the tangent stays tame."""
+    """z (B, 2) and some times (B,) -> (B, 2).
 
-    def __init__(self, times: int, width: int = 128):
+    Waves of z let a small network bend sharply between the turns of the spiral.  Waves of the times are slow:
+    the derivative along time enters the target, and fast waves would make it large.
+    """
+
+    def __init__(self, times: int, width: int = 128, waves: int = 24):
         super().__init__()
+        self.register_buffer("waves", torch.randn(2, waves))
         self.body = nn.Sequential(
-            nn.Linear(2 + 4 * times, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
+            nn.Linear(2 + 2 * waves + 4 * times, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
             nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2))
 
     def forward(self, z: Tensor, *times: Tensor) -> Tensor:
-        waves = [f(k * t)[:, None] for t in times for k in (1, 2) for f in (torch.sin, torch.cos)]
-        return self.body(torch.cat([z, *waves], 1))
+        phase = z @ self.waves
+        slow = [f(k * t)[:, None] for t in times for k in (1, 2) for f in (torch.sin, torch.cos)]
+        return self.body(torch.cat([z, phase.sin(), phase.cos(), *slow], 1))
 
 
-def picture(path: str, samples: dict[str, Tensor], losses: list[float]) -> None:
-    """A PNG: one panel a set of points, and the curve."""
+def fit(name: str, net: Net, loss_of: Callable[[float], Tensor], steps: int, lr: float = 2e-3,
+        watch: Callable[[], float] | None = None) -> list[float]:
+    """Train net on loss_of(share of the steps done); prints step, rate, loss and time left.
+
+    Returns what `watch` measured, about fifty times in all.
+    """
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    begin, printed, measured = time.perf_counter(), 0.0, []
+    for step in range(1, steps + 1):
+        if watch and (step - 1) % max(1, steps // 50) == 0:
+            measured.append(watch())
+        loss = loss_of(step / steps)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        spent = time.perf_counter() - begin
+        if spent - printed > 2 or step == steps:
+            printed = spent
+            print(f"{name} {step}/{steps}  {step / spent:.0f} steps/s  loss {loss.item():.3f}"
+                  + (f"  distance to data {measured[-1]:.3f}" if measured else "")
+                  + f"  {(steps - step) * spent / step:.0f} s left", flush=True)
+    return measured + ([watch()] if watch else [])
+
+
+def noised(n: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """A point z_t = (1 - t) x + t e, its t, and e - x, whose mean given z_t is the velocity."""
+    x, t = spiral(n, rng), torch.rand(n, generator=rng)
+    e = torch.randn(x.shape, generator=rng)
+    return torch.lerp(x, e, t[:, None]), t, e - x
+
+
+def flow_matching(steps: int, batch: int, rng: torch.Generator) -> Net:
+    """A network of (z, s, t) whose value at s = t is the velocity of z_t at t: the teacher."""
+    net = Net(times=2)
+
+    def loss_of(done: float) -> Tensor:
+        z, t, v = noised(batch, rng)
+        return (net(z, t, t) - v).square().sum(1).mean()
+    fit("teacher", net, loss_of, steps)
+    return net
+
+
+def picture(path: str, samples: dict[str, Tensor], curve: list[float]) -> None:
+    """Print each sample's distance to the data; draw a PNG: one panel a set of points, and the curve.
+
+    The first set of points is data.
+    """
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     n = len(samples) + 1
-    figure, panels = pyplot.subplots(1, n, figsize=(3 * n, 3), layout="constrained")
+    figure, panels = pyplot.subplots(1, n, figsize=(3 * n, 3.4), layout="constrained")
+    data = next(iter(samples.values()))
+    other = spiral(len(data), torch.Generator().manual_seed(99))
     for panel, (title, points) in zip(panels, samples.items(), strict=False):
-        panel.scatter(*points.T, s=1, linewidths=0)
-        panel.set(title=title, xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), xticks=[], yticks=[], aspect="equal")
-    panels[-1].plot(losses)
-    panels[-1].set(title="progress", yscale="log", xlabel="step")
+        distance = apart(points, other)
+        print(f"{title}: sliced Wasserstein distance to fresh data {distance:.3f}")
+        panel.scatter(*points.T, s=2, linewidths=0, alpha=0.5)
+        panel.set(title=f"{title}\ndistance {distance:.3f}", xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), xticks=[],
+                  yticks=[], aspect="equal")
+    panels[-1].plot(torch.linspace(0, 100, len(curve)), curve)
+    panels[-1].set(title="1 step: distance to data", yscale="log", xlabel="% of training")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+    print(f"wrote {path}")

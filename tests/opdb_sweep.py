@@ -263,7 +263,8 @@ def compiled(function: Callable, sample, tangents) -> str:
         got = torch.compile(run, backend="eager")(primals(), tuple(tangents))
     except Exception as error:                         # most often Dynamo's own: never a result
         got, refusal = None, f"refused: {type(error).__name__}"
-    gc.collect()                                       # an error that is freed may do harm
+    if got is None:
+        gc.collect()                                   # freeing the error may do harm
     if dispatch_keys() != UNHARMED:
         return "wrong: torch's dispatch keys changed"
     if got is None:

@@ -231,9 +231,9 @@ def test_an_integer_primal_is_named():
         jvp(lambda x: x["x"], ({"x": W, "labels": [W, two > 0]},), ({"x": W, "labels": [W, two > 0]},))
     with pytest.raises(RuntimeError, match=r"primals\[1\] is a int, its tangent a int; want two"):
         jvp(lambda x, i: x * i, (W, 2), (W, 1))
-    with pytest.raises(RuntimeError, match=r"tangents\[0\] is \(4, 4\) torch.int64 .*4, 4\) torch.float64"):
+    with pytest.raises(RuntimeError, match=r"tangents\[0\] is \(4, 4\) torch.int64 .* torch.float64"):
         jvp(torch.sin, (W,), (W.long(),))
-    with pytest.raises(RuntimeError, match="differ in structure.*want one tangent, or None, for each"):
+    with pytest.raises(RuntimeError, match="differ in structure.*want one tangent, or None, for each primal"):
         jvp(lambda x, i: x * i, (W, two), (W,))
     torch.testing.assert_close(jvp(lambda x, i: x * i, (W, two), (W, None)), (2 * W, 2 * W))
 

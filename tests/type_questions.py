@@ -8,6 +8,8 @@ import dis
 import importlib.util
 import sys
 import types
+from _abc import _abc_instancecheck
+from abc import ABCMeta
 from pathlib import Path
 
 
@@ -23,6 +25,8 @@ class FloatTensor(metaclass=type("tensortype", (type,), {})):
     pass
 
 
+Registered = ABCMeta("Registered", (), {})
+Registered.register(Tensor)
 torch = types.ModuleType("torch")
 torch.Tensor, torch.Parameter, torch.FloatTensor = Tensor, Parameter, FloatTensor
 torch.compiler = types.SimpleNamespace(is_compiling=lambda: False)
@@ -107,8 +111,12 @@ def of_a_choice(x):                         # True
     return isinstance(x if x is not None else 3, torch.Tensor)
 
 
+def of_nested_choices(x):                   # True
+    return isinstance(((x if KINDS else 1) if x is not None else 2) if TABLE else 3, torch.Tensor)
+
+
 def of_a_comprehension(x):                  # True
-    return isinstance([y for y in (x, x)][0], torch.Tensor)
+    return isinstance([z for z in [y for y in (x, x)]][0], torch.Tensor)            # noqa: C416
 
 
 def in_a_comprehension(x):                  # 1
@@ -154,9 +162,8 @@ def after_an_error(x):                      # True
 
 
 def of_another_function(x):                 # False: what asks is no isinstance
-    def isinstance(x, kind):
-        return type(x) is kind
-    return isinstance(x, torch.Tensor)
+    isinstance = _abc_instancecheck
+    return isinstance(Registered, x)
 
 
 # --- questions that cannot be answered: an error, never a wrong answer ------------------------------------
@@ -170,16 +177,21 @@ def starred(x):
     return isinstance(*(x, torch.Tensor))
 
 
+def starred_with_keywords(x):
+    ask = isinstance
+    return ask(*(x, torch.Tensor), **{})
+
+
 def legacy(x):
     return isinstance(x, torch.FloatTensor)
 
 
-ANSWERS = {tensor: True, negated: False, in_a_tuple: True, in_a_union: True, another: False, by_global: True,
-           by_local: True, by_cell: True, by_item: True, by_type: False, of_an_expression: True,
-           of_a_choice: True, of_a_comprehension: True, in_a_comprehension: 1, in_a_chain: 1,
-           by_another_name: True, over_lines: True, by_pattern: 2, by_class: True, after_an_error: True,
-           of_another_function: False}
-REFUSED = (by_call, starred, legacy)
+ANSWERS = {tensor: True, negated: False, in_a_tuple: True, in_a_union: True, another: False,
+           by_global: True, by_local: True, by_cell: True, by_item: True, by_type: False,
+           of_an_expression: True, of_a_choice: True, of_nested_choices: True, of_a_comprehension: True,
+           in_a_comprehension: 1, in_a_chain: 1, by_another_name: True, over_lines: True, by_pattern: 2,
+           by_class: True, after_an_error: True, of_another_function: False}
+REFUSED = (by_call, starred, starred_with_keywords, legacy)
 
 
 def wrong(warm: int = 60) -> list[str]:
@@ -211,6 +223,10 @@ def _unknown_instructions(x) -> list[str]:
             for i, at in enumerate(real(code))]})
         if _answer(ask, x) not in (True, TypeError):
             found.append(f"instruction {where} unknown: {_answer(ask, x)}")
+    ask = types.FunctionType(tensor.__code__.replace(co_name="lost"), globals())
+    typetest.dis = types.SimpleNamespace(**vars(dis) | {"stack_effect": lambda *args, jump: 0})
+    if _answer(ask, x) is not TypeError:
+        found.append(f"the stack unknown: {_answer(ask, x)}")
     typetest.dis = dis
     return found
 
