@@ -5,11 +5,13 @@ machine.  A fused op counts as what it returns: workspace inside a kernel is not
 allocator rounds up or leaves in pieces.
 """
 
+import re
 import weakref
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 GRADIENT = "gradients"
+OUTSIDE = "outside"
+BLOCK = re.compile(r"(?<!\w)blocks\.(\d+)")
 VALUES = {torch.bool: True}             # what a fake tensor's .item() reads as; 1.0 for every other dtype
 
 
@@ -40,22 +44,29 @@ class Account(TorchDispatchMode):
 
     peak: the most bytes alive after an op.  where, op, planes: where that was, and what was alive there.
     peak_gradients, peak_activations: of known tensors' gradients, and of all else, each at its own peak.
-    timeline: live bytes after each op.
+    timeline: live bytes after each op.  phases: (op it begins at, its name): "student", "student backward".
+    tops: {(how many phases, block of the network): the most bytes alive after an op there}.
     """
 
     def __init__(self, known: Iterable[Tensor] = (), **networks: nn.Module):
         super().__init__()
         self.live, self.alive = {}, 0
-        self.peak, self.where, self.op, self.planes = 0, "", "", []
+        self.peak, self.where, self.op, self._planes = 0, "", "", []
         self.peak_activations, self.peak_gradients, self.gradients = 0, 0, 0
         self.timeline: list[int] = []
+        self.phases: list[tuple[int, str]] = []
+        self.tops: dict[tuple[int, int | None], int] = {}
         self.networks = networks
-        self.entered, self.backward_at = [], "outside"
+        self.entered, self.backward_at = [], OUTSIDE
         self.known = {x.untyped_storage()._cdata: x for x in known}
 
     @property
     def known_bytes(self) -> int:
         return sum(x.untyped_storage().nbytes() for x in self.known.values())
+
+    @property
+    def planes(self) -> list[Plane]:
+        return list(self.live.values()) if self._planes is None else self._planes
 
     def follow(self, x: Tensor, op: str = "given") -> None:
         """Count x's storage from now until it dies."""
@@ -68,6 +79,8 @@ class Account(TorchDispatchMode):
         weakref.finalize(storage, self._free, key).atexit = False
 
     def _free(self, key: int) -> None:
+        if self._planes is None:        # a copy after every op that adds to the peak would cost their square
+            self._planes = list(self.live.values())
         plane = self.live.pop(key)
         self.alive -= plane.bytes
         self.gradients -= plane.bytes * (plane.where == GRADIENT)
@@ -87,18 +100,28 @@ class Account(TorchDispatchMode):
         for x in tree_leaves(result):
             if isinstance(x, Tensor):
                 self.follow(x, op)
+        self._note()
+        if self.alive > self.peak:
+            self.peak, self.where, self.op, self._planes = self.alive, self.here(), op, None
+        return result
+
+    def _note(self) -> None:
+        network, block = place(self.here())
+        phase = f"{network} backward" if torch._C._current_autograd_node() else network
+        if not self.phases or self.phases[-1][1] != phase:
+            self.phases.append((len(self.timeline), phase))
         self.timeline.append(self.alive)
+        key = len(self.phases), block
+        self.tops[key] = max(self.alive, self.tops.get(key, 0))
         self.peak_gradients = max(self.peak_gradients, self.gradients)
         self.peak_activations = max(self.peak_activations, self.alive - self.gradients)
-        if self.alive > self.peak:
-            self.peak, self.planes = self.alive, list(self.live.values())
-            self.where, self.op = self.here(), op
-        return result
 
     # --- which module is at work -------------------------------------------------------------------------
 
     def here(self) -> str:
-        return self.entered[-1] if self.entered else self.backward_at
+        if self.entered:
+            return self.entered[-1]
+        return self.backward_at if torch._C._current_autograd_node() else OUTSIDE
 
     def __enter__(self):
         self.hooks = ExitStack()
@@ -130,6 +153,13 @@ class Account(TorchDispatchMode):
         for handle in (module.register_forward_pre_hook(enter),
                        module.register_forward_hook(leave, always_call=True)):
             self.hooks.callback(handle.remove)
+
+
+@cache
+def place(where: str) -> tuple[str, int | None]:
+    """(network, its block) of a module's name."""
+    block = BLOCK.search(where)
+    return where.split(".")[0].split(" ")[0], int(block[1]) if block else None
 
 
 def grouped(planes: list[Plane]) -> list[tuple[int, Plane]]:

@@ -5,6 +5,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from bench.bench_network import STEP, block_flops
 from bench.harness import Case, case
 from bench.passes import ccd_of, plain_torch
 from swiftvideo_fast import path
@@ -36,4 +37,6 @@ def build(B: int, T: int, H: int, W: int, device: str, dtype: torch.dtype) -> Ca
         with plain_torch(), patch.object(ccd, "jvp", torch.func.jvp):
             return ours()
 
-    return Case(ours, by_torch)
+    tokens = T * H * W // 4
+    flops = B * len(net.blocks) * block_flops(net.blocks[0], tokens, *STEP)
+    return Case(ours, by_torch, flops=flops)

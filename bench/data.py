@@ -22,6 +22,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from bench.options import Parser, count, seconds, size
 from swiftvideo_fast.data import dali, shards
 from swiftvideo_fast.data.decode import Decoder, Framing, PyAv, decoder
 from swiftvideo_fast.data.files import Place
@@ -86,7 +87,7 @@ def rates(candidates: dict[str, Callable[[int], None]], args: argparse.Namespace
 
 
 def decoding(folder: Path, args: argparse.Namespace) -> None:
-    width, height = map(int, args.size.split("x"))
+    width, height = args.size
     framing, device = Framing(61, 16.0, width, height), torch.device(args.device)
     others: dict[str, Decoder] = {"ours, PyAV": PyAv(), "ours, PyAV, smooth": PyAv(smooth=True)}
     if dali.installed():
@@ -94,8 +95,8 @@ def decoding(folder: Path, args: argparse.Namespace) -> None:
     print(f"windows of 61 frames at 16 a second, {width}x{height}; {args.threads} threads; clips/s "
           f"{'' if device.type == 'cuda' else 'and core '}\n"
           "(then over the bare decode of the whole file, and of the window's frames)")
-    for source in dict.fromkeys((args.size, "1280x720")):
-        w, h = map(int, source.split("x"))
+    for w, h in dict.fromkeys((args.size, (1280, 720))):
+        source = f"{w}x{h}"
         for codec, (encoder, suffix, options) in ENCODERS.items():
             path = film(folder / f"{codec}-{source}{suffix}", encoder, options, w, h)
             video, place = probe(path), Place("", path.name)
@@ -172,14 +173,16 @@ def from_shards(folder: Path, args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench data", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=12, help="a round")
-    parser.add_argument("--seconds", type=float, default=5.0, help="a candidate")
-    parser.add_argument("--size", default="832x480", help="of a window, and of one of the two kinds of file")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser = Parser("data", __doc__)
+    parser.add_argument("--clips", type=count, default=12, help="a round")
+    parser.add_argument("--seconds", type=seconds, default=5.0, help="a candidate")
+    parser.add_argument("--size", type=size, default=(832, 480),
+                        help="of a window, and of one of the two kinds of file")
+    parser.add_argument("--threads", type=count, default=os.cpu_count() or 1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args(argv)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: no CUDA device here")
     with tempfile.TemporaryDirectory() as name:
         decoding(Path(name), args)
     with tempfile.TemporaryDirectory() as name:

@@ -4,15 +4,16 @@ Attention's time should grow by the square of the tokens and its memory linearly
 On a CPU the network is the small preset, on a GPU the published one.
 """
 
-import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from bench.bench_network import draw
 from bench.harness import allocated, heading, rounds
-from bench.passes import velocity
+from bench.options import Parser, count, picture
+from bench.passes import Setting, velocity
 from swiftvideo_fast import jvp
 from swiftvideo_fast.ops.attention import attention_jvp
 from swiftvideo_fast.ops.modulate import modulate_jvp
@@ -51,15 +52,15 @@ def slope(xs: list[float], ys: list[float]) -> float:
 def measure(frames: list[int], device: str, dtype: torch.dtype) -> dict[str, list[tuple[int, float, int]]]:
     """{what: [(tokens, ms, bytes)]}; the least of the times, which neighbours only lengthen."""
     points = {}
-    for count in frames:
-        N, runs = passes(count, device, dtype)
+    for each in frames:
+        N, runs = passes(each, device, dtype)
         for name, run in runs.items():
             ms = min(rounds({"ours": run}, device, SECONDS)["ours"])
             points.setdefault(name, []).append((N, ms, allocated(run, device)))
     return points
 
 
-def draw_chart(points: dict, png: str, title: str) -> None:
+def draw_chart(points: dict, png: Path, title: str) -> None:
     import matplotlib
     matplotlib.use("agg")
     from matplotlib import pyplot
@@ -80,14 +81,17 @@ def draw_chart(points: dict, png: str, title: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench growth", description=__doc__)
-    parser.add_argument("--frames", type=int, nargs="+", help="4n + 1 each")
-    parser.add_argument("--png", help="draw the chart into this file")
+    parser = Parser("growth", __doc__)
+    parser.add_argument("--frames", type=count, nargs="+", help="4n + 1 each")
+    parser.add_argument("--png", type=picture, help="draw the chart into this file")
     args = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    points = measure(args.frames or FRAMES[device], device, dtype)
+    frames = args.frames or FRAMES[device]
+    for each in frames:
+        parser.built(Setting, frames=each, size=SIDES[device])
+    points = measure(frames, device, dtype)
     title = heading(device, dtype)
     print(title)
     for name, line in points.items():

@@ -32,13 +32,17 @@ MATMUL = {"cpu": 768, "cuda": 8192}                           # side of the squa
 
 @dataclass(frozen=True)
 class Case:
-    """Two ways to the same tensors, and what the work costs; a callable that returns None is not compared."""
+    """Two ways to the same tensors, and the bytes or flops they cost; what returns None is not compared."""
 
     ours: Callable
     torch: Callable
     bytes_moved: int = 0                                      # the least the op can move
     flops: int = 0
     peers: dict[str, Callable] = field(default_factory=dict)  # others, timed beside the two
+
+    def __post_init__(self):
+        if not (self.bytes_moved or self.flops):
+            raise ValueError("Case: neither bytes_moved nor flops is given; want one, for its share")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """python -m bench memory: what a pass of the real network keeps alive at once, on any machine.
 
     python -m bench memory --preset wan-1.3b --frames 61 --size 832x480 --pass jvp
-    python -m bench memory --against torch              beside torch.func.jvp with math attention
-    python -m bench memory --pass step --png step.png   the timeline of a whole CCD step
+    python -m bench memory --pass step --png step.png   a CCD step over time, its phases in colours
+    python -m bench memory --against torch --png t.png  beside torch.func.jvp with math attention
     python -m bench memory --table                      1.3B and 14B on 80 and 141 GB, as Markdown
 
 The passes are told in bench/passes.py.  In the table n devices share what is held and the gradients, as under
@@ -16,12 +16,14 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bench.account import GRADIENT, Account, grouped
+from bench.account import GRADIENT, OUTSIDE, Account, grouped
 from bench.harness import allocated, device_name
+from bench.options import Parser, count, picture, size
 from bench.passes import PASSES, Setting, jvp_pass, plain_torch
 from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE
 from swiftvideo_fast.plan import USABLE
@@ -72,20 +74,42 @@ def report(name: str, setting: Setting, account: Account) -> str:
         f"{small / 1e6:12.1f} MB   smaller planes"])
 
 
-def draw(account: Account, png: str, title: str) -> None:
-    """Live bytes after each op, on a line over the ops; the peak is marked and named."""
+def spans(account: Account) -> Iterator[tuple[int, int, str]]:
+    """(first op, one after the last, name) of each phase: a network's, or "update" after all of those."""
+    ends = [begin for begin, _ in account.phases[1:]] + [len(account.timeline)]
+    for (begin, phase), end in zip(account.phases, ends, strict=True):
+        if not phase.startswith(OUTSIDE):
+            yield begin, end, phase
+        elif end == len(account.timeline) and begin and account.phases[-2][1].endswith("backward"):
+            yield begin, end, "update"
+
+
+def draw(accounts: dict[str, Account], png: Path, title: str) -> None:
+    """Live bytes after each op, a panel an account, on one scale; phases in colours, the peak named."""
     import matplotlib
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    alive = [b / 1e9 for b in account.timeline]
-    top = max(range(len(alive)), key=alive.__getitem__)
-    figure, axes = pyplot.subplots(figsize=(11, 4), layout="constrained")
-    axes.fill_between(range(len(alive)), alive, step="post", color="#9bbbe0", linewidth=0)
-    axes.annotate(f"{account.peak / 1e9:.3f} GB\n{account.op} in {account.where}", (top, alive[top]),
-                  (0.5, 0.93), textcoords="axes fraction", va="top", arrowprops={"arrowstyle": "-"})
-    axes.set(title=title, xlabel="operations", ylabel="GB alive beyond weights and states")
-    axes.set(xlim=(0, len(alive)), ylim=(0, 1.25 * account.peak / 1e9))
+    figure, panels = pyplot.subplots(1, len(accounts), figsize=(6 + 5 * len(accounts), 4.4), sharey=True,
+                                     squeeze=False, layout="constrained")
+    highest = max(account.peak for account in accounts.values()) / 1e9
+    colours = {}
+    for axes, (name, account) in zip(panels[0], accounts.items(), strict=True):
+        alive = [b / 1e9 for b in account.timeline]
+        axes.fill_between(range(len(alive)), alive, step="post", color="#d0d0d0", linewidth=0)
+        for begin, end, phase in spans(account):
+            colour = colours.setdefault(phase, f"C{len(colours)}")
+            axes.fill_between(range(begin, end), alive[begin:end], step="post", color=colour, linewidth=0)
+        top = max(range(len(alive)), key=alive.__getitem__)
+        peak = f"{name}: {account.peak / 1e9:.3g} GB\n{account.op} in {account.where}"
+        axes.annotate(peak, (top, alive[top]), (0.5, 0.97), textcoords="axes fraction", ha="center", va="top",
+                      arrowprops={"arrowstyle": "-"})
+        axes.set(xlabel="operations", xlim=(0, len(alive)), ylim=(0, 1.3 * highest))
+    panels[0][0].set(ylabel="GB alive beyond weights and states")
+    for phase, colour in colours.items():
+        panels[0][0].fill_between([], [], color=colour, label=phase)
+    figure.legend(loc="outside lower center", ncols=len(colours))
+    figure.suptitle(title)
     figure.savefig(png, dpi=110)
     pyplot.close(figure)
 
@@ -124,27 +148,25 @@ def setting_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--moments", type=int, default=Setting.moments, choices=(32, 8), help="bits")
 
 
-def setting_of(args: argparse.Namespace, frames: int, size: str) -> Setting:
-    width, height = map(int, size.split("x"))
-    return Setting(args.preset.removeprefix("wan-"), frames, (width, height), getattr(torch, args.dtype),
-                   args.recompute, args.moments)
+def setting_of(parser: Parser, args: argparse.Namespace, frames: int, pixels: tuple[int, int]) -> Setting:
+    return parser.built(Setting, args.preset.removeprefix("wan-"), frames, pixels, getattr(torch, args.dtype),
+                        args.recompute, args.moments)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench memory", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("memory", __doc__)
     setting_arguments(parser)
-    parser.add_argument("--frames", type=int, default=61)
-    parser.add_argument("--size", default="832x480", help="width x height in pixels")
+    parser.add_argument("--frames", type=count, default=61)
+    parser.add_argument("--size", type=size, default=(832, 480), help="width x height in pixels")
     parser.add_argument("--pass", dest="name", choices=PASSES, default="jvp")
     parser.add_argument("--against", choices=["torch"], help="beside torch.func.jvp with math attention")
     parser.add_argument("--measure", action="store_true", help="run the pass too; on a GPU it always is")
-    parser.add_argument("--png", help="draw the timeline into this file")
+    parser.add_argument("--png", type=picture, help="draw the timeline into this file")
     parser.add_argument("--table", action="store_true", help="every pass of 1.3B and 14B, as Markdown")
     args = parser.parse_args(argv)
     if args.against and args.name != "jvp":
         parser.error(f"--against {args.against} is of the JVP pass: want --pass jvp, found {args.name}")
-    setting = setting_of(args, args.frames, args.size)
+    setting = setting_of(parser, args, args.frames, args.size)
     if args.table:
         for line in table([replace(setting, preset=name) for name in ("1.3b", "14b")]):
             print(line, flush=True)
@@ -152,8 +174,9 @@ def main(argv: list[str]) -> int:
     account = faked(PASSES[args.name], setting)
     said = report(args.name, setting, account)
     print(said)
+    shown = {"ours": account}
     if args.against:
-        theirs = by_torch(setting)
+        theirs = shown["torch.func.jvp"] = by_torch(setting)
         print(f"torch.func.jvp     {theirs.peak / 1e9:10.4g} GB   at {theirs.op} in {theirs.where}: "
               f"{theirs.peak / account.peak:.1f} times ours")
     if args.measure or torch.cuda.is_available():
@@ -162,5 +185,5 @@ def main(argv: list[str]) -> int:
         print(f"measured           {found / 1e9:10.4g} GB   on {device_name(device)}: the account is "
               f"{account.peak / found - 1:+.1%} from it")
     if args.png:
-        draw(account, args.png, said.splitlines()[0])
+        draw(shown, args.png, said.splitlines()[0])
     return 0

@@ -37,7 +37,7 @@ from swiftvideo_fast.models import lora
 from swiftvideo_fast.models.condition import Condition
 from swiftvideo_fast.models.wan import network as wan
 from swiftvideo_fast.models.wan.family import WanFamily
-from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE, Wan
+from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE, Wan, WanConfig
 from swiftvideo_fast.models.wan.vae import WanVae
 from swiftvideo_fast.objectives.base import AVERAGE, STUDENT, TEACHER, Objective, Setup
 from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
@@ -56,6 +56,7 @@ velocity = FAMILY.call
 class Setting:
     """What is accounted for.  frames: 4n + 1, in pixel space; size: (width, height), multiples of 16.
 
+    layers: blocks of the network, the preset's own number if None.
     recompute: the student's, of models.wan.network.RECOMPUTE.  moments: AdamW's, 32 or 8 bits; da: always 8.
     random: weights, else zero.
     """
@@ -67,14 +68,20 @@ class Setting:
     recompute: str = "blocks"
     moments: int = 32
     random: bool = False
+    layers: int | None = None
 
     def __post_init__(self):
         known_name("memory: --recompute", self.recompute, RECOMPUTE)
         try:
             FAMILY.latent.shape(self.frames, *self.size[::-1])
         except ValueError as why:
-            raise ValueError(f"memory: {self.frames} frames of {self.size[0]}x{self.size[1]}; "
+            raise ValueError(f"{self.frames} frames of {self.size[0]}x{self.size[1]}; "
                              "want 4n + 1 frames, sides multiples of 16") from why
+
+    @property
+    def config(self) -> WanConfig:
+        config = PRESETS[self.preset]
+        return config if self.layers is None else replace(config, layers=self.layers)
 
     @property
     def latent(self) -> tuple[int, int, int]:
@@ -85,12 +92,12 @@ class Setting:
         return math.prod(self.latent) // FAMILY.latent.patch**2
 
     def point(self) -> path.Point:
-        x0, x1 = (torch.randn(1, PRESETS[self.preset].latent, *self.latent) for _ in range(2))
+        x0, x1 = (torch.randn(1, self.config.latent, *self.latent) for _ in range(2))
         t = torch.full((1,), 0.5)
         return path.Point(x0, x1, t, path.interpolate(x0, x1, t))
 
     def condition(self) -> Condition:
-        c = PRESETS[self.preset]
+        c = self.config
         image = torch.randn(1, IMAGE, c.image_dim) if c.image_dim else None
         return Condition(torch.randn(1, c.condition, *self.latent), torch.randn(1, TEXT, c.text_dim),
                          torch.randn(TEXT, c.text_dim), image)
@@ -98,7 +105,7 @@ class Setting:
     def network(self, *, trained: bool, rank: int = 0) -> Wan:
         """Of the preset's sizes, on the current default device.  rank: of LoRA, then all that is trained."""
         def build() -> Wan:
-            net = FAMILY.cast(Wan(PRESETS[self.preset]), self.dtype).requires_grad_(trained)
+            net = FAMILY.cast(Wan(self.config), self.dtype).requires_grad_(trained)
             if rank:
                 lora.attach(net, rank, torch.Generator())
             return net
@@ -198,7 +205,7 @@ def loop_step(setting: Setting, objective: Callable[[Config, Setup], Objective],
     cfg = Config(Run("bench", 1), Model(weights="released"), options, Optim(1e-6, moments=setting.moments),
                  CropOptions(batch=1), da=da, engine=spread or Engine())
     made = objective(cfg, Setup(
-        FAMILY, torch.get_default_device(), sizes=lambda: PRESETS[setting.preset],
+        FAMILY, torch.get_default_device(), sizes=lambda: setting.config,
         start=partial(setting.network, trained=True, rank=rank),
         teacher=partial(setting.network, trained=False), reference=partial(setting.network, trained=False),
         codec=None, clips=None))

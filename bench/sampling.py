@@ -6,7 +6,6 @@ The student's 4 steps, and the teacher's 25 guided ones on the same condition.  
 the seconds are those of the arithmetic and of drawing the weights.  Wants the extra `wan`.
 """
 
-import argparse
 import json
 import tempfile
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from bench.options import Parser, count, output, size
 from swiftvideo_fast.models.wan import encoders
 from swiftvideo_fast.models.wan.codec import WanCodec
 from swiftvideo_fast.models.wan.image import ImageEncoder
@@ -129,15 +129,15 @@ def measure(sizes: Sizes, shape: sample.Shape, device: torch.device) -> dict[str
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench sampling", description=__doc__.split("\n")[0])
+    parser = Parser("sampling", __doc__)
     parser.add_argument("--preset", choices=SIZES, default="1.3b")
-    parser.add_argument("--size", type=sample.size, default=(832, 480))
-    parser.add_argument("--frames", type=int, default=61)
-    parser.add_argument("--json", type=Path, help="also write the figures there")
+    parser.add_argument("--size", type=size, default=(832, 480))
+    parser.add_argument("--frames", type=count, default=61)
+    parser.add_argument("--json", type=output, help="also write the figures there")
     args = parser.parse_args(argv)
+    shape = parser.built(sample.Shape, args.frames, args.size[1], args.size[0])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    shape = sample.Shape(args.frames, args.size[1], args.size[0])
     print(f"{name}, {args.preset}, {shape.frames} frames of {shape.width}x{shape.height}, bf16")
     parts = measure(SIZES[args.preset], shape, device)
     if args.json:

@@ -13,7 +13,6 @@ Random weights: of zeros a card draws less power and runs faster.  Each figure i
 runs/gpu/step.json, and with --record bench/gpu.json under "step".  TFLOP counts: bench_network.STEP, JVP.
 """
 
-import argparse
 import gc
 import json
 import time
@@ -30,6 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench import bench_network
 from bench.harness import MATMUL, device_name
+from bench.options import Parser, count, folder, size
 from bench.passes import PASSES, Setting, velocity, zero3_pass
 from swiftvideo_fast import jvp, ops
 from swiftvideo_fast.atomic import atomic_write
@@ -81,7 +81,7 @@ def matmul_rate() -> float:
 def flops(setting: Setting, counts: tuple[float, float]) -> float:
     with torch.device("meta"):
         block = setting.network(trained=False).blocks[0]
-    return PRESETS[setting.preset].layers * bench_network.block_flops(block, setting.tokens, *counts)
+    return setting.config.layers * bench_network.block_flops(block, setting.tokens, *counts)
 
 
 def work(setting: Setting) -> tuple[float, float]:
@@ -175,21 +175,20 @@ def sampling(setting: Setting) -> dict[str, float]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench step", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("step", __doc__)
     parser.add_argument("parts", nargs="*", metavar="PART")
     parser.add_argument("--recompute", choices=RECOMPUTE, default=POLICY)
     parser.add_argument("--preset", choices=PRESETS, default="1.3b")
-    parser.add_argument("--frames", type=int, default=61)
-    parser.add_argument("--size", default="832x480")
+    parser.add_argument("--frames", type=count, default=61)
+    parser.add_argument("--size", type=size, default=(832, 480))
     parser.add_argument("--record", action="store_true")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--out", type=folder, default=OUT)
     args = parser.parse_args(argv)
     known = "step", "kernels", "sampling", "ta", "phases", "da", "zero3"
     if unknown := set(args.parts) - set(known):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    width, height = map(int, args.size.split("x"))
-    setting = Setting(args.preset, args.frames, (width, height), recompute=args.recompute, random=True)
+    setting = parser.built(Setting, args.preset, args.frames, args.size, recompute=args.recompute,
+                           random=True)
     args.out.mkdir(parents=True, exist_ok=True)
     by = f"{date.today()}, torch {torch.__version__}"
     card, found, failed = device_name(CARD.type), {}, []

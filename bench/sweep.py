@@ -1,32 +1,60 @@
 """python -m bench sweep: frames x resolution x pass, as a CSV and a chart: what fits on one device.
 
     python -m bench sweep --preset wan-1.3b --pass jvp train step --csv sweep.csv --png sweep.png
+
+A point is accounted for on networks of two and of three blocks, and continued to the preset's number.
 """
 
-import argparse
 import csv
+from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
+from bench.account import Account
 from bench.memory import DEVICES_GB, USABLE, faked, setting_arguments, setting_of
+from bench.options import Parser, count, output, picture, size
 from bench.passes import PASSES, Setting
 
 FRAMES = (17, 33, 61, 81, 121)
-SIZES = ("832x480", "1280x720")
+SIZES = ((832, 480), (1280, 720))
 MARKERS = 2 * "os^Dvp*X"
+
+
+BLOCKS = 2, 3
+
+
+def continued(name: str, setting: Setting) -> tuple[int, int]:
+    """(bytes held, peak beyond them) of a pass, as its account gives them, from networks of few blocks.
+
+    From block to block of a phase live bytes grow by one amount, so each phase has its peak at the first or
+    the last; and at either they grow by one amount with every block that is added to the network.
+    """
+    few, many = (faked(PASSES[name], replace(setting, layers=n)) for n in BLOCKS)
+    more = setting.config.layers - BLOCKS[1]
+    if [phase for _, phase in few.phases] != [phase for _, phase in many.phases]:
+        raise ValueError(f"sweep: the phases of {name} depend on the number of blocks")
+
+    def at_ends(account: Account, blocks: int) -> dict:
+        named = {None: "none", 0: "first", blocks - 1: "last"}
+        return {(phase, named[block]): top for (phase, block), top in account.tops.items() if block in named}
+
+    low, high = at_ends(few, BLOCKS[0]), at_ends(many, BLOCKS[1])
+    peak = max(high[key] + more * (high[key] - low[key]) for key in low.keys() & high.keys())
+    return many.known_bytes + more * (many.known_bytes - few.known_bytes), peak
 
 
 def rows(settings: list[Setting], passes: list[str]):
     """A dict a setting and pass: tokens, GB held, peak, their sum, and whether each device fits it."""
     for setting, name in product(settings, passes):
-        account = faked(PASSES[name], setting)
-        total = (account.known_bytes + account.peak) / 1e9
+        held, peak = continued(name, setting)
+        total = (held + peak) / 1e9
         yield {"preset": setting.preset, "pass": name, "frames": setting.frames,
                "size": "x".join(map(str, setting.size)), "tokens": setting.tokens,
-               "held_gb": round(account.known_bytes / 1e9, 3), "peak_gb": round(account.peak / 1e9, 3),
+               "held_gb": round(held / 1e9, 3), "peak_gb": round(peak / 1e9, 3),
                "total_gb": round(total, 3)} | {f"fits_{gb}": int(total <= USABLE * gb) for gb in DEVICES_GB}
 
 
-def draw(table: list[dict], png: str) -> None:
+def draw(table: list[dict], png: Path) -> None:
     """Total GB over tokens: a line a pass, a marker a size, frames beside the last line, a level a device."""
     import matplotlib
     matplotlib.use("agg")
@@ -39,15 +67,15 @@ def draw(table: list[dict], png: str) -> None:
         points = sorted((row["tokens"], row["total_gb"], row["size"], row["frames"])
                         for row in table if row["pass"] == name)
         axes.plot(*zip(*(point[:2] for point in points)), color=f"C{colour}", label=name)
-        for tokens, gb, size, frames in points:
-            place = sizes.index(size)
+        for tokens, gb, pixels, frames in points:
+            place = sizes.index(pixels)
             axes.plot(tokens, gb, MARKERS[place], color=f"C{colour}")
             if name == passes[-1]:
                 axes.annotate(frames, (tokens, gb), (0, -14 if place % 2 else 7), textcoords="offset points",
                               ha="center", fontsize=8)
-    for place, size in enumerate(sizes):
+    for place, pixels in enumerate(sizes):
         where = "below" if place % 2 else "above"
-        axes.plot([], [], MARKERS[place], color="grey", label=f"{size}, frames {where}")
+        axes.plot([], [], MARKERS[place], color="grey", label=f"{pixels}, frames {where}")
     for gb in DEVICES_GB:
         axes.axhline(USABLE * gb, color="grey", linestyle=":")
         axes.annotate(f"{USABLE:.0%} of {gb} GB", (0, USABLE * gb), (4, 3), textcoords="offset points")
@@ -60,16 +88,16 @@ def draw(table: list[dict], png: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench sweep", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("sweep", __doc__)
     setting_arguments(parser)
-    parser.add_argument("--frames", type=int, nargs="+", default=FRAMES)
-    parser.add_argument("--size", nargs="+", default=SIZES, help="width x height in pixels")
+    parser.add_argument("--frames", type=count, nargs="+", default=FRAMES)
+    parser.add_argument("--size", type=size, nargs="+", default=SIZES, help="width x height in pixels")
     parser.add_argument("--pass", dest="passes", nargs="+", choices=PASSES, default=list(PASSES))
-    parser.add_argument("--csv", default="sweep.csv")
-    parser.add_argument("--png", help="draw the chart into this file")
+    parser.add_argument("--csv", type=output, default="sweep.csv")
+    parser.add_argument("--png", type=picture, help="draw the chart into this file")
     args = parser.parse_args(argv)
-    settings = [setting_of(args, frames, size) for size, frames in product(args.size, args.frames)]
+    settings = [setting_of(parser, args, frames, pixels)
+                for pixels, frames in product(args.size, args.frames)]
     table = []
     with open(args.csv, "w", newline="") as file:
         for row in rows(settings, args.passes):

@@ -2,6 +2,7 @@
 
     python -m bench                    the table
     python -m bench attention gate     only the cases whose names begin so
+    python -m bench --avx2             ours and torch's as on a machine without AVX-512
     python -m bench --record           write this device's ratios and peaks to bench/record.json
     python -m bench --check            exit 1 if a case lost time or memory since recorded
     python -m bench --json t.json --png t.png
@@ -13,8 +14,9 @@ time, and condemned only if it is over it RETRIALS times more; a record is measu
 A device without a record is said so and passes: a claim about a GPU is checked where there is that GPU.
 """
 
-import argparse
 import json
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +25,9 @@ import torch
 from torch.profiler import profile
 
 from bench.harness import CASES, Case, Row, absent, device_name, fault, heading, keep_pages, measure
+from bench.options import Parser, count, folder, output, picture, seconds
 from swiftvideo_fast.atomic import atomic_write
+from swiftvideo_fast.ops import cpu
 
 # {device: {case: {"ratio": ours / torch, "peak": bytes, "share": of the limit's rate}}}
 RECORD = Path(__file__).with_name("record.json")
@@ -51,7 +55,7 @@ def losses(row: Row, known: dict, again: Callable[[int], Row], device: str) -> l
 
 
 HEAD = (f"{'case':24} {'ms':>10} {'times faster than':>17} {'rate':>17} {'share':>14}   "
-        f"{'peak, MB':>9} {'torch, MB':>9}")
+        f"{'peak, MB':>9} {'torch, MB':>9}   times faster than peers")
 
 
 def line(row: Row) -> str:
@@ -61,7 +65,17 @@ def line(row: Row) -> str:
             f"{row.share:5.0%} of {row.limit:6} {row.peak / 1e6:9.2f} {theirs}{peers}").rstrip()
 
 
-def draw(rows: list[Row], png: str, title: str) -> None:
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+
+
+def without_avx512(argv: list[str]) -> None:
+    """Run our kernels and torch's by AVX2; torch reads its variables once, so the command starts anew."""
+    if not AVX2.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, "-m", "bench", *argv], os.environ | AVX2)
+    cpu.use_isa("avx2")
+
+
+def draw(rows: list[Row], png: Path, title: str) -> None:
     """How many times faster than torch, and how much less memory, a pair of bars a case."""
     import matplotlib
     matplotlib.use("agg")
@@ -103,17 +117,19 @@ def trace(name: str, case: Case, folder: Path, device: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("", __doc__)
     parser.add_argument("names", nargs="*", help="only the cases whose names begin with one of these")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--record", action="store_true")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--png")
-    parser.add_argument("--trace", type=Path, metavar="FOLDER")
-    parser.add_argument("--threads", type=int, default=1, help="of a CPU; the time of one is CPU time")
-    parser.add_argument("--seconds", type=float, default=1.0, help="that a case is timed for")
+    parser.add_argument("--json", type=output)
+    parser.add_argument("--png", type=picture)
+    parser.add_argument("--trace", type=folder, metavar="FOLDER")
+    parser.add_argument("--threads", type=count, default=1, help="of a CPU; the time of one is CPU time")
+    parser.add_argument("--seconds", type=seconds, default=1.0, help="that a case is timed for")
+    parser.add_argument("--avx2", action="store_true", help="ours and torch's without AVX-512")
     args = parser.parse_args(argv)
+    if args.avx2:
+        parser.built(without_avx512, argv)
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32

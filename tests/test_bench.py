@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from bench import growth, harness, table
+from bench import bench_demo, data, growth, harness, memory, sampling, step, sweep, table
 from bench.growth import slope
 from bench.harness import CASES, Case, case, fault, measure
+from bench.options import output
 
 SIDE = 192
 
@@ -162,3 +163,54 @@ def test_growth_prints_its_slopes_and_draws_them(capsys, tmp_path, monkeypatch):
 
 def test_a_slope_is_the_power():
     assert slope([1, 2, 4, 8], [3, 12, 48, 192]) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("command, words, told", [
+    (table, "--threads 0", "--threads: '0'; want a whole number, at least 1"),
+    (table, "--seconds -1", "--seconds: '-1'; want a number of seconds above 0"),
+    (table, "--seconds nan", "--seconds: 'nan'; want a number of seconds above 0"),
+    (table, "--png x.foo", "--png: 'x.foo'; want a name that ends in .png, .pdf, .svg"),
+    (table, "--json nowhere/t.json", "--json: cannot write nowhere/t.json: No such file or directory"),
+    (table, "--json .", "--json: cannot write .: Is a directory"),
+    (table, "--trace README.md/t", "--trace: cannot write into README.md/t"),
+    (table, "quotient", "no case begins with 'quotient'"),
+    (memory, "--frames 60", "60 frames of 832x480; want 4n + 1 frames"),
+    (memory, "--size foo", "--size: 'foo'; want WIDTHxHEIGHT in pixels, such as 832x480"),
+    (memory, "--size 0x0", "--size: '0x0'; want WIDTHxHEIGHT"),
+    (memory, "--size 830x480", "61 frames of 830x480; want 4n + 1 frames, sides multiples of 16"),
+    (memory, "--pass step --against torch", "want --pass jvp, found step"),
+    (sweep, "--frames 61 60", "60 frames of 832x480; want 4n + 1 frames"),
+    (sweep, "--csv nowhere/s.csv", "--csv: cannot write nowhere/s.csv"),
+    (growth, "--frames 6", "6 frames of 256x256; want 4n + 1 frames"),
+    (step, "--size foo", "--size: 'foo'; want WIDTHxHEIGHT"),
+    (step, "--frames 60", "60 frames of 832x480; want 4n + 1 frames"),
+    (sampling, "--frames 60", "frames is 60; want 4n + 1"),
+    (data, "--size foo", "--size: 'foo'; want WIDTHxHEIGHT"),
+    (data, "--threads 0", "--threads: '0'; want a whole number"),
+], ids=lambda x: getattr(x, "__name__", x))
+def test_a_wrong_argument_is_one_line_before_anything_is_measured(command, words, told, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as end:
+        command.main(words.split())
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and not out and err.count("\n") == 1 and told in err
+
+
+def test_an_output_that_can_be_written_is_not_left_behind_by_the_check(tmp_path):
+    kept = tmp_path / "kept.json"
+    kept.write_text("before")
+    assert output(str(kept)) == kept and kept.read_text() == "before"
+    output(str(tmp_path / "new.json"))
+    assert not (tmp_path / "new.json").exists()
+
+
+def test_peers_have_a_column_with_a_head(planted, capsys):
+    assert planted(peers={"equal": lambda: None}) == 0
+    _, head, row, *_ = capsys.readouterr().out.splitlines()
+    assert head.index("times faster than peers") <= row.index("equal")
+
+
+def test_a_case_says_what_it_costs():
+    with pytest.raises(ValueError, match="neither bytes_moved nor flops is given"):
+        Case(lambda: None, lambda: None)
+    assert bench_demo.build(2, 5, 8, 8, device="cpu", dtype=torch.float32).flops > 0

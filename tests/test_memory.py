@@ -12,13 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench import memory, sweep
 from bench.account import Account
 from bench.memory import USABLE, devices_needed, faked, measured
-from bench.passes import Setting, da_pass, jvp_pass, step_pass, ta_pass, train_pass, velocity
+from bench.passes import PASSES, Setting, da_pass, jvp_pass, step_pass, ta_pass, train_pass, velocity
 from swiftvideo_fast.models.wan import network as wan
 from swiftvideo_fast.models.wan.network import RECOMPUTE, Block
 
 JVP_PEAK_GB = 0.843         # 1.3B, bf16, 24,960 tokens; the bar is 1.25
 TA_HELD_GB, TA_PEAK_GB = 5.186, 11.091      # the same, a whole step with LoRA of rank 64
 DA_HELD_GB, DA_PEAK_GB = 25.992, 46.242     # a whole step with its adversary; AdamW's moments in 8 bits
+QUICK = [name for name in PASSES if name != "da"]       # whose VAE alone is 30,000 ops
 SMALL = Setting("tiny", 17, (256, 256), torch.float32)
 
 
@@ -154,6 +155,30 @@ def test_a_sweep_is_a_row_a_pass_and_setting_in_csv_and_a_chart(tmp_path):
                                                               for name in ("jvp", "train")]
     assert all(row["fits_80"] == "1" and float(row["total_gb"]) > 0 for row in rows)
     assert files[1].stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", ["jvp", "step"])
+def test_a_point_of_the_sweep_is_the_whole_networks_account(name):
+    setting = Setting("tiny", 5, (64, 64), layers=6)
+    whole = faked(PASSES[name], setting)
+    assert sweep.continued(name, setting) == (whole.known_bytes, whole.peak)
+
+
+def test_a_timeline_is_drawn_by_phases_and_beside_torchs(tmp_path):
+    step = faked(step_pass, Setting("tiny", 5, (64, 64)))
+    phases = [phase for *_, phase in memory.spans(step)]
+    assert phases == ["teacher", "average", "student", "student backward", "update"]
+    chart = tmp_path / "both.png"
+    words = "--preset wan-tiny --frames 5 --size 64x64 --against torch --png".split()
+    assert memory.main([*words, str(chart)]) == 0 and chart.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_pass_in_bf16_is_measured_and_differs_by_workspace(name):
+    """Of torch's own kernels (docs/profile.md): the account is what was measured or less."""
+    setting = Setting("tiny", 5, (64, 64), torch.bfloat16)
+    account, found = faked(PASSES[name], setting).peak, measured(PASSES[name], setting, "cpu")
+    assert 0.9 * found < account < 1.001 * found
 
 
 def test_what_torch_would_need_is_told_of_the_jvp_pass_alone(capsys):

@@ -17,8 +17,11 @@ def ema_(average: list[Tensor], master: list[Tensor], decay: float,
         if average or master:                            # a rank may hold no shard
             ema_op(average, master, decay, [])
         return
+    dtypes = dict.fromkeys([c.dtype for c in copy])
+    if len(dtypes) == 1:
+        return ema_op(average, master, decay, copy)
     _check_counts(average, master, copy)
-    for dtype in dict.fromkeys(c.dtype for c in copy):   # norms and time stay fp32 in a bf16 network
+    for dtype in dtypes:                                 # norms and time stay fp32 in a bf16 network
         mine = [i for i, c in enumerate(copy) if c.dtype == dtype]
         ema_op(*([xs[i] for i in mine] for xs in (average, master)), decay, [copy[i] for i in mine])
 
@@ -51,12 +54,13 @@ def _check_counts(average: list[Tensor], master: list[Tensor], copy: list[Tensor
 
 def _check(average: list[Tensor], master: list[Tensor], copy: list[Tensor]) -> None:
     _check_counts(average, master, copy)
+    exact = [check.wide(xs[0].dtype) if xs else None for xs in (average, copy)]
     for i, (a, m) in enumerate(zip(average, master, strict=True)):
-        if m.shape != a.shape or m.dtype != average[0].dtype or a.dtype != check.wide(m.dtype):
+        if m.shape != a.shape or m.dtype != average[0].dtype or a.dtype != exact[0]:
             raise ValueError(f"ema_: average[{i}] is {tuple(a.shape)} {a.dtype}, master[{i}] "
                              f"{tuple(m.shape)} {m.dtype}; want one shape, in float32 (or float64)")
     for i, (a, c) in enumerate(zip(average, copy, strict=False)):
-        if c.shape != a.shape or c.dtype != copy[0].dtype or check.wide(c.dtype) != a.dtype:
+        if c.shape != a.shape or c.dtype != copy[0].dtype or a.dtype != exact[1]:
             raise ValueError(f"ema_: copy[{i}] is {tuple(c.shape)} {c.dtype}; want {tuple(a.shape)} in one "
                              f"dtype, that of average or narrower")
     for name, tensors in (("average", average), ("copy", copy)):
