@@ -171,6 +171,7 @@ def test_every_task_comes_after_what_it_reads(seed):
     assert ours and all((seed, start, command.TRAIN) in task.after for task in ours)
     grids = [m.rates for m in METHODS.values() if isinstance(m.rates, tuple) and len(m.rates) > 1]
     validated = [place for place in todo if place[2] == command.VALIDATE]
+    assert {place for place in validated if place[1] == "CCD"} <= todo[seed, "CCD", command.MEASURE].after
     assert len(validated) == (0 if seed else sum(map(len, grids)))
 
 

@@ -15,19 +15,18 @@ from swiftvideo_fast.report.charts import Chart, Series, logged
 from swiftvideo_fast.report.tables import METRICS
 from swiftvideo_fast.train.log import read_log
 
-MAP, FINITE, START = "flow map", "flow map, finite", "CCD + DA, 7/10"
+MAP, FINITE, RMS, START = "flow map", "flow map, finite", "flow map, RMS norm", "CCD + DA, 7/10"
 REAL = "real, the same frames"
 T_QUANTILE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # .975, of n - 1 degrees
 DISTANCES = {"frechet": "Frechet, trained", "frechet_random": "Frechet, random"}
 WINNERS = {PAIRED: "sampled winners, reflow", "real winners": "real winners, reflow",
            "DPO alone": "sampled winners, DPO alone"}
 LAMBDAS = {"DPO alone": "0", "lambda_RF 1": "1", PAIRED: "2", "lambda_RF 3": "3"}
-COMPARED = ["LCM", "PCM", "PCM, 2 phases", "DMD2", "OSV", "DCD", "CCD", AHEAD, OURS, MAP, FINITE]
-BY_STEPS = [(MAP, n) for n in (8, 4, 2, 1)]
+COMPARED = ["LCM", "PCM", "PCM, 2 phases", "DMD2", "OSV", "DCD", "CCD", AHEAD, OURS, MAP, FINITE, RMS]
 OWN_ORDERINGS = [("control", (AHEAD, 4), ("CCD + CCD", 4)), ("control", ("CCD", 4), ("DCD", 4)),
-                 *(("flow map", a, b) for a, b in zip(BY_STEPS, BY_STEPS[1:], strict=False)),
+                 *(("flow map", (name, 2 * n), (name, n)) for name in (MAP, RMS) for n in (1, 2, 4)),
                  *(("flow map", (MAP, n), (FINITE, n)) for n in (8, 4, 2, 1)),
-                 *(("flow map", (MAP, n), (OURS, n)) for n in (4, 2))]
+                 *(("flow map", (RMS, n), (OURS, n)) for n in (4, 2))]
 
 
 @dataclass
@@ -212,10 +211,10 @@ def figures(found: Results) -> list[tables.Table]:
 
 
 def flow_maps(found: Results) -> list[tables.Table]:
-    seeds = sorted(found.rows[MAP, 8])
     by_seed = [[f"{name}, {label}", str(seed),
-                *(f"{found.values((name, n), metric).get(seed, float('nan')):.1f}" for n in (1, 2, 4, 8))]
-               for name in (MAP, FINITE) for metric, label in DISTANCES.items() for seed in seeds]
+                *(f"{found.rows[name, n][seed][metric]:.1f}" for n in (1, 2, 4, 8))]
+               for name in (TEACHER, MAP, FINITE, RMS) for metric, label in DISTANCES.items()
+               for seed in sorted(found.rows[name, 8])]
     errors = [[key, *(f"{found.derivative[seed][key]:.4f}" for seed in found.derivative)]
               for key in ("exact", "finite")]
     seeds = [f"seed {seed}" for seed in found.derivative]

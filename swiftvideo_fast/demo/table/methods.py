@@ -89,6 +89,7 @@ METHODS: dict[str, Method] = {
     "DPO alone": ta("objective.reflow=0.0", "objective.pairs={pairs}", measured=(), watched=True),
     "lambda_RF 1": ta("objective.reflow=1.0", "objective.pairs={pairs}", measured=(), watched=True),
     "lambda_RF 3": ta("objective.reflow=3.0", "objective.pairs={pairs}", measured=(), watched=True),
+    "flow map, RMS norm": flowmap("objective.norm=rms"),
 }
 for _name, _times in OTHER_TIMES.items():
     METHODS[f"CCD, half, {_name}"] = ccd(_times, share=HALF, rates="CCD", measured=())
