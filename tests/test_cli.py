@@ -98,6 +98,17 @@ def test_pairs_are_sampled_by_several_ranks_and_trained_on(aligning, capsys, tmp
     assert main(["train", str(aligning), "objective.steps=[4,1]", "objective.count=33"]) == 0
 
 
+def test_the_two_commands_of_the_docs_agree(aligning):
+    """docs/ta.md: the pairs that the first makes are those that the second trains on."""
+    text = (Path(__file__).parents[1] / "docs/ta.md").read_text()
+    lines = [line.split("#")[0].split() for line in text.splitlines() if line.startswith("    swift")]
+    asked = [words[1:] for words in lines]
+    made, trained = (cli.parser().parse_args(next(words for words in asked if words[0] == command))
+                     for command in ("pairs", "train"))
+    assert made.config == trained.config and (made.overrides, trained.overrides) == ([], [])
+    assert made.steps is made.count is made.winner is None
+
+
 def test_rounds_are_one_command(aligning, capsys, tmp_path):
     assert main(["align", str(aligning), "--steps", "4", "2", "1", "--dry-run"]) == 0
     first, second = (f"{tmp_path}/run/{name}" for name in ("4-2", "2-1"))

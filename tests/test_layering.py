@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ORDER = """
 swiftvideo_kernels  swiftvideo_fast._C  swiftvideo_fast.config  swiftvideo_fast.seeds  swiftvideo_fast.atomic
-swiftvideo_fast.sealed
-swiftvideo_fast.binding swiftvideo_fast.layout      swiftvideo_fast.typetest        swiftvideo_fast.provenance
+swiftvideo_fast.sealed   swiftvideo_fast.provenance
+swiftvideo_fast.binding swiftvideo_fast.layout      swiftvideo_fast.typetest
 swiftvideo_fast.dual    swiftvideo_fast.ops.reference
 swiftvideo_fast.ops
 swiftvideo_fast.dispatch

@@ -165,7 +165,7 @@ def test_no_pairs_and_damaged_pairs_are_named(inputs, written, tmp_path):
             with pytest.raises(ValueError, match=f"{shard}: damaged .*; delete it and run `swiftvideo"):
                 use(cfg)
     (pairs.folder_of(cfg) / pairs.MANIFEST).write_text("[]")
-    with pytest.raises(ValueError, match="pairs.json: not the manifest of pairs .*; delete"):
+    with pytest.raises(ValueError, match="pairs.json: not the manifest of pairs .*; restore it, or take"):
         opened(cfg)
 
 

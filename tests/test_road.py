@@ -10,7 +10,7 @@ import road  # noqa: E402
 
 from swiftvideo_fast import cli  # noqa: E402
 from swiftvideo_fast.config import to_dict  # noqa: E402
-from swiftvideo_fast.train.log import read_log  # noqa: E402
+from swiftvideo_fast.train.log import LOG, SPEED, read_log  # noqa: E402
 
 
 def test_a_set_of_good_and_bad_files_goes_from_the_folder_to_the_source(tmp_path):
@@ -41,7 +41,7 @@ def test_a_run_from_shards_is_the_run_from_videos_and_its_log_tells_what_it_wait
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(tree))
         for words in (["--dry-run"], []):
             assert cli.main(["train", str(tmp_path / f"{name}.yaml"), *words]) == 0
-        log = read_log(tmp_path / name)
-        assert all(0 <= line["waiting"] <= 1 for line in log)
+        log, speed = (read_log(tmp_path / name, file) for file in (LOG, SPEED))
+        assert all(0 <= line["waiting"] <= 1 for line in speed) and len(speed) == len(log)
         losses[name] = [line["loss"] for line in log]
     assert len(losses["shards"]) == 6 and losses["shards"] == pytest.approx(losses["videos"], rel=1e-4)
