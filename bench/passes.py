@@ -219,7 +219,8 @@ def loop_step(setting: Setting, objective: Callable[[Config, Setup], Objective],
     x0, condition = setting.point().x0, setting.condition()
     batch = Pairs(x0, condition, [""], torch.randn_like(x0), torch.randn_like(x0))
     source = SimpleNamespace(draw=lambda count, seed, position: batch)
-    run = loop.Run(cfg, engine, made, nets, movers, averages, None, {}, None, None, source)
+    run = loop.Run(cfg=cfg, engine=engine, objective=made, nets=nets, movers=movers, averages=averages,
+                   open=None, tokens=setting.tokens, exported={}, export=None, complete=None, source=source)
     held = [shard.data for part in run.parts.values() for name, shard in part.shards().items()
             if name != "steps"]
     modules = {role: net for role, net in nets.items() if isinstance(net, nn.Module)} | networks

@@ -98,6 +98,18 @@ def test_large_logits_do_not_overflow(rng):
         assert (got - want).norm() <= 3e-3 * want.norm()      # a logit of 14,000 is known to 1e-3
 
 
+@pytest.mark.parametrize("dtype, huge", [(torch.float32, 1e38), (torch.float64, 1e300)], ids=str)
+@pytest.mark.parametrize("isa", _C.isas())
+def test_a_masked_key_adds_exactly_nothing(rng, isa, dtype, huge):
+    q, tq, k, tk, v, tv = draw(rng, N=40, dtype=dtype)
+    last = torch.zeros(40, 1, dtype=dtype)
+    last[-1] = huge
+    with with_isa(isa):
+        without, with_it = (attention_jvp(q, tq, k, tk, v + add, tv + add, 0.25, True)[:2]
+                            for add in (0 * last, last))
+    assert all(torch.equal(a[:, :, :-1], b[:, :, :-1]) for a, b in zip(without, with_it, strict=True))
+
+
 def test_is_linear_in_the_tangent(rng):
     q, tq, k, tk, v, tv = draw(rng, N=70)
     _, one, _ = attention_jvp(q, tq, k, tk, v, tv, 0.25, False)
