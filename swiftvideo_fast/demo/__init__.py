@@ -10,7 +10,7 @@ from swiftvideo_fast import config
 from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.demo import page
 from swiftvideo_fast.demo.pool import Ended, Place, run_tasks
-from swiftvideo_fast.demo.seed import TRAINED, Seed, result, rows_of, tasks
+from swiftvideo_fast.demo.seed import SAMPLES, TEACHER, TRAINED, Seed, result, rows_of, tasks
 from swiftvideo_fast.demo.stages import students
 from swiftvideo_fast.report.about import About, here
 from swiftvideo_fast.report.page import write_report
@@ -40,13 +40,11 @@ def demo(folder: Path, configs: Path, seeds: int = 1, clips: int = 256, override
     def show(task: Place, done: dict[Place, Ended]) -> None:
         if task[-1] == TRAINED:         # the run's figures follow
             return
-        first = not report.exists()
         cost = page.cost(done, len(todo), time.monotonic() - began)
         write_report(report, page.TITLE, [*page.sections(results(done), clips), cost], about)
-        if first:
+        if task == (0, TEACHER, SAMPLES):
             print(f"the teacher's samples are in {report}, which grows from here", flush=True)
 
-    report.unlink(missing_ok=True)
     found = results(run_tasks(todo, show))
     rows = rows_of(found)
     print("".join(f"\n{table.text()}\n" for table in page.tables(found, rows, clips)))

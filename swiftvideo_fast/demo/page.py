@@ -43,8 +43,11 @@ def sections(results: list[Seed], clips: int) -> list[Section]:
             Text("What was trained and measured", METHOD.format(clips=clips))]
 
 
-def samples(result: Seed) -> Samples:
+def samples(result: Seed) -> Section:
     """The same clips by the teacher and, at choice, by the students of each stage."""
+    if not result.captions:
+        return Pending("Samples", "the teacher is sampled")
+
     def columns(*places: tuple[str, int]) -> list[Column]:
         return [Column(f"teacher, {_steps(n)}" if name == TEACHER else f"student, {_steps(n)}",
                        result.pixels[name, n], "not distilled" if name == TEACHER else name)
