@@ -31,7 +31,8 @@ setTimeout(() => {
   found.widths = canvases().map((c) => c.getBoundingClientRect().width);
   found.columns = new Set(canvases().map((c) => c.getBoundingClientRect().left)).size;
   found.before = canvases().length;
-  found.cells = [...document.querySelectorAll("td")].filter((c) => c.offsetParent).length;
+  const seen = (what) => [...document.querySelectorAll(what)].filter((c) => c.offsetParent).length;
+  [found.cells, found.heads] = [seen("td"), seen("thead th")];
   for (const e of document.querySelectorAll("main *:not(svg *)"))
     if (e.offsetParent && e.getBoundingClientRect().right > innerWidth + 0.5) found.wide.push(e.tagName);
   document.querySelectorAll(".choice input")[1].click();
@@ -87,6 +88,7 @@ def test_a_page_fits_and_plays(page, tmp_path, width, columns):
     assert found["width"] == width and found["page"] <= width and found["wide"] == []
     assert min(found["widths"]) >= 180 and found["columns"] == columns and found["before"] == 36
     assert found["cells"] == page.count("<td")              # no column is hidden
+    assert (found["heads"] > 0) == (width == 1280)          # where rows are cards, each cell has its label
     assert found["frames"] > 4                              # the second clip moves
     assert len(found["chosen"]) == 36 and found["painted"]
     assert {label.split(": ")[1] for label in found["chosen"]} == {
