@@ -261,6 +261,8 @@ def test_the_clips_shown_differ_and_none_is_shown_twice():
 
 
 def test_seconds_are_the_least_of_interleaved_rounds_for_a_clip(inputs, tmp_path, monkeypatch):
+    cfg = tiny.config(inputs, "ccd", run=str(tmp_path / "run"))
+    run = tiny.config(inputs, "ccd", run=str(recipe.train(cfg, tiny.TABLES)))
     now, order = [0.0], []
 
     def sample(net, clips, steps, how, seed):
@@ -270,8 +272,6 @@ def test_seconds_are_the_least_of_interleaved_rounds_for_a_clip(inputs, tmp_path
 
     monkeypatch.setattr(measure, "sample", sample)
     monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
-    cfg = tiny.config(inputs, "ccd", run=str(tmp_path / "run"))
-    run = tiny.config(inputs, "ccd", run=str(recipe.train(cfg, tiny.TABLES)))
     found = measure.timings(cfg, run, (25, 4), (4,), tiny.TABLES)
     assert found == {(False, 25): 75 / 4, (False, 4): 12 / 4, (True, 4): 4 / 4}
     assert order == [(3.0, 25), (3.0, 4), (1.0, 4)] * measure.TIMINGS
