@@ -154,14 +154,16 @@ def _evaluated(instructions: Instructions, frame: FrameType):
             stack.append(at.argval)
         else:
             names = at.argval if isinstance(at.argval, tuple) else (at.argval,)
-            stack += [_looked_up(name, frame) for name in names]
+            stack += [_looked_up(name, frame, at.opname == "LOAD_GLOBAL") for name in names]
         if any([value is UNKNOWN for value in stack]):
             return UNKNOWN
     return stack[-1]
 
 
-def _looked_up(name: str, frame: FrameType):
-    for names in (frame.f_locals, frame.f_globals, frame.f_builtins):
+def _looked_up(name: str, frame: FrameType, is_global: bool):
+    """Before Python 3.13, reading f_locals keeps all locals alive until the frame ends: only where needed."""
+    for names in (frame.f_globals, frame.f_builtins) if is_global else (
+            frame.f_locals, frame.f_globals, frame.f_builtins):
         if name in names:
             return names[name]
     return UNKNOWN

@@ -13,7 +13,7 @@ NAMES = ["scm_trigflow", "meanflow", "flow_map"]
 def test_one_step_samples_come_nearer_the_data(name, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     _, _, distances = import_module(name).train(steps=250, batch=256)
-    assert sum(distances[-5:]) < 0.6 * sum(distances[:5])
+    assert sum(distances[-5:]) < 0.8 * sum(distances[:5])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,6 +1,7 @@
 """Questions for the type of a Dual: right or an error, in this Python and in each other that is installed."""
 
 import subprocess
+import weakref
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,17 @@ def test_a_class_that_the_code_computes_is_refused_by_a_network():
     x = torch.ones(2)
     with pytest.raises(TypeError, match="the classes must be names .* assign them to a variable first"):
         jvp(net, (x,), (x,))
+
+
+def test_a_question_keeps_no_local_alive():
+    """Activations of a layer that asks for the type of its input die where the layer drops them."""
+    def net(x):
+        y = x * 2
+        z, alive = y * y, weakref.ref(y)
+        z = z if isinstance(x, torch.Tensor) else x          # an assert, rewritten by pytest, asks by a local
+        del y
+        dead.append(alive() is None)
+        return z
+    x, dead = torch.ones(2), []
+    jvp(net, (x,), (x,))
+    assert dead == [True]
