@@ -20,18 +20,21 @@ COMMANDS = sorted({(page.name, " ".join(line.split("  #")[0].split()))
                    if line.startswith("    swiftvideo ")})
 
 
+def written(node: ast.AST) -> str:
+    """A string of the source, with ... for what is filled in; the message of a call of config.strict.want."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(written, node.values))
+    if isinstance(node, ast.Call) and len(node.args) == 4 and ast.unparse(node.func).endswith("want"):
+        return "{} is {}; want {}".format(*map(written, node.args[1:]))
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else "..."
+
+
 @cache
 def literals() -> list[str]:
-    """Every string of the source, with ... for what is filled in, without back quotes."""
-    found = []
-    for path in [*(ROOT / "swiftvideo_fast").rglob("*.py"), ROOT / "bootstrap.py", ROOT / "setup.py"]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.JoinedStr):
-                found.append("".join(part.value if isinstance(part, ast.Constant) else "..."
-                                     for part in node.values).replace("`", ""))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value.replace("`", ""))
-    return found
+    """Every string and message of the source, without back quotes."""
+    sources = [*(ROOT / "swiftvideo_fast").rglob("*.py"), ROOT / "bootstrap.py", ROOT / "setup.py"]
+    trees = [ast.parse(path.read_text()) for path in sources]
+    return [written(node).replace("`", "") for tree in trees for node in ast.walk(tree)]
 
 
 @pytest.mark.parametrize("message", MESSAGES)
