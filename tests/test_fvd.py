@@ -172,6 +172,7 @@ def test_a_wrong_file_is_one_error_that_says_what_is_wanted(weights, monkeypatch
     torch.save(SmallI3d(300, 3).state_dict(), weights / "narrow.pt")
     torch.save({"model": {}, "args": Namespace(lr=1)}, weights / "code.pt")
     torch.save(torch.zeros(2), weights / "tensor.pt")
+    torch.save(SmallI3d(400, 3).state_dict() | {"head": torch.zeros(1)}, weights / "more.pt")
     torch.jit.script(nn.Linear(2, 2)).save(weights / "linear.pt")
     (weights / "bytes.pt").write_bytes(b"not a file of torch")
     cut = (weights / "i3d.pt").read_bytes()[:-200]
@@ -179,6 +180,7 @@ def test_a_wrong_file_is_one_error_that_says_what_is_wanted(weights, monkeypatch
     for file, says in (("missing.pt", "no such file; fvd-i3d wants i3d_pretrained_400.pt"),
                        ("other.pt", "2 of its 2 .*, 1 are not its own, the first net.weight"),
                        ("narrow.pt", "2 of its 2 tensors are missing or of another shape, 0 are"),
+                       ("more.pt", "0 of its 2 .*, 1 are not its own, the first head"),
                        ("mae.pth", "2 are not its own"), ("code.pt", "not a file of tensors alone"),
                        ("tensor.pt", "holds a Tensor"), ("linear.pt", "not StyleGAN-V's"),
                        ("bytes.pt", "not a file of tensors alone"),

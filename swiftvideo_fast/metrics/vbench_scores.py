@@ -6,7 +6,6 @@ camera_motion is in no column.
 """
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +73,7 @@ def read(folder: Path) -> Scores:
         for name, (score, count) in _read(file).items():
             if name in home:
                 raise ValueError(f"{name} is in {home[name]} and in {file}; remove one of them")
-            if not (math.isfinite(score) and -1e-6 <= score <= 1 + 1e-6):
+            if not -1e-6 <= score <= 1 + 1e-6:              # true of NaN
                 raise ValueError(f"{file}: {name} is {score}; want a number from 0 to 1 (VBench gives NaN "
                                  "where it finds no video)")
             raw[name], videos[name], home[name] = score, count, file
