@@ -238,4 +238,4 @@ def test_the_module_is_the_command_and_passes_its_exit_code_on():
     path = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     ended = subprocess.run(command, capture_output=True, text=True, env=path, check=False)
     assert ended.returncode == 2
-    assert ended.stderr == "swiftvideo train: none.yaml: no such config\n"
+    assert ended.stderr.startswith("swiftvideo train: none.yaml: no such config; shipped are ")

@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import warnings
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -215,7 +216,7 @@ def local_shard(padded: Tensor, p: nn.Parameter, rank: int) -> Shard:
     return Shard(padded.detach()[:p.ds_numel - begin], tuple(p.ds_shape), begin)
 
 
-def require_deepspeed(device: torch.device):
+def require_deepspeed(device: torch.device) -> ModuleType:
     """The module; ValueError says how to install it."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
