@@ -52,7 +52,7 @@ def findings() -> Iterator[tuple[bool, str]]:
         except PackageNotFoundError:
             yield False, f"{package}: {purpose}; pip install 'swiftvideo_fast[{extra}]'"
     free = shutil.disk_usage(".").free / 1e9
-    yield free > 10, f"{free:.0f} GB free here; a checkpoint of wan-1.3b takes 25 GB, of wan-14b 262 GB"
+    yield free > 10, f"{free:.0f} GB free here; a checkpoint of 1.3b takes 25 GB, of 14b 262 GB"
 
 
 def _memory() -> float:

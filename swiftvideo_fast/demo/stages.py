@@ -36,8 +36,8 @@ def students(folder: Path, configs: Path, seed: int, overrides: list[str],
     """
     def load(file: str, student: str | None) -> Config:
         cfg = TABLES.load(configs / file, overrides)
-        return replace(cfg, run=replace(cfg.run, seed=seed, dir=str(folder / Path(file).stem)),
-                       model=replace(cfg.model, student=student))
+        run = replace(cfg.run, seed=seed, dir=str(folder / Path(file).stem), watch_every=0)     # see the page
+        return replace(cfg, run=run, model=replace(cfg.model, student=student))
 
     def elsewhere(cfg: Config, name: str, **changes) -> Config:
         place = folder / "-".join(re.findall(r"\w+", name))

@@ -24,7 +24,8 @@ def check(cfg: Config, family: Family) -> None:
     """
     rank, world = launched()
     zero3 = cfg.engine.name == "zero3"
-    want(zero3 or world == 1, "engine.name", f"plain in {world} processes", "one, or engine.name=zero3")
+    if world > 1 and not zero3:
+        raise ValueError(f"engine.name is plain in {world} processes; want one, or engine.name=zero3")
     ranks = Ranks(rank, max(world, cfg.engine.sequence), cfg.engine.sequence)
     _, micro = micro_batches(cfg, ranks)
     own = Path(cfg.run.dir).resolve()
