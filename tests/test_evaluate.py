@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from swiftvideo_fast import cli, sampler
+from swiftvideo_fast.atomic import aside_of
 from swiftvideo_fast.config import Sample, to_dict
 from swiftvideo_fast.evaluate import models
 from swiftvideo_fast.metrics import published_nets
@@ -240,14 +241,20 @@ def test_two_ranks_make_the_bytes_and_figures_of_one(processes, done, words, tmp
 
 
 def test_killed_and_resumed_it_makes_the_same_bytes_and_figures(processes, done, words, tmp_path):
-    """Killed while it generates, between seconds and latents, and while it measures."""
-    for kill_at in (1, 14, 40):
+    """Killed between the seconds and the latents of a batch, and while it measures."""
+    for kill_at in (14, 35):
         out = tmp_path / str(kill_at)
         [code] = fleet.Fleet(processes, 1, work, [*words, "--out", out], kill_at).join(120)
-        assert code == -signal.SIGKILL and contents(out) != contents(done) or kill_at > 39
+        assert code == -signal.SIGKILL and contents(out) != contents(done)
         assert main(*words, "--out", out) == 0
         assert contents(out) == contents(done) and figures(out) == figures(done)
         assert not [file for file in out.rglob(".*")]
+
+
+def test_a_kill_before_the_first_file_leaves_a_folder_that_is_taken(words, tmp_path):
+    aside_of(tmp_path / "evaluation.json").mkdir()
+    assert main(*words[:2], "--steps", 1, "--against", "none", "--count", 16, "--out", tmp_path) == 0
+    assert not [file for file in tmp_path.rglob(".*")]
 
 
 # --- the teacher and its guidance ------------------------------------------------------------------------

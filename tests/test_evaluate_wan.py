@@ -19,7 +19,16 @@ from swiftvideo_fast.models import weights  # noqa: E402
 from swiftvideo_fast.release.find import Sampling, write_sampling  # noqa: E402
 from swiftvideo_fast.train.recipe import TABLES  # noqa: E402
 
-CLIPS, COUNT = 36, 16
+CLIPS, COUNT = 12, 5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few():
+    """Smaller sets than are allowed, in smaller batches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clips, "LEAST", COUNT)
+        patch.setattr(clips, "BATCH", 8)
+        yield
 
 
 def main(*arguments: object) -> int:
@@ -28,7 +37,7 @@ def main(*arguments: object) -> int:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with a tiny released model, `base`, and 36 of its clips in `latents`."""
+    """A folder with a tiny released model, `base`, and CLIPS of its clips in `latents`."""
     place = tmp_path_factory.mktemp("wan")
     released.write(place / "base", "original")
     released.write_encoders(place / "base", "original")
@@ -118,20 +127,20 @@ def test_clips_that_were_trained_on_are_refused_or_said(place, run, capsys, tmp_
     out = "--out", tmp_path / "out", "--dry-run", "--count"
     none, some = student(place, "none", held_out=0), student(place, "some", held_out=2)
     assert "none: its run held out no clips (data.held_out is 0)" in refusal(
-        capsys, "--models", none, *out, 16)
-    assert "--count 17, and 16 clips are held out; want at most 16, none twice" in refusal(
-        capsys, "--models", run, *out, 17)
+        capsys, "--models", none, *out, COUNT)
+    assert "--count 6, and 5 clips are held out; want at most 5, none twice" in refusal(
+        capsys, "--models", run, *out, 6)
     shutil.copytree(place / "latents", place / "gone")
     elsewhere = student(place, "elsewhere", folder="gone")
     shutil.rmtree(place / "gone")
     assert "none was trained on these shards; want others" in refusal(
-        capsys, "--models", elsewhere, none, "--data", place / "latents", *out, 16)
+        capsys, "--models", elsewhere, none, "--data", place / "latents", *out, COUNT)
     assert f"{place}/base: no encode.json" in refusal(
-        capsys, "--models", run, "--data", place / "base", *out, 16)
-    assert main("evaluate", "--models", run, some, *out, 16) == 0
-    assert "some was trained with data.held_out 2, not 16: the measured clips may be among" in \
+        capsys, "--models", run, "--data", place / "base", *out, COUNT)
+    assert main("evaluate", "--models", run, some, *out, COUNT) == 0
+    assert "some was trained with data.held_out 2, not 5: the measured clips may be among" in \
         capsys.readouterr().out
-    assert main("evaluate", "--models", run, elsewhere, *out, 16) == 0
+    assert main("evaluate", "--models", run, elsewhere, *out, COUNT) == 0
     assert "held_out" not in capsys.readouterr().out
 
 
