@@ -72,7 +72,7 @@ class Table:
         student = f"{self.run(method.start, seed)}/{FILES[AVERAGE]}" if method.start else "null"
         options = [f"run.dir={self.run(name, seed, rate)}", f"run.steps={steps}", f"run.seed={seed}",
                    f"run.save_every={max(1, steps // 3)}", "run.keep=1", "run.log_every=2",
-                   f"optim.lr={rate}", "data.batch=8", f"model.student={student}",
+                   "run.watch_every=0", f"optim.lr={rate}", "data.batch=8", f"model.student={student}",
                    *(o.format(**given) for o in method.options)]
         return TABLES.load(self.configs / method.file, options)
 
