@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from swiftvideo_fast.data.clips import write_video
+from swiftvideo_fast.data.clips import decode, write_video
 from swiftvideo_fast.data.decode import Framing
 from swiftvideo_fast.metrics import fvd as module
 from swiftvideo_fast.metrics.frechet import distance, fit
@@ -225,6 +225,8 @@ def test_the_command_measures_two_folders_and_caches_the_real_one(rng, weights, 
     seen = torch.cat([*videos(weights / "real", framing)])
     assert seen.shape == (3, 10, 16, 24, 3)
     assert torch.equal(torch.cat([*videos(weights / "real", framing, 1, 2)]), seen[1::2])
+    from_start = torch.from_numpy(decode(weights / "real/0.mp4", height=16)[0][:10]).float()
+    assert (seen[0].float() - from_start).abs().mean() < 3
 
     def call(*words):
         common = f"--net fvd-i3d --weights {weights / 'i3d.pt'} --size 24 16 --device cpu".split()
@@ -242,6 +244,9 @@ def test_the_command_measures_two_folders_and_caches_the_real_one(rng, weights, 
     monkeypatch.setattr(module, "videos", lambda of, *rest: asked.append(of.name) or videos(of, *rest))
     assert call("--frames", "10", *cache) == (0, first) and asked == ["made"]
     assert len([*(weights / "cache").iterdir()]) == 1
+    (weights / "real/2.mp4").unlink()                       # another set of real videos
+    code, said = call("--frames", "10", *cache)
+    assert code == 0 and said.splitlines()[1].startswith("2 real and 3 made clips")
     code, said = call("--frames", "16")
     assert code == 2 and "real/0.mp4: 12 frames, 0.69 s; want 16 frames at 16 fps" in said
     (weights / "made/some.zip").write_bytes(b"no archive")
