@@ -80,7 +80,8 @@ class Watch:
     @torch.no_grad()
     def _sampled(self, role: str, net: Callable) -> Tensor:
         rng = generator(self.cfg.run.seed, "watch")
-        how = Sample(guidance=self.cfg.objective.guidance) if role == "teacher" else self.cfg.sample
+        o, s = self.cfg.objective, self.cfg.sample
+        how = Sample(guidance=o.guidance, shift=s.shift) if role == "teacher" else s
         x1 = torch.randn(self.clips.x0.shape, generator=rng).to(self.clips.x0.device)
         call = partial(self.call, net)
         z = sampler.generate(call, x1, self.clips.condition, self.steps[role], how, rng)
