@@ -66,13 +66,11 @@ METHODS: dict[str, Method] = {
     "DCD": Method("ccd.yaml", (DCD,), rates=(1e-5, *FROM_TEACHER)),
     "LCM": Method("lcm.yaml"),
     "PCM": Method("pcm.yaml", rates=(1e-5, *FROM_TEACHER), measured=(4,)),
-    "PCM, 2 phases": Method("pcm.yaml", ("objective.phases=2",), rates="PCM", measured=(2,)),
     "DMD2": Method("dmd2.yaml", ("objective.fake_lr={rate}",), moves=5, rates=(1e-5, *FROM_TEACHER)),
     "OSV, stage 1": Method("osv.yaml", ("objective.stage=1", "objective.rank=16"), share=Fraction(1, 4),
                            rates=(1e-4,), measured=()),
     "OSV": Method("osv.yaml", start="OSV, stage 1", share=Fraction(3, 4), rates=(1e-5, *FROM_TEACHER)),
     "flow map": flowmap(),
-    "flow map, finite": flowmap("objective.derivative=finite"),
     # The distillation's gradient is a millionth of the adversary's.
     "DA": Method("da.yaml", (DCD, "da.start=0", "da.lead=0", "da.watch=0",
                              "da.weight=1000000.0"), rates=ALONE),
@@ -90,6 +88,8 @@ METHODS: dict[str, Method] = {
     "lambda_RF 1": ta("objective.reflow=1.0", "objective.pairs={pairs}", measured=(), watched=True),
     "lambda_RF 3": ta("objective.reflow=3.0", "objective.pairs={pairs}", measured=(), watched=True),
     "flow map, RMS norm": flowmap("objective.norm=rms"),
+    "flow map, finite": flowmap("objective.derivative=finite"),
+    "PCM, 2 phases": Method("pcm.yaml", ("objective.phases=2",), rates="PCM", measured=(2,)),
 }
 for _name, _times in OTHER_TIMES.items():
     METHODS[f"CCD, half, {_name}"] = ccd(_times, share=HALF, rates="CCD", measured=())
