@@ -112,7 +112,7 @@ def test_without_a_good_one_the_run_stops_and_says_how_to_go_on(tmp_path):
     assert checkpoint.last_good(tmp_path) is None
     for step in (5, 10):
         (save(tmp_path, step) / FILES[0]).write_bytes(b"")
-    with pytest.raises(checkpoint.Damaged, match=f"10/{FILES[0]}: damaged .* delete {tmp_path}/step-. to"):
+    with pytest.raises(checkpoint.Damaged, match=f"10/{FILES[0]}: damaged .* start again in another"):
         checkpoint.last_good(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["step-00000005", "step-00000010"]
 

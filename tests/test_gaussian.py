@@ -228,7 +228,8 @@ def test_consistency_sampling_keeps_the_standard_deviation(steps, s, monkeypatch
     """Each independent noise gets an axis of its own: a sample's length is its standard deviation."""
     axes = iter(torch.eye(steps, dtype=D))
     monkeypatch.setattr(torch, "randn", lambda *_, **__: next(axes)[None])
-    x = sampler.consistency(AtRest(s), torch.randn(1, steps), path.ladder(steps, shift=3.0), None)
+    x = sampler.consistency(AtRest(s), torch.randn(1, steps), path.ladder(steps, shift=3.0),
+                            torch.Generator())
     assert x.norm().item() == pytest.approx(s, rel=1e-12)
     assert next(axes, None) is None                                         # one fresh noise a time above 0
 

@@ -255,8 +255,8 @@ def test_the_teacher_is_the_base_guided(row, student, base, tmp_path, monkeypatc
     seen, load = [], folder.load
     monkeypatch.setattr(folder, "load", lambda path, **how: seen.append(path) or load(path, **how))
     monkeypatch.setattr(sample, "generate", lambda call, x1, _, steps, how, rng: seen.append(how) or x1)
-    for model in (student, base):
-        sample.run(arguments(model, "--teacher", "--image", row.image, "--out", tmp_path / "c.mp4", *SMALL))
+    for model, out in ((student, tmp_path / "a.mp4"), (base, tmp_path / "b.mp4")):
+        sample.run(arguments(model, "--teacher", "--image", row.image, "--out", out, *SMALL))
     assert seen == [base, Sampling(steps=25, shift=3.0, guidance=3.0)] * 2
 
 

@@ -21,7 +21,7 @@ def test_every_question_is_answered_right_or_refused():
 @pytest.mark.parametrize("python", PYTHONS, ids=str)
 def test_in_another_python(python):
     script = Path(type_questions.__file__)
-    found = subprocess.run([python, "-B", script], capture_output=True, text=True)
+    found = subprocess.run([python, "-E", "-B", script], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
 
 
