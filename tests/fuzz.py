@@ -71,7 +71,7 @@ def make_weights(folder: Path) -> None:
 
 def read_weights(folder: Path) -> object:
     net, header = weights.load(folder / "net.safetensors"), weights.Stored(folder / "net.safetensors").header
-    return [header, dict(net.state_dict())]
+    return [header["config"], header["about"], dict(net.state_dict())]
 
 
 def make_folder(folder: Path) -> None:
@@ -198,7 +198,7 @@ def read_archive(folder: Path) -> object:
 def some_members(value: dict[str, bytes], folder: Path) -> bool:
     """A zip protects each member's bytes by a checksum, not the names or the number of the members."""
     good = {random.Random(number).randbytes(300) * (number + 1) for number in range(3)}
-    return set(value.values()) <= good
+    return set(value.values()) <= good | {b""}
 
 
 def make_config(folder: Path) -> None:
