@@ -22,10 +22,13 @@ DISTANCES = {"frechet": "Frechet, trained", "frechet_random": "Frechet, random"}
 WINNERS = {PAIRED: "sampled winners, reflow", "real winners": "real winners, reflow",
            "DPO alone": "sampled winners, DPO alone"}
 LAMBDAS = {"DPO alone": "0", "lambda_RF 1": "1", PAIRED: "2", "lambda_RF 3": "3"}
-COMPARED = ["LCM", "PCM", "PCM, 2 phases", "DMD2", "OSV", "DCD", "CCD", AHEAD, OURS, MAP, FINITE, RMS]
+HALVED, HALVED_FINITE = "flow map, bf16", "flow map, finite, bf16"
+COMPARED = ["LCM", "PCM", "PCM, 2 phases", "DMD2", "OSV", "DCD", "CCD", AHEAD, OURS, MAP, FINITE, RMS,
+            HALVED, HALVED_FINITE]
 OWN_ORDERINGS = [("control", (AHEAD, 4), ("CCD + CCD", 4)), ("control", ("CCD", 4), ("DCD", 4)),
                  *(("flow map", (name, 2 * n), (name, n)) for name in (MAP, RMS) for n in (1, 2, 4)),
                  *(("flow map", (MAP, n), (FINITE, n)) for n in (8, 4, 2, 1)),
+                 *(("flow map", (HALVED, n), (HALVED_FINITE, n)) for n in (8, 4, 2, 1)),
                  *(("flow map", (RMS, n), (OURS, n)) for n in (4, 2))]
 
 
@@ -223,9 +226,10 @@ def figures(found: Results) -> list[tables.Table]:
 
 
 def flow_maps(found: Results) -> list[tables.Table]:
+    maps = [TEACHER, MAP, FINITE, RMS, HALVED, HALVED_FINITE]
     by_seed = [[f"{name}, {label}", str(seed),
                 *(f"{found.rows[name, n][seed][metric]:.1f}" for n in (1, 2, 4, 8))]
-               for name in (TEACHER, MAP, FINITE, RMS) for metric, label in DISTANCES.items()
+               for name in maps for metric, label in DISTANCES.items()
                for seed in sorted(found.rows[name, 8])]
     errors = [[key, *(f"{found.derivative[seed][key]:.4f}" for seed in found.derivative)]
               for key in ("exact", "finite")]
@@ -258,8 +262,10 @@ def curves(found: Results) -> dict[str, str]:
         return [logged(found.logs[name, FIRST_SEED], key, name=name, smooth=6)
                 for name in names if (name, FIRST_SEED) in found.logs]
 
-    charts = {"loss": Chart("loss of the flow map", of([MAP, FINITE], "loss"), x_label="step", log_y=True),
-              "tangent": Chart("tangent before normalisation", of([MAP, FINITE], "tangent"), x_label="step"),
+    maps = [MAP, FINITE, HALVED, HALVED_FINITE]
+    charts = {"loss": Chart("loss of the flow map", of(maps, "loss"), x_label="step", log_y=True),
+              "tangent": Chart("tangent before normalisation", of(maps, "tangent"), x_label="step",
+                               log_y=True),
               "win-diff": Chart("Win Diff", of([PAIRED, "DPO alone"], "win_diff"), x_label="step")}
     return {f"{name}.svg": chart.svg() for name, chart in charts.items() if chart.series}
 
