@@ -17,7 +17,7 @@ help:           ## this list
 demo:           ## real clips -> teacher -> few-step student -> table and HTML report (SEEDS=3 for means)
 	$(WITH) demo swiftvideo demo $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
 
-table:          ## every method on the demo's benchmark, in the layouts of the paper's tables; 65 minutes, resumable
+table:          ## every method on the demo's benchmark, in the layouts of the paper's tables; 70 minutes, resumable
 	$(WITH) demo python -m swiftvideo_fast.demo.table $(ARGS)
 
 test:           ## every test this machine can run, two processes at once (ARGS goes to pytest in their place)

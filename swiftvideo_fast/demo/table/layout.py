@@ -22,10 +22,13 @@ DISTANCES = {"frechet": "Frechet, trained", "frechet_random": "Frechet, random"}
 WINNERS = {PAIRED: "sampled winners, reflow", "real winners": "real winners, reflow",
            "DPO alone": "sampled winners, DPO alone"}
 LAMBDAS = {"DPO alone": "0", "lambda_RF 1": "1", PAIRED: "2", "lambda_RF 3": "3"}
-COMPARED = ["LCM", "PCM", "PCM, 2 phases", "DMD2", "OSV", "DCD", "CCD", AHEAD, OURS, MAP, FINITE, RMS]
+HALVED, HALVED_FINITE = "flow map, bf16", "flow map, finite, bf16"
+COMPARED = ["LCM", "PCM", "PCM, 2 phases", "DMD2", "OSV", "DCD", "CCD", AHEAD, OURS, MAP, FINITE, RMS,
+            HALVED, HALVED_FINITE]
 OWN_ORDERINGS = [("control", (AHEAD, 4), ("CCD + CCD", 4)), ("control", ("CCD", 4), ("DCD", 4)),
                  *(("flow map", (name, 2 * n), (name, n)) for name in (MAP, RMS) for n in (1, 2, 4)),
                  *(("flow map", (MAP, n), (FINITE, n)) for n in (8, 4, 2, 1)),
+                 *(("flow map", (HALVED, n), (HALVED_FINITE, n)) for n in (8, 4, 2, 1)),
                  *(("flow map", (RMS, n), (OURS, n)) for n in (4, 2))]
 
 
@@ -53,6 +56,16 @@ class Results:
         if name not in METHODS or not self.trained[name]:
             return 0.0
         return fmean(self.trained[name].values()) + self.training(METHODS[name].start)
+
+    def at_the_end(self, name: str) -> dict[int, float]:
+        """seed -> the distance at a run's last checkpoint."""
+        return self.progress[name][max(self.progress[name])] if self.progress[name] else {}
+
+    def win_diff(self, name: str, part: int) -> dict[int, float]:
+        """seed -> the mean over a third of the run."""
+        logs = {seed: [x["win_diff"] for x in log] for (run, seed), log in self.logs.items() if run == name}
+        third = {seed: len(log) // 3 for seed, log in logs.items()}
+        return {seed: fmean(log[part * third[seed]:(part + 1) * third[seed]]) for seed, log in logs.items()}
 
     def as_json(self) -> dict:
         return {"rows": [{"name": name, "steps": steps, "seeds": by_seed}
@@ -121,21 +134,28 @@ def cells(found: Results, place: tuple, metrics) -> list[str]:
 
 def orderings(found: Results) -> tables.Table:
     """Differences of the same seed, so of the same clips and noise."""
-    def verdict(better: tuple, worse: tuple, metric: str) -> str:
-        a, b = found.values(better, metric), found.values(worse, metric)
+    def verdict(a: dict[int, float], b: dict[int, float], digits: int = 1) -> str:
         d = [a[seed] - b[seed] for seed in a.keys() & b.keys()]
         if not d:
             return "–"
         half = T_QUANTILE[len(d)] * stdev(d) / len(d) ** 0.5 if len(d) > 1 else float("inf")
         said = "yes" if fmean(d) + half < 0 else "NO" if fmean(d) - half > 0 else "open"
-        return f"{said}: {interval(d, 1)}"
+        return f"{said}: {interval(d, digits)}"
 
     def label(place: tuple) -> str:
         return f"{place[0]} at {place[1]}"
 
-    lines = [[where, f"{label(a)} < {label(b)}", *(verdict(a, b, m) for m in DISTANCES),
+    def values(place: tuple[str, int]) -> list[dict[int, float]]:
+        return [found.values(place, metric) for metric in DISTANCES]
+
+    lines = [[where, f"{label(a)} < {label(b)}", *map(verdict, values(a), values(b)),
               f"{FVD[a] - FVD[b]:.1f}" if a in FVD and b in FVD else ""]
              for where, a, b in [*ORDERINGS, *OWN_ORDERINGS]]
+    lines += [["Figure 6", f"{WINNERS[PAIRED]} < {WINNERS[other]}, at the end",
+               verdict(found.at_the_end(PAIRED), found.at_the_end(other)), "", ""]
+              for other in ("real winners", "DPO alone")]
+    lines += [["Figure 8", "Win Diff with reflow < DPO alone, last third",
+               verdict(found.win_diff(PAIRED, 2), found.win_diff("DPO alone", 2), 4), "", ""]]
     return tables.Table("Orderings", ["where", "claim", *DISTANCES.values(), "FVD in the paper"], lines,
                         "Differences of the same seed (same clips, same noise) with 95 % t intervals over "
                         "seeds; yes or NO where the interval leaves 0 out, else open.")
@@ -191,29 +211,25 @@ def figures(found: Results) -> list[tables.Table]:
                                                for step in steps)] for name, label in named.items()]
         return tables.Table(title, ["", "before", *(f"step {n}" for n in steps)], lines, note)
 
-    def win_diff(name: str, low: int, high: int) -> str:
-        return interval([fmean(x["win_diff"] for x in log if low < x["step"] <= high)
-                         for (other, _), log in found.logs.items() if other == name], 4)
-
-    windows = [*zip([0, *steps], steps, strict=False)]
     by_steps = [[f"{n}", *cells(found, (AHEAD, n), DISTANCES)] for n in METHODS[AHEAD].measured[::-1]]
     return [by_checkpoint("Figure 6: winners and reflow", WINNERS, "Frechet distance (trained) at 4 steps on "
                           "validation clips.  The paper: sampled winners with reflow best, then without; "
                           "real winners converge slowly."),
             tables.Table("Figure 7: CCD + DA by sampling steps", ["steps", *DISTANCES.values()], by_steps,
                          "Euler.  The paper: better with every step up to 8."),
-            tables.Table("Figure 8: Win Diff", ["", *(f"steps {a + 1} to {b}" for a, b in windows)],
-                         [[WINNERS[name], *(win_diff(name, *window) for window in windows)]
-                          for name in (PAIRED, "DPO alone")],
+            tables.Table("Figure 8: Win Diff", ["", "first third", "second", "last"],
+                         [[WINNERS[name], *(interval([*found.win_diff(name, part).values()], 4)
+                                            for part in range(3))] for name in (PAIRED, "DPO alone")],
                          "The paper: held down by reflow, grows without."),
             by_checkpoint("Figure 9: lambda_RF", LAMBDAS, "As Figure 6.  The paper: robust from 1 to 3; "
                           "smaller is faster and less stable.")]
 
 
 def flow_maps(found: Results) -> list[tables.Table]:
+    maps = [TEACHER, MAP, FINITE, RMS, HALVED, HALVED_FINITE]
     by_seed = [[f"{name}, {label}", str(seed),
                 *(f"{found.rows[name, n][seed][metric]:.1f}" for n in (1, 2, 4, 8))]
-               for name in (TEACHER, MAP, FINITE, RMS) for metric, label in DISTANCES.items()
+               for name in maps for metric, label in DISTANCES.items()
                for seed in sorted(found.rows[name, 8])]
     errors = [[key, *(f"{found.derivative[seed][key]:.4f}" for seed in found.derivative)]
               for key in ("exact", "finite")]
@@ -246,8 +262,10 @@ def curves(found: Results) -> dict[str, str]:
         return [logged(found.logs[name, FIRST_SEED], key, name=name, smooth=6)
                 for name in names if (name, FIRST_SEED) in found.logs]
 
-    charts = {"loss": Chart("loss of the flow map", of([MAP, FINITE], "loss"), x_label="step", log_y=True),
-              "tangent": Chart("tangent before normalisation", of([MAP, FINITE], "tangent"), x_label="step"),
+    maps = [MAP, FINITE, HALVED, HALVED_FINITE]
+    charts = {"loss": Chart("loss of the flow map", of(maps, "loss"), x_label="step", log_y=True),
+              "tangent": Chart("tangent before normalisation", of(maps, "tangent"), x_label="step",
+                               log_y=True),
               "win-diff": Chart("Win Diff", of([PAIRED, "DPO alone"], "win_diff"), x_label="step")}
     return {f"{name}.svg": chart.svg() for name, chart in charts.items() if chart.series}
 

@@ -56,9 +56,8 @@ def ta(*options: str, start: str = "CCD + DA, 7/10", rates=PAIRED, **changes) ->
     return Method("ta.yaml", (*own, *options), start, ROUND, rates=rates, **changes)
 
 
-def flowmap(*options: str) -> Method:
-    return Method("flowmap.yaml", ("objective.warmup={half}", *options),
-                  rates=(*FROM_TEACHER, 1e-3), measured=(8, 4, 2, 1))
+def flowmap(*options: str, rates=(*FROM_TEACHER, 1e-3)) -> Method:
+    return Method("flowmap.yaml", ("objective.warmup={half}", *options), rates=rates, measured=(8, 4, 2, 1))
 
 
 METHODS: dict[str, Method] = {
@@ -89,6 +88,9 @@ METHODS: dict[str, Method] = {
     "lambda_RF 3": ta("objective.reflow=3.0", "objective.pairs={pairs}", measured=(), watched=True),
     "flow map, RMS norm": flowmap("objective.norm=rms"),
     "flow map, finite": flowmap("objective.derivative=finite"),
+    "flow map, bf16": flowmap("engine.dtype=bfloat16", rates="flow map"),
+    "flow map, finite, bf16": flowmap("engine.dtype=bfloat16", "objective.derivative=finite",
+                                      rates="flow map"),
     "PCM, 2 phases": Method("pcm.yaml", ("objective.phases=2",), rates="PCM", measured=(2,)),
 }
 for _name, _times in OTHER_TIMES.items():
