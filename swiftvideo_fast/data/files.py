@@ -52,7 +52,8 @@ def walk(folder: Path) -> tuple[dict[Place, int], dict[Place, str]]:
             continue
         for member in members:
             hidden = any(part.startswith((".", "__MACOSX")) for part in member.filename.split("/"))
-            if member.filename and not member.is_dir() and not hidden and Path(member.filename).suffix not in LEFT_OUT:
+            named = member.filename and not member.is_dir() and not hidden
+            if named and Path(member.filename).suffix not in LEFT_OUT:
                 found[Place(archive, member.filename)] = member.file_size
     return dict(sorted(found.items())), unread
 
