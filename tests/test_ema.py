@@ -88,3 +88,10 @@ MUTANTS = [
     ("zip(average, contiguous(\"ema_\", *master)", "zip(average, master"),
     ("tl.program_id(0).to(tl.int64) * BLOCK", "tl.program_id(0).to(tl.int64) * (BLOCK - 1)"),
 ]
+
+
+def test_a_move_is_seen_by_autograd():
+    average, master, copy = ([torch.randn(8)] for _ in range(3))
+    before = average[0]._version, copy[0]._version
+    ema_(average, master, 0.9, copy)
+    assert (average[0]._version, copy[0]._version) == (before[0] + 1, before[1] + 1)

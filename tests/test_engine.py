@@ -113,7 +113,7 @@ def test_they_are_with_the_reference_ops_too(inputs, processes):
 
 @pytest.mark.parametrize("objective, work", [("da", sharded.train_judged), ("ta", tiny.train),
                                              ("flowmap", tiny.train), ("dmd2", tiny.train),
-                                             ("pcm", tiny.train)])
+                                             ("pcm", tiny.train), ("lcm", tiny.train), ("osv", tiny.train)])
 def test_every_kind_of_second_network_is_the_same_run_too(objective, work, inputs, processes):
     found = compare(inputs, processes, [(2, 1)], 5, work, objective=objective)
     assert within(found), found
