@@ -57,9 +57,9 @@ def opened(file: safe_open) -> tuple[dict[str, str], dict[str, str]]:
     return digests, header
 
 
-def seal(about: dict) -> str:
+def seal(about: dict, indent: int | None = None) -> str:
     """A JSON object as text, its own sha256 in it."""
-    return json.dumps(about | {SEAL: _of_text(about)})
+    return json.dumps(about | {SEAL: _of_text(about)}, indent=indent)
 
 
 def unsealed(text: str) -> dict:

@@ -5,7 +5,6 @@ there are GPUs: each takes every world-th shard.  The same command again does wh
 """
 
 import argparse
-import json
 import logging
 import os
 from collections import deque
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from swiftvideo_fast import sealed
 from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.config import differences
 from swiftvideo_fast.config.arguments import (
@@ -133,7 +133,7 @@ class Job:
                              "or the values it was made by")
         if rank == 0:
             with atomic_write(file) as aside:
-                aside.write_text(json.dumps(self.about, indent=1) + "\n")
+                aside.write_text(sealed.seal(self.about, indent=1) + "\n")
             rejects = {self.index[row][0]: why for row, why in self.rejects.items()}
             write_rejects(self.out / "rejects.csv", rejects)
 

@@ -53,7 +53,7 @@ class Index:
             self.folder = self.path.parent / about["folder"]
             if "sha256" in about and about["sha256"] != _digest(self.table, about["folder"]):
                 raise ValueError("its rows are not those that were written")
-        except (ArrowException, OSError, AttributeError, KeyError, ValueError) as why:
+        except (ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError) as why:
             why = " ".join(str(why).split())
             raise ValueError(f"{path}: no index ({why}); make one with `swiftvideo index`") from None
         if not len(self.table):

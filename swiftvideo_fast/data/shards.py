@@ -10,7 +10,6 @@ folder cut short is finished to the same bytes.  Its header has a sha256 of each
 slot is read, and of itself.
 """
 
-import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -121,7 +120,7 @@ class Shard:
 
 def read_manifest(folder: Path) -> dict:
     try:
-        return json.loads((folder / MANIFEST).read_text())
+        return sealed.unsealed((folder / MANIFEST).read_text())
     except FileNotFoundError as why:
         raise ValueError(f"{folder}: no {MANIFEST}; make the shards with `swiftvideo encode`") from why
     except (OSError, ValueError) as why:

@@ -39,6 +39,13 @@ class Source:
     stored: Stored
     names: dict[str, str]
 
+    def __post_init__(self):
+        """Before a network of so many layers is built."""
+        held = len({name.split(".")[1] for name in self.names if name.startswith("blocks.")})
+        if held and held != self.config.layers:
+            raise ValueError(f"{self.path}: its config has {self.config.layers} layers, its tensors those of "
+                             f"{held}; want the config of these weights")
+
 
 def load(path: Path | str, *, mapped: bool = False, dtype: torch.dtype = torch.float32,
          device: torch.device | str = "cpu") -> Wan:

@@ -52,10 +52,15 @@ class WanConfig:
     second_time: bool = False
 
     def __post_init__(self):
+        for name in ("dim", "heads", "layers", "ffn_dim", "text_dim", "latent", "condition", "freq_dim"):
+            size = getattr(self, name)
+            if type(size) is not int or not 0 <= size <= MOST or not size and name in ("dim", "heads"):
+                raise ValueError(f"WanConfig: {name} is {size!r}; want a whole number up to {MOST:,}")
         if self.dim % self.heads or self.dim // self.heads % 2:
             raise ValueError(f"WanConfig: dim {self.dim} over {self.heads} heads is no even head width")
 
 
+MOST = 100_000      # of any size: far more than a network has, few enough to build one on meta
 PRESETS = {
     "tiny": WanConfig(dim=160, heads=5, layers=4, ffn_dim=640, text_dim=32, freq_dim=64, time_scale=10.0),
     "1.3b": WanConfig(dim=1536, heads=12, layers=30, ffn_dim=8960, text_dim=4096, image_dim=1280),
