@@ -45,7 +45,7 @@ from swiftvideo_fast.models.toy.codec import PcaCodec  # noqa: E402
 from swiftvideo_fast.models.wan import lora_files  # noqa: E402
 from swiftvideo_fast.train import checkpoint, recipe, rounds  # noqa: E402
 
-HANG, MEMORY, LINES = 30.0, 12 << 30, 3
+HANG, START, MEMORY, LINES = 30.0, 300.0, 12 << 30, 3
 FAILURES = "wrong", "error", "crash", "hang"
 NUMBERS = [b"%d" % n for n in (0, -1, 1, 7, 1 << 31, (1 << 63) - 1, 1 << 64)] + [b"1e400", b"NaN"]
 VALUES = b"null", b"true", b'""', b"[]", b"{}", b"3.5", b'"../../x"', b"[[[[", b"\xff"
@@ -367,11 +367,13 @@ def fuzz(name: str, folder: Path, numbers: range) -> tuple[Counter, list[str]]:
         worker = spawn.Process(target=work, args=(name, folder, numbers, send), daemon=True)
         worker.start()
         send.close()
+        limit = START
         while numbers:
             try:
-                if not receive.poll(HANG):
+                if not receive.poll(limit):
                     outcome = "hang"
                 elif (result := receive.recv()) is None:
+                    limit = HANG
                     continue
                 else:
                     number, outcome, said = result
