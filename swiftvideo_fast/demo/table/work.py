@@ -119,7 +119,7 @@ def once(file: Path, name: str, source: dict, make: Callable[[], dict]) -> None:
 
 
 def train(table: Table, name: str, seed: int, rate: float | None = None) -> None:
-    """One run.  Of a run that was cut short, the CPU seconds are those of its last session, in proportion."""
+    """One run.  Of a run that was cut short, the CPU seconds are those since its last start, scaled up."""
     cfg = table.config(name, seed, rate)
     run, source = Path(cfg.run.dir), to_dict(cfg)
     done = read(run / "trained.json")
