@@ -73,7 +73,14 @@ def test_a_run_is_trained_and_a_second_call_ends_at_once(file, capsys, tmp_path,
     assert capsys.readouterr().out == f"weights in {tmp_path}/run\n"
     stamps = {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*")}
     assert main(["train", file]) == 0
+    assert capsys.readouterr().err == f"{tmp_path}/run: finished at step 6; raise run.steps to extend it\n"
     assert {f: f.stat().st_mtime_ns for f in (tmp_path / "run").rglob("*")} == stamps
+
+
+def test_of_several_processes_the_first_reports(file, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setattr(recipe, "train", lambda cfg, tables: cfg.run.dir)
+    assert main(["train", str(file)]) == 0 and capsys.readouterr().out == ""
 
 
 @pytest.fixture

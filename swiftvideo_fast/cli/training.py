@@ -16,6 +16,7 @@ from swiftvideo_fast.data.pairs import folder_of
 from swiftvideo_fast.objectives.ta import Ta
 from swiftvideo_fast.train import checkpoint, listing, recipe
 from swiftvideo_fast.train.preflight import check_writable
+from swiftvideo_fast.train.ranks import launched
 from swiftvideo_fast.train.recipe import Parts, Tables
 from swiftvideo_fast.train.rounds import make_pairs, rounds, run_ta_rounds
 
@@ -68,7 +69,7 @@ def run_train(args: argparse.Namespace) -> None:
         raise ValueError(f"{last} is there, and --resume never; take another run.dir, or --resume auto")
     if args.dry_run:
         return describe(cfg, args.tables)
-    print(f"weights in {recipe.train(cfg, args.tables)}")
+    _print_weights(recipe.train(cfg, args.tables))
 
 
 def describe(cfg: Config, tables: Tables) -> None:
@@ -105,7 +106,13 @@ def run_align(args: argparse.Namespace) -> None:
         for one in rounds(cfg, steps):
             print(f"would write {cfg.objective.count} pairs to {folder_of(one)} and train in {one.run.dir}")
         return
-    print(f"weights in {run_ta_rounds(cfg, steps, args.tables)}")
+    _print_weights(run_ta_rounds(cfg, steps, args.tables))
+
+
+def _print_weights(folder: Path) -> None:
+    rank, _ = launched()
+    if rank == 0:
+        print(f"weights in {folder}")
 
 
 def aligning(args: argparse.Namespace, overrides: list[str]) -> Config:

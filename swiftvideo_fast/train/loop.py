@@ -83,6 +83,8 @@ def _train(run: Run, lock: run_folder.Lock) -> Path:
     state = run_folder.resume(cfg, run.parts, ranks, run.complete)
     start, skipped = state["step"], state["skipped"]
     if start == cfg.run.steps and all(file.exists() for file in run.exported.values()):
+        if ranks.rank == 0:
+            print(f"{folder}: finished at step {start}; raise run.steps to extend it", file=sys.stderr)
         return folder
 
     run.source, run.watch = run.open()
