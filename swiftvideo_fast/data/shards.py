@@ -173,7 +173,7 @@ class ShardSource:
         self.order = Order([[row for row in rows if row.row not in out] for rows in passes])
         if not self.order.total:
             raise ValueError(f"{self.folder}: no clip is left to train on: {len(rows)} encoded, {len(out)} "
-                             "held out")
+                             "held out; lower data.held_out, or encode more")
         self.null_text = self._text(self.captions.index(""))
         self.pixels = Pixels(self.folder, self.about, options.decoder) if pixels else None
 
