@@ -92,7 +92,8 @@ class Job:
         if not self.rows:
             longest = index.seconds.max()
             raise ValueError(f"{index.path}: no video lasts {framing.seconds:.2f} s, as {framing.frames} "
-                             f"frames at {framing.rate:g} a second do; the longest lasts {longest:.2f} s. Ask for fewer --frames")
+                             f"frames at {framing.rate:g} a second do; the longest lasts {longest:.2f} s. "
+                             "Ask for fewer --frames")
         self.captions = sorted({"", *(index.captions[row] for row in self.rows)})       # "" is the null text
         self.number = {caption: number for number, caption in enumerate(self.captions)}
         self.windows = passes * len(self.rows)

@@ -73,8 +73,8 @@ class VideoSource:
         self.order = Order([[row for row in self.rows if row not in out]])
         if not self.order.total:
             raise ValueError(f"{options.index}: no clip is left to train on: {len(self.index)} videos, "
-                             f"{len(self.rows)} of {self.framing.seconds:.2f} s or more, {len(out)} held out; "
-                             "lower data.held_out, data.frames, or index more")
+                             f"{len(self.rows)} of {self.framing.seconds:.2f} s or more, {len(out)} held out"
+                             "; lower data.held_out, data.frames, or index more")
         self.pool = ThreadPoolExecutor(options.threads, initializer=torch.set_num_threads, initargs=(1,))
         self.texts: OrderedDict[str, Tensor] = OrderedDict()
         self.failed: set[int] = set()
