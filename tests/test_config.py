@@ -233,9 +233,9 @@ def test_a_file_that_is_no_config_says_so(raw, wanted, file):
 
 def test_a_key_that_stands_twice_is_an_error(file):
     file.write_text(LEAST + "run: {dir: elsewhere, steps: 3}\n")
-    assert "the key 'run' stands twice" in error(file)
+    assert "the key 'run' is given twice" in error(file)
     file.write_text(LEAST.replace("steps: 10", "steps: 10, steps: 20"))
-    assert "the key 'steps' stands twice" in error(file)
+    assert "the key 'steps' is given twice" in error(file)
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):

@@ -29,6 +29,7 @@ LINES = [                       # a command; a part of what it says, as a patter
     ("train {config} {config}", "override '.*yaml'; want one config"),
     ("train {config} run.steps 5", "override 'run.steps'; want key.subkey=value"),
     ("train {config} --run.steps=5", "unknown option --run.steps=5; perhaps run.steps=5\nexample"),
+    ("train {config} --dry-run run.steps", "unknown argument run.steps; perhaps run.steps=VALUE"),
     ("train {config} --dryrun", "unknown option --dryrun; perhaps --dry-run"),
     ("train {config} --verbose", "unknown option --verbose; --help lists those it knows"),
     ("export {config} out --diffusers", "unknown option --diffusers; perhaps --to diffusers"),
@@ -37,7 +38,7 @@ LINES = [                       # a command; a part of what it says, as a patter
     ("sample --seed -1 x", "--seed: '-1'; want 0 or more"),
     # a config
     ("train {tmp}/empty.yaml", "empty.yaml: want sections .*, found an empty file"),
-    ("train {tmp}/twice.yaml", "twice.yaml: not YAML: the key 'steps' stands twice"),
+    ("train {tmp}/twice.yaml", "twice.yaml: not YAML: the key 'steps' is given twice at line"),
     ("train {tmp}", "no readable config .Is a directory"),
     ("train {config} RUN.STEPS=5", "unknown key RUN.STEPS; the nearest known one is run.steps"),
     ("train {config} objective.name=flow", "unknown key objective.c.* of flow; .* objective.drop_text"),

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
+SETTING = re.compile(r"[a-z]\w*\.\w+")
 CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
 
 
@@ -63,6 +64,8 @@ class Parser(argparse.ArgumentParser):
         near = chosen or difflib.get_close_matches(word.partition("=")[0], options, n=1, cutoff=0.75)
         if OVERRIDE.match(word.lstrip("-")) and self._takes("overrides"):
             near = [word.lstrip("-")]                       # a setting, written as an option
+        if SETTING.fullmatch(word.lstrip("-")) and self._takes("overrides"):
+            near = [f"{bare}=VALUE"]
         kind = "option" if word.startswith("-") else "argument"
         return f"unknown {kind} {word}; " + (f"perhaps {near[0]}" if near else "--help lists those it knows")
 

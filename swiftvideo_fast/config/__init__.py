@@ -14,14 +14,14 @@ __all__ = ["Config", "Engine", "Model", "Optim", "Plugs", "Run", "Sample", "Time
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error and does not silently win."""
+    """YAML in which a duplicate key is an error; PyYAML lets the last one win."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
             scalar = isinstance(key, yaml.ScalarNode)
             if not scalar or key.value in seen:
-                problem = f"the key {key.value!r} stands twice" if scalar else "a key is no single word"
+                problem = f"the key {key.value!r} is given twice" if scalar else "a key is no single word"
                 raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -64,7 +64,8 @@ def _sections(path: Path | str) -> dict:
     except OSError as why:
         raise ValueError(f"{path}: no readable config ({why.strerror})") from why
     except (yaml.YAMLError, UnicodeDecodeError) as why:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(why).split())}") from why
+        reason = " ".join(str(why).replace(' in "<unicode string>",', " at").split())
+        raise ValueError(f"{path}: not YAML: {reason}") from why
     if not isinstance(tree, dict):
         sections = [f.name for f in fields(Config)]
         found = "an empty file" if tree is None else type(tree).__name__
