@@ -91,6 +91,7 @@ LINES = [                       # a command; a part of what it says, as a patter
     (f"{SAMPLE} --out {{tmp}}/there --count 2", "clip-000.mp4 is there, and 1 more; name another --out"),
     (f"sample {TEACHER} run.seed=1 --image a.png", "the setting is run.seed=1; want none: those are of"),
     (f"sample {TEACHER} --prompt a=b", "want --image and --prompt, or --prompts"),
+    (f"sample {TEACHER} --image a.png --out a.png", "--out is a.png; want a name that ends in .mp4"),
     (f"sample {TEACHER} --image a.png --shift 0", "--shift: '0'; want a positive number"),
     ("export none a.safetensors", "none: no such file or folder; want a run"),
     (f"export {CODEC} {{tmp}}/a.safetensors", "its header names no network's sizes; want the weights"),

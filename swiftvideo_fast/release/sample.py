@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from swiftvideo_fast.config.arguments import positive, positive_number, size
+from swiftvideo_fast.config.strict import want
 from swiftvideo_fast.data.clips import write_video
 from swiftvideo_fast.models.condition import Condition
 from swiftvideo_fast.models.wan import encoders, folder
@@ -35,6 +36,7 @@ from swiftvideo_fast.train.preflight import check_writable
 FPS = 16                                # Wan 2.1's
 TEACHER = Sampling(steps=25, shift=3.0, guidance=3.0)               # shift 3: 480p; 720p wants 5
 COLUMNS = "image", "prompt"
+CONTAINERS = ".mp4", ".mkv", ".mov"
 FAMILY = WanFamily()
 
 
@@ -242,4 +244,6 @@ def _rows(args: argparse.Namespace) -> list[Row]:
         raise ValueError("want --image and --prompt, or --prompts with a csv of them")
     if args.prompts:
         return read_rows(args.prompts, args.out or Path("clips"))
-    return [Row(args.image, args.prompt, args.out or Path("clip.mp4"))]
+    out = args.out or Path("clip.mp4")
+    want(out.suffix in CONTAINERS, "--out", f"{out}", f"a name that ends in {', '.join(CONTAINERS)}")
+    return [Row(args.image, args.prompt, out)]
