@@ -11,7 +11,8 @@ from pathlib import Path
 
 from swiftvideo_fast.config.strict import known_name, want
 
-RECORD = Path(__file__).parents[1] / "bench" / "gpu.json"
+WHEELS, CHECKOUTS = Path(__file__).with_name("gpu.json"), Path(__file__).parents[1] / "bench/gpu.json"
+RECORD = WHEELS if WHEELS.exists() else CHECKOUTS
 STEPS, ALIGNED, ROUNDS, PAIRS, PAIR_FORWARDS = 3000, 2000, 2, 5000, 8 + 4
 
 
@@ -56,8 +57,8 @@ def report(preset: str, gpus: int, batch: int = 1, card: str | None = None, reco
     want(bool(cards), "plan --recipe: the record", "without a step", "one by `make gpu`")
     card = card or next(iter(cards))
     known_name("plan --recipe: card", card, cards)
-    known_name("plan --recipe: network", f"wan_{preset.replace('.', '_')}", cards[card])
-    measured = cards[card][f"wan_{preset.replace('.', '_')}"]
+    measured = cards[card].get(f"wan_{preset.replace('.', '_')}")
+    want(measured is not None, "plan --recipe: --preset", preset, "1.3b, whose step `make gpu` measures")
     held = [(stage, stage.hours(gpus, batch)) for stage in stages(measured)]
     total = sum(hours for _, hours in held)
     lines = [f"the recipe for wan-{preset} on {gpus} x {card}, {batch} clips a step ({measured['measured']})"]

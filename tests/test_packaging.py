@@ -52,6 +52,7 @@ def test_the_wheel_holds_two_packages_and_their_data(built):
     wanted = {re.sub("^configs/", "swiftvideo_fast/configs/", name).removeprefix("kernels/")
               for name in run("git", "ls-files", *packages).stdout.splitlines()}
     assert wanted <= held
+    assert (built / "lib/swiftvideo_fast/gpu.json").read_bytes() == (ROOT / "bench/gpu.json").read_bytes()
     first = {name.split("/")[0] for name in held}
     assert first == {"swiftvideo_fast", "swiftvideo_kernels", "swiftvideo_command.py"}
 

@@ -47,7 +47,7 @@ def test_a_record_without_what_is_wanted_is_one_line(tmp_path):
         plan_recipe.report("1.3b", 1, record=tmp_path / "none.json")
     with pytest.raises(ValueError, match="card is 'a carb'; want one of .*'a card'"):
         plan_recipe.report("1.3b", 1, card="a carb", record=record(tmp_path))
-    with pytest.raises(ValueError, match="network is 'wan_14b'"):
+    with pytest.raises(ValueError, match="--preset is 14b; want 1.3b"):
         plan_recipe.report("14b", 1, record=record(tmp_path))
     with pytest.raises(ValueError, match="the record is without 'step'"):
         plan_recipe.report("1.3b", 1, record=record(tmp_path, step={}))
