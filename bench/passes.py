@@ -209,7 +209,7 @@ def loop_step(setting: Setting, objective: Callable[[Config, Setup], Objective],
         start=partial(setting.network, trained=True, rank=rank),
         teacher=partial(setting.network, trained=False), reference=partial(setting.network, trained=False),
         codec=None, clips=None))
-    with patch.object(single, "own_device", torch.get_default_device), \
+    with patch.object(single, "local_device", torch.get_default_device), \
             patch.object(single, "adamw", AdamW8 if setting.moments == 8 else single.adamw), \
             patch.object(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode, create=True), \
             warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Files and folders on disk that are whole or absent: written aside, synced, renamed; digests of them."""
+"""Atomic writes of files and folders (temporary path, fsync, rename), and their digests."""
 
 import hashlib
 import os
@@ -12,45 +12,46 @@ from safetensors import SafetensorError
 
 @contextmanager
 def atomic_write(target: Path | str) -> Generator[Path]:
-    """A path to write a file or a folder at; it takes the place of `target` when the block ends well.
+    """Yields a temporary path for a file or folder, which replaces `target` when the block succeeds.
 
-    Everything in it is on the disk before it gets its name.  When the block fails nothing of it stays, and
-    what target was before does; a kill leaves at most aside_of(target), which the next write replaces.
-    OSError names the target when the disk refuses.
+    The content is synced before the rename.  On an error the temporary path is removed and target is
+    unchanged.  A kill leaves at most temporary_of(target), which the next write removes.  OSError, naming
+    the target, on a failed write.
     """
     target = Path(target)
-    aside = aside_of(target)
+    tmp = temporary_of(target)
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        yield aside / target.name
-        for path in aside.rglob("*"):
+        shutil.rmtree(tmp, ignore_errors=True)
+        tmp.mkdir(parents=True)
+        yield tmp / target.name
+        for path in tmp.rglob("*"):
             if path.is_file():
-                path.chmod(aside.stat().st_mode & 0o666)        # as open() would; safetensors says 0600
+                path.chmod(tmp.stat().st_mode & 0o666)        # as open() would; safetensors says 0600
             _sync(path)
-        (aside / target.name).replace(target)
+        (tmp / target.name).replace(target)
         _sync(target.parent)
     except (OSError, SafetensorError) as why:
-        raise OSError(f"{target}: could not be written ({why}); make room, or choose another place") from why
+        raise OSError(f"{target}: could not be written ({why}); free disk space, or choose another "
+                      "place") from why
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(tmp, ignore_errors=True)
 
 
 def digest(file: Path | str) -> str:
-    """sha256 of a file's bytes."""
+    """Returns the sha256 of a file's bytes."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def aside_of(target: Path) -> Path:
-    """The hidden folder that holds `target`, and its writer's own temporary files, until it is whole."""
+def temporary_of(target: Path) -> Path:
+    """Returns the hidden folder that holds `target` and its writer's temporary files until the rename."""
     return target.with_name(f".{target.name}.part")
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writers that were killed left in a folder."""
-    for aside in folder.glob(aside_of(Path("*")).name):
-        shutil.rmtree(aside)
+    """Removes temporary folders that killed writers left in `folder`."""
+    for tmp in folder.glob(temporary_of(Path("*")).name):
+        shutil.rmtree(tmp)
 
 
 def _sync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The flow path x_t = (1 - t) x0 + t x1 (eq. 1): where on it we train, and the ladders down it."""
+"""The flow path x_t = (1 - t) x0 + t x1 (eq. 1): training draws, and time ladders for sampling."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from swiftvideo_fast.config import Times
 
 @dataclass(frozen=True)
 class Point:
-    """A draw on the path.  x_t, x0, x1: (B, C, T, H, W).  t: (B,) in (0, 1)."""
+    """A drawn point of the path.  x_t, x0, x1: (B, C, T, H, W).  t: (B,) in (0, 1)."""
 
     x0: Tensor
     x1: Tensor
@@ -24,19 +24,19 @@ class Point:
 
 
 def draw(x0: Tensor, rng: torch.Generator, times: Times) -> Point:
-    """x1 ~ N(0, I), then t.  rng is the CPU's, so that a draw is the same on every device."""
+    """Draws x1 ~ N(0, I), then t.  rng: a CPU generator, so draws are equal on every device."""
     x1 = draw_noise(x0, rng)
     t = draw_times(x0, rng, times)
     return Point(x0, x1, t, interpolate(x0, x1, t))
 
 
 def draw_noise(x0: Tensor, rng: torch.Generator) -> Tensor:
-    """x1 ~ N(0, I), where x0 is."""
+    """Draws x1 ~ N(0, I) with the shape, dtype and device of x0."""
     return torch.randn(x0.shape, generator=rng).to(x0)
 
 
 def draw_times(x0: Tensor, rng: torch.Generator, times: Times) -> Tensor:
-    """t = sigmoid(n) with n ~ N(mean, std^2), or t ~ U(0, 1) (Table 2d): (B,) fp32, where x0 is."""
+    """Draws t = sigmoid(n), n ~ N(mean, std^2), or t ~ U(0, 1) (Table 2d): (B,) fp32 on the device of x0."""
     B = len(x0)
     if times.uniform:
         return torch.rand(B, generator=rng).to(x0.device)
@@ -44,18 +44,21 @@ def draw_times(x0: Tensor, rng: torch.Generator, times: Times) -> Tensor:
 
 
 def interpolate(x0: Tensor, x1: Tensor, t: Tensor) -> Tensor:
-    """x_t of eq. 1; t is (B,)."""
+    """x_t = (1 - t) x0 + t x1 (eq. 1).  t: (B,)."""
     t = over(t, x0)
     return (1 - t) * x0 + t * x1
 
 
 def over(t_B: Tensor, x: Tensor) -> Tensor:
-    """t (B,) viewed so that it multiplies x (B, ...)."""
+    """Returns t (B,) viewed as (B, 1, ...), to broadcast over x (B, ...)."""
     return t_B.view(-1, *[1] * (x.dim() - 1))
 
 
 def ladder(steps: int, shift: float = 1.0) -> list[float]:
-    """Times 1 = t_0 > ... > t_steps = 0: even, then shifted, t -> s t / (1 + (s - 1) t) (Wan's ladder)."""
+    """Returns times 1 = t_0 > ... > t_steps = 0: even, then shifted, t -> s t / (1 + (s - 1) t), as Wan.
+
+    ValueError unless steps >= 1 and shift > 0.
+    """
     if steps < 1 or shift <= 0:
         raise ValueError(f"ladder: steps = {steps}, shift = {shift}; want steps >= 1 and shift > 0")
     even = [1 - i / steps for i in range(steps + 1)]

@@ -107,10 +107,10 @@ def calls(objective: str) -> tuple[Call, ...]:
     dry = built(PRESETS["tiny"], objective, family)
     x0, condition = torch.zeros(1, 16, 1, 2, 2), Condition(torch.zeros(1, 20, 1, 2, 2), torch.zeros(1, 1, 32),
                                                            torch.zeros(1, 32))
-    batch, nets, handed = Pairs(x0, condition, [""], x0, x0), {role: Role(role) for role in networks}, None
+    batch, nets, carry = Pairs(x0, condition, [""], x0, x0), {role: Role(role) for role in networks}, None
     for turn in dry.turns(LATE):
-        out = dry.loss(turn, nets, batch, torch.Generator(), LATE, handed)
-        handed = handed if out.handed is None else out.handed
+        out = dry.loss(turn, nets, batch, torch.Generator(), LATE, carry)
+        carry = carry if out.carry is None else out.carry
     return tuple(family.calls)
 
 

@@ -1,4 +1,4 @@
-"""What a result was made with: versions, commit, device, command."""
+"""Provenance of a result: versions, commit, device, command."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ PACKAGES = "swiftvideo_fast", "torch", "triton"
 
 
 def provenance(device: torch.device) -> dict[str, str | None]:
-    """Plain values, for a file of a run.  None for a package that is not installed."""
+    """Returns versions, commit, device and command as plain values.  None for packages not installed."""
     return {"python": platform.python_version()} | {name: installed(name) for name in PACKAGES} | {
         "commit": commit(), "device": device_name(device), "command": shlex.join(sys.argv)}
 
@@ -27,7 +27,7 @@ def installed(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """Of the repository that this package lies in, "-dirty" where files differ; None outside of one."""
+    """Returns the commit of the repository around this package, with "-dirty" if modified; None outside."""
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -35,7 +35,7 @@ def commit() -> str | None:
                               check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)         # and not of what surrounds a venv
+        git("ls-files", "--error-unmatch", Path(__file__).name)         # fails in a repository around a venv
         return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None
@@ -53,7 +53,7 @@ def device_name(device: torch.device) -> str:
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes that a process here may use: of the GPU, or of the machine or its container."""
+    """Returns the bytes a process may use: the GPU's memory, or the machine's or container's limit."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -159,6 +159,6 @@ def row(*cells: str) -> str:
 
 
 if __name__ == "__main__":
-    with atomic_write(PAGE) as aside:
-        aside.write_text(page())
+    with atomic_write(PAGE) as tmp:
+        tmp.write_text(page())
     print(f"wrote {PAGE}")

@@ -1,10 +1,10 @@
-"""From noise to clips down a ladder of times: along the velocity, by jumps to x0 and back into noise, or by a
-flow map's own jumps from time to time.
+"""Samplers over a ladder of times: Euler along the velocity, consistency (predict x0, add fresh noise), and
+flow-map jumps.
 
-Which one belongs to which student: Euler keeps the noise it began with, so a *partly* distilled network (the
-paper's) takes it well and an exactly converged one over-shoots: on N(0, 1) data its standard deviation comes
-out 1.41 times too large at 2 steps and 1.66 at 4.  A converged consistency network wants fresh noise.  A
-flow map is exact from any time to any other, with the noise it began with.
+Which sampler suits which student: Euler keeps its initial noise.  It suits a *partly* distilled network (the
+paper's); an exactly converged consistency network over-shoots: on N(0, 1) data the standard deviation is 1.41
+times too large at 2 steps and 1.66 at 4.  A converged consistency network needs fresh noise.  A flow map is
+exact between any two times, with its initial noise.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,20 +18,22 @@ from swiftvideo_fast.models.condition import Condition, guided
 
 Velocity = Callable[[Tensor, Tensor], Tensor]       # (x_t, t (B,)) -> v
 Map = Callable[[Tensor, Tensor, Tensor], Tensor]    # (x_t, t (B,), s (B,)) -> u
-Rng = torch.Generator | Sequence[torch.Generator]   # of a batch, or one a clip
+Rng = torch.Generator | Sequence[torch.Generator]   # one for the batch, or one per clip
 
 
 def generate(call: Callable[..., Tensor], x1: Tensor, condition: Condition,
-             steps: int, how: Sample, rng: Rng) -> Tensor:
-    """Latents from the noise x1.  call(x_t, t, condition): the velocity, with s after it where a flow map is
-    sampled by itself; rng draws fresh noise."""
-    def v(x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
-        return guided(call, x_t, t, condition, how.guidance, s)
+             steps: int, options: Sample, rng: Rng) -> Tensor:
+    """Returns latents (B, C, T, H, W) sampled from noise x1 of that shape.
 
-    times = path.ladder(steps, how.shift)
-    if how.sampler == "consistency":
+    call(x_t, t, condition): the velocity; s is appended for sampler flowmap.  rng: for the fresh noise.
+    """
+    def v(x_t: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
+        return guided(call, x_t, t, condition, options.guidance, s)
+
+    times = path.ladder(steps, options.shift)
+    if options.sampler == "consistency":
         return consistency(v, x1, times, rng)
-    return {"euler": euler, "flowmap": flowmap}[how.sampler](v, x1, times)
+    return {"euler": euler, "flowmap": flowmap}[options.sampler](v, x1, times)
 
 
 @torch.no_grad()
@@ -63,7 +65,7 @@ def consistency(velocity: Velocity, x1: Tensor, times: list[float], rng: Rng) ->
 
 
 def noise(shape: Sequence[int], rng: Rng) -> Tensor:
-    """N(0, I) of a shape (B, ...).  With a generator a clip, a clip's noise does not depend on its batch."""
+    """Draws N(0, I) of shape (B, ...).  With one generator per clip, noise is independent of the batch."""
     if isinstance(rng, torch.Generator):
         return torch.randn(*shape, generator=rng)
     return torch.stack([torch.randn(*shape[1:], generator=one) for one in rng])

@@ -1,9 +1,9 @@
-"""Safetensors files whose header holds the sha256 of what they carry, so that a changed byte is an error.
+"""Safetensors files with sha256 digests in their header, so that a changed byte is an error.
 
-    save(tensors, path, header)         one sha256 a tensor, checked when that tensor is read
+    save(tensors, path, header)         one sha256 per tensor, checked when that tensor is read
     seal(about), unsealed(text)         a JSON object with its own sha256
 
-A digest covers dtype, shape and bytes.  Files of other writers have none and are read as they are.
+A digest covers dtype, shape and bytes.  Files of other writers have no digests and are read unchecked.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ SEAL = "sha256"         # metadata key: {"header": digest of all other metadata,
 
 
 class Changed(ValueError):
-    """Bytes that are not those that were written."""
+    """Raised for bytes that differ from those written."""
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 of the tensors' names, dtypes, shapes and bytes, in the order of their names."""
+    """Returns the sha256 of the tensors' names, dtypes, shapes and bytes, sorted by name."""
     found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
@@ -33,16 +33,16 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def save(tensors: Mapping[str, Tensor], path: Path | str, header: Mapping[str, str]) -> None:
-    """Write a safetensors file with `header` and the digests as its metadata.  Not atomic by itself."""
+    """Writes a safetensors file with `header` and the digests as metadata.  Not atomic."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     digests = {name: digest({name: tensor}) for name, tensor in tensors.items()}
     save_file(tensors, path, {**header, SEAL: json.dumps({"header": _of_text(header), "tensors": digests})})
 
 
 def opened(file: safe_open) -> tuple[dict[str, str], dict[str, str]]:
-    """({tensor: digest}, the other metadata) of an open file; no digests where another writer gave none.
+    """Returns ({tensor: digest}, other metadata) of an open file; no digests for files of other writers.
 
-    Changed when the metadata, or the names of the tensors, are not what was written.
+    Raises Changed when the metadata or the names of the tensors differ from those written.
     """
     header = dict(file.metadata() or {})
     if SEAL not in header:
@@ -58,20 +58,20 @@ def opened(file: safe_open) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def seal(about: dict, indent: int | None = None) -> str:
-    """A JSON object as text, its own sha256 in it."""
+    """Returns a JSON object as text, with its own sha256 added."""
     return json.dumps(about | {SEAL: _of_text(about)}, indent=indent)
 
 
 def unsealed(text: str) -> dict:
-    """The object of `seal`, without its sha256.  Changed when it is not what was written."""
+    """Returns the object given to `seal`.  Raises Changed when the text differs from that written."""
     try:
         about = json.loads(text)
-        told = about.pop(SEAL, None)
+        stored = about.pop(SEAL, None)
     except (ValueError, TypeError, AttributeError) as why:
         raise Changed(f"its header cannot be read: {why!r}") from why
-    if told is None:
+    if stored is None:
         raise Changed("its header has no sha256: another version of swiftvideo_fast wrote it")
-    if told != _of_text(about):
+    if stored != _of_text(about):
         raise Changed("its header is not what was written")
     return about
 

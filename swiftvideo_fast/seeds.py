@@ -1,4 +1,4 @@
-"""Every random draw is named by where it happens: (seed, purpose, position), so a resumed run redraws it."""
+"""Random seeds from (seed, purpose, position): a draw depends on these alone, so a resumed run repeats it."""
 
 import zlib
 
@@ -7,14 +7,14 @@ import torch
 
 
 def seed_of(seed: int, purpose: str, *position: int) -> int:
-    """A 64-bit seed for one purpose at one position (clips seen, rank, ...).
+    """Returns a 64-bit seed for a purpose and a position (clips seen, rank, ...).
 
-    A purpose's positions have one length: SeedSequence does not tell a last 0 from none.
+    All positions of a purpose must have one length: SeedSequence ignores a trailing 0.
     """
     entropy = [seed, zlib.crc32(purpose.encode()), *position]
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
 
 def generator(seed: int, purpose: str, *position: int) -> torch.Generator:
-    """A CPU generator for that draw."""
+    """Returns a CPU generator seeded by seed_of."""
     return torch.Generator().manual_seed(seed_of(seed, purpose, *position) & (2**63 - 1))

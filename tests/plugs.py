@@ -54,12 +54,12 @@ class Chasing(Objective):
     def turns(self, step: int) -> tuple[str, ...]:
         return STUDENT, *[CHASER] * self.options.moves
 
-    def loss(self, turn, nets, batch, rng, step, handed=None):
+    def loss(self, turn, nets, batch, rng, step, carry=None):
         if turn == STUDENT:
             point = path.draw(batch.x0, rng, self.cfg.times)
             v = self.velocity(nets[STUDENT], point.x_t, point.t, batch.condition)
             return Loss((v - point.velocity).square().mean(), {}, (point.x_t, v.detach()))
-        x_t, v = handed
+        x_t, v = carry
         noise = 0.1 * path.draw_noise(x_t, rng)         # another in each of its four turns
         found = nets[CHASER]((x_t + noise).mT.flatten(2).mT[..., :16])
         value = (found - v.mT.flatten(2).mT[..., :16]).square().mean()
@@ -154,8 +154,8 @@ class BarFamily:
         return net
 
     def save(self, net: nn.Module, file, **about: Any) -> None:
-        with atomic_write(file) as aside:
-            save_file(net.state_dict(), aside, {"config": json.dumps(asdict(net.config))})
+        with atomic_write(file) as tmp:
+            save_file(net.state_dict(), tmp, {"config": json.dumps(asdict(net.config))})
 
     def codec(self, model, sizes):
         return ToyFamily().codec(model, sizes)

@@ -22,7 +22,7 @@ from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.ulysses import Ulysses
 from swiftvideo_fast.ops import reference
 from swiftvideo_fast.train import checkpoint, recipe, rounds
-from swiftvideo_fast.train.ranks import Ranks, launched
+from swiftvideo_fast.train.ranks import Ranks, rank_and_world
 from swiftvideo_fast.train.recipe import Parts, start_engine
 from swiftvideo_fast.train.single import Trained
 
@@ -132,7 +132,7 @@ def align(cfg: Config, folder: Path, refused: bool) -> None:
 def wait(folder: Path) -> None:
     """A text from a rank that is later than the default group waits."""
     torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=1))
-    ranks = Ranks(*launched())
+    ranks = Ranks(*rank_and_world())
     time.sleep(3 * ranks.rank)
     (folder / f"said-{ranks.rank}").write_text(" ".join(ranks.gather(f"from {ranks.rank}")))
 

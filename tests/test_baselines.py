@@ -146,16 +146,16 @@ def test_dmd2_is_its_equations_on_its_own_samples_or_on_noised_clips(nets, rung,
     p_fake = x0 - (x_tau - column(tau) * fake(x_tau, tau, *told(condition)))
     g = ((p_real - p_fake) / p_real.abs().mean((1, 2, 3, 4), keepdim=True)).detach()
     want = 0.5 * (x0 - (x0 - g).detach()).square().mean()
-    assert_equal(out.handed, x0.detach())
+    assert_equal(out.carry, x0.detach())
     assert_same_loss(out.value, want, student)
     assert all(p.grad is None for p in fake.parameters())
 
-    got = objective.loss(FAKE, nets, batch, generator(1, "path"), step, out.handed).value
+    got = objective.loss(FAKE, nets, batch, generator(1, "path"), step, out.carry).value
     rng = generator(1, "path")
     x1 = torch.randn(x.shape, generator=rng).double()
     tau = 0.1 + 0.8 * torch.rand(B, generator=rng)
-    x_tau = (1 - column(tau)) * out.handed + column(tau) * x1
-    assert_same_loss(got, (x1 - out.handed - fake(x_tau, tau, *told(condition))).square().mean(), fake)
+    x_tau = (1 - column(tau)) * out.carry + column(tau) * x1
+    assert_same_loss(got, (x1 - out.carry - fake(x_tau, tau, *told(condition))).square().mean(), fake)
 
 
 def test_the_fake_score_moves_always_and_the_student_every_k_th_step_or_takes_turns():
@@ -168,7 +168,7 @@ def test_a_fake_score_alone_follows_what_the_student_would_have_shown(nets):
     nets[FAKE] = Net(5)
     point, condition = draw()
     batch = Batch(point.x0, condition, [""] * B)
-    shown = dmd2().loss("student", nets, batch, generator(0, "path"), 1).handed
+    shown = dmd2().loss("student", nets, batch, generator(0, "path"), 1).carry
     assert torch.equal(dmd2().sampled(nets, batch, generator(0, "path"), 1), shown)
     for step in range(5):                       # every rank and micro-batch of a step calls alike
         drawn = {float(dmd2(steps=4).student_input(nets, batch, generator(seed, "path"), step)[1][0])
@@ -187,14 +187,14 @@ def test_dmd2_rests_where_student_and_data_have_one_distribution(sd):
     movers = {turn: torch.optim.SGD(nets[turn].parameters()) for turn in lr}
     data = torch.Generator().manual_seed(0)
     for step in range(steps := 450):
-        batch, handed = Batch(sd * torch.randn(256, 4, generator=data, dtype=D), NOTHING, [""]), None
+        batch, carry = Batch(sd * torch.randn(256, 4, generator=data, dtype=D), NOTHING, [""]), None
         for turn in objective.turns(step):
-            out = objective.loss(turn, nets, batch, generator(0, turn, step), step, handed)
+            out = objective.loss(turn, nets, batch, generator(0, turn, step), step, carry)
             movers[turn].param_groups[0]["lr"] = lr[turn] * min(1, 2 * (1 - step / steps))
             movers[turn].zero_grad()
             out.value.backward()
             movers[turn].step()
-            handed = out.handed
+            carry = out.carry
     assert 1 - student.w(torch.ones(1, dtype=D)).item() == pytest.approx(sd, rel=0.02)
     tau = torch.linspace(0.1, 0.95, 20, dtype=D)
     assert (fake.w(tau) - Flow(sd).w(tau)).abs().max() < 0.1
@@ -214,7 +214,7 @@ def test_under_an_adversary_both_its_critic_and_the_fake_score_see_the_students_
     tree["objective"] = {"name": "dmd2", "steps": 2, "every": 2, "fake_lr": 1e-3}
     cfg = tiny.TABLES.from_dict(tree)
     run, batch = recipe.build(cfg, tiny.TABLES), recipe.Parts(cfg, tiny.TABLES).clips.draw(2, 0, 0)
-    sample, seen = run.objective.loss("student", run.nets, batch, generator(0, "path"), 2).handed
+    sample, seen = run.objective.loss("student", run.nets, batch, generator(0, "path"), 2).carry
     assert torch.equal(seen.fake, run.objective.window(sample, seen.view))
     log = read_log(recipe.train(cfg, tiny.TABLES))
     assert [("lr" in line, "fake/lr" in line, "critic/lr" in line) for line in log] == [
@@ -276,7 +276,7 @@ def test_the_critic_of_osv_holds_the_averages_side_for_real(inputs):
     batch = recipe.Parts(cfg, tiny.TABLES).clips.draw(2, 0, 0)
     out = run.objective.loss("student", run.nets, batch, generator(0, "path"), 0)
     jump = run.objective.distillation.jump(run.nets, batch, generator(0, "path"), 0)
-    seen = out.handed[1]
+    seen = out.carry[1]
     assert torch.equal(seen.real, run.objective.window(jump.real, seen.view))
     assert not torch.equal(seen.real, run.objective.window(batch.x0, seen.view))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from swiftvideo_fast.atomic import aside_of
+from swiftvideo_fast.atomic import temporary_of
 from swiftvideo_fast.config import Optim
 from swiftvideo_fast.train import checkpoint
 from swiftvideo_fast.train.ema import Ema
@@ -72,7 +72,7 @@ def test_the_newest_are_kept(tmp_path):
 def test_what_a_kill_left_is_not_taken_for_a_checkpoint_and_goes(tmp_path):
     folder = save(tmp_path, 5)
     for name in ("step-00000010", "step-00000003"):
-        shutil.copytree(folder, aside_of(tmp_path / name) / name)
+        shutil.copytree(folder, temporary_of(tmp_path / name) / name)
     assert checkpoint.newest(tmp_path) == folder
     save(tmp_path, 10)
     assert sorted(os.listdir(tmp_path)) == ["step-00000005", "step-00000010"]
@@ -103,7 +103,7 @@ def test_damage_is_named_and_the_last_good_one_is_taken(name, damage, tmp_path):
     with pytest.warns(UserWarning) as warned:
         assert checkpoint.last_good(tmp_path).folder == good
     said, = (str(w.message) for w in warned)
-    assert said.startswith(f"{folder}/") and said.endswith(f"damaged-1, and the run goes on from {good}")
+    assert said.startswith(f"{folder}/") and said.endswith(f"damaged-1; resuming from {good}")
     assert name in said or name != FILES[0]
     assert sorted(os.listdir(tmp_path)) == ["step-00000005", "step-00000010.damaged-1"]
 

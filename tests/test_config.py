@@ -185,7 +185,7 @@ def test_an_adversary_has_limits(override, wanted, file):
 
 def test_an_adversary_wants_a_consistency_objective(file):
     found = error(file, "da={crop: 64}", "objective={name: flow}")
-    assert found == "da is a section; want none with flow: it aligns a consistency objective"
+    assert found == "da is a section; want none with flow: DA needs a consistency objective"
     assert load(file, ["da={crop: 64}", "objective={name: dcd}"]).da == Da(crop=64)
     assert load(file).da is None
 

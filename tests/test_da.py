@@ -104,11 +104,11 @@ class Aligned:
     def student_loss(self, batch: Batch, step: int, seed: int = 7) -> Loss:
         return self.da.loss("student", self.nets, batch, torch.Generator().manual_seed(seed), step)
 
-    def critic_step(self, *handed: tuple) -> list[dict]:
+    def critic_step(self, *carry: tuple) -> list[dict]:
         """The critic's turn on what micro-batches of the student's have handed on; their logs."""
         self.critic.train()
         logs = []
-        for one in handed:
+        for one in carry:
             out = self.da.loss(CRITIC, self.nets, None, rng(), 2, one)
             self.trained.backward(out.value)
             logs.append({"loss": out.value.item()} | out.log)
@@ -146,7 +146,7 @@ def test_a_pair_is_told_apart_by_its_mean_logits():
 def test_the_loss_is_equation_10(codec):
     da, batch = Aligned(codec), drawn()
     out, point = da.student_loss(batch, 2), point_of(batch)
-    seen = out.handed[1]
+    seen = out.carry[1]
     v = da.student.a * point.x_t + da.student.b
     x0_hat = point.x_t - point.t.view(-1, 1, 1, 1, 1) * v
     assert torch.allclose(seen.fake, da.da.window(x0_hat, seen.view))
@@ -208,9 +208,9 @@ def test_the_frozen_have_no_gradient_and_no_state(codec):
     out.value.backward()
     assert not any(p.grad is not None for p in da.critic.parameters()), "a student's step spares the heads"
     students = da.student.a.grad.clone()
-    seen = out.handed[1]
+    seen = out.carry[1]
     assert not any(x.requires_grad for x in (seen.fake, *seen.features)), "the graph is gone"
-    da.critic_step(out.handed)
+    da.critic_step(out.carry)
     assert torch.equal(da.student.a.grad, students), "and theirs the student"
     assert all(p.grad is None and not p.requires_grad for p in da.backbone.parameters())
     assert set(da.trained.optimizer.state) == set(da.critic.parameters())
@@ -218,13 +218,13 @@ def test_the_frozen_have_no_gradient_and_no_state(codec):
 
 def test_the_heads_take_one_step_down_their_hinge(codec):
     da = Aligned(codec)
-    handed = da.student_loss(drawn(), 2).handed
+    carry = da.student_loss(drawn(), 2).carry
     before = {name: p.clone() for name, p in da.critic.named_parameters()}
-    [log] = da.critic_step(handed)
+    [log] = da.critic_step(carry)
 
     twin = Aligned(codec)
     twin.critic.train()
-    on_real, on_fake = (sum(logits.values(), []) for logits in twin.logits(handed[1]))
+    on_real, on_fake = (sum(logits.values(), []) for logits in twin.logits(carry[1]))
     loss = sum((1 - d).relu().mean() for d in on_real) + sum((1 + d).relu().mean() for d in on_fake)
     assert log["loss"] == pytest.approx(loss.item(), rel=1e-6)
     loss.backward()
@@ -237,8 +237,8 @@ def test_the_heads_take_one_step_down_their_hinge(codec):
 
 def test_micro_batches_of_one_turn_count_as_one(codec):
     da, doubled = Aligned(codec), Aligned(codec, passes=2)
-    [once] = da.critic_step(da.student_loss(drawn(), 2).handed)
-    first, second = doubled.critic_step(*(doubled.student_loss(drawn(), 2).handed for _ in range(2)))
+    [once] = da.critic_step(da.student_loss(drawn(), 2).carry)
+    first, second = doubled.critic_step(*(doubled.student_loss(drawn(), 2).carry for _ in range(2)))
     assert first["loss"] == once["loss"] == second["loss"], "one power iteration a turn"
     for p, q in zip(*(of.trained.optimizer.state.values() for of in (da, doubled))):
         assert torch.allclose(p["exp_avg"], q["exp_avg"], rtol=1e-5, atol=1e-8)
@@ -247,7 +247,7 @@ def test_micro_batches_of_one_turn_count_as_one(codec):
 def test_before_it_starts_there_is_the_distillation_alone(codec):
     da, batch = Aligned(codec), drawn()
     out = da.student_loss(batch, 1)
-    assert out.value == da.jump(batch).loss and out.log == {"step": 1} and out.handed == (None, None)
+    assert out.value == da.jump(batch).loss and out.log == {"step": 1} and out.carry == (None, None)
     assert da.da.turns(1) == ("student",) and da.da.turns(2) == ("student", CRITIC)
 
 
@@ -258,7 +258,7 @@ def test_heads_may_learn_before_they_pull(codec):
     out = da.student_loss(batch, 1)
     assert out.value == da.jump(batch).loss and out.log == {"step": 1}
     assert da.da.turns(1) == ("student", CRITIC)
-    da.critic_step(out.handed)
+    da.critic_step(out.carry)
     assert all(not torch.equal(x, before[name]) for name, x in da.critic.named_parameters())
     assert "lambda" in da.student_loss(batch, 2).log
 
@@ -293,7 +293,7 @@ def test_projected_latents_train_their_projection_and_reach_the_student():
     out.value.backward()
     assert out.log["gradient/adversarial"] > 0
     before = da.critic.picture.weight.clone()
-    da.critic_step(out.handed)
+    da.critic_step(out.carry)
     assert not torch.equal(da.critic.picture.weight, before)
 
 
@@ -308,7 +308,7 @@ def test_the_heads_learn_to_tell_held_out_clips(codec):
     for step in range(25):
         out = da.student_loss(smooth(step), step, seed=step)
         logs.append(out.log)
-        da.critic_step(out.handed)
+        da.critic_step(out.carry)
     watched = [name for name in logs[0] if name.startswith("held out/")]
     assert watched == ["held out/spatial", "held out/temporal"]
     assert all(logs[-1][name] > 0.8 for name in watched)
@@ -320,6 +320,6 @@ def test_watching_changes_nothing(codec):
     for watch in (0, 1):
         da = Aligned(codec, replace(OPTIONS, watch=watch), held_out=drawn(seed=9) if watch else None)
         for step in (2, 3):
-            da.critic_step(da.student_loss(drawn(), step, seed=step).handed)
+            da.critic_step(da.student_loss(drawn(), step, seed=step).carry)
         ends.append(da.critic.state_dict())
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])

@@ -206,7 +206,7 @@ def test_a_backbone_is_loaded_by_folder_and_its_absence_named(dinov2, tmp_path):
     frames = torch.rand(1, 3, 28, 28)
     assert all(torch.equal(x, y) for x, y in zip(loaded(frames), Dino(dinov2)(frames)))
     assert isinstance(load_backbone("filters"), Filters)
-    with pytest.raises(ValueError, match="no/such/place', where no DINOv2 is to be had.*or filters"):
+    with pytest.raises(ValueError, match="no/such/place', where no DINOv2 was found.*or filters"):
         load_backbone("no/such/place")
 
 

@@ -273,7 +273,7 @@ def test_a_folder_that_is_read_only_ends_the_run_on_all_before_its_first_step(in
     assert fleet.Fleet(processes, 2, sharded.read_only, cfg, tmp_path).join(60) == [0, 0]
     for rank in (0, 1):
         said = (tmp_path / f"said-{rank}").read_text()
-        assert f"{cfg.run.dir}: could not be made ([Errno 30] Read-only file system" in said
+        assert f"{cfg.run.dir}: could not be created ([Errno 30] Read-only file system" in said
     assert not Path(cfg.run.dir).exists()
 
 
@@ -301,7 +301,7 @@ def test_a_config_of_another_engine_is_the_same_run(inputs):
     old, new = (to_dict(config(inputs, "same", world)) for world in (0, 2))
     assert differences(old, new) == []
     del old["optim"]["max_skips"]
-    assert differences(tiny.TABLES.complete(old), new) == []
+    assert differences(tiny.TABLES.fill_defaults(old), new) == []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert differences(new | {"ema": 0.5}, new) == ["ema: 0.5 -> 0.95"]

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from swiftvideo_fast import cli, sampler
-from swiftvideo_fast.atomic import aside_of
+from swiftvideo_fast.atomic import temporary_of
 from swiftvideo_fast.config import Sample, to_dict
 from swiftvideo_fast.evaluate import models
 from swiftvideo_fast.metrics import published_nets
@@ -252,7 +252,7 @@ def test_killed_and_resumed_it_makes_the_same_bytes_and_figures(processes, done,
 
 
 def test_a_kill_before_the_first_file_leaves_a_folder_that_is_taken(words, tmp_path):
-    aside_of(tmp_path / "evaluation.json").mkdir()
+    temporary_of(tmp_path / "evaluation.json").mkdir()
     assert main(*words[:2], "--steps", 1, "--against", "none", "--count", 16, "--out", tmp_path) == 0
     assert not [file for file in tmp_path.rglob(".*")]
 
@@ -364,7 +364,7 @@ def test_models_that_cannot_be_compared_are_one_line(inputs, ccd, capsys, tmp_pa
 
 def test_a_folder_of_other_settings_or_other_things_is_left_alone(done, words, inputs, capsys, tmp_path):
     before = contents(done)
-    assert "compares models on other clips (count: 40 -> 41); take another --out" in refusal(
+    assert "compares models on other clips (count: 40 -> 41); choose another --out" in refusal(
         capsys, *words, "--count", 41, "--out", done)
     assert "(seed: 0 -> 1)" in refusal(capsys, *words, "--seed", 1, "--out", done)
     changed = student(inputs, "ccd", seed=5, name="changed")

@@ -24,7 +24,7 @@ def real(rng) -> torch.Tensor:
 COLLAPSES = {
     "hardly move": lambda real: real[:, :, :1].expand_as(real) + 0.01 * real,
     "one colour": lambda real: 0.1 + 0.2 * real,
-    "not those that were given": lambda real: real.flip(2, 3),
+    "differ from the conditioning frames": lambda real: real.flip(2, 3),
 }
 
 
@@ -60,7 +60,7 @@ def test_a_sheet_is_a_row_a_clip_and_three_frames_a_network_each_under_its_label
     lines = [0, LINE, 2 * LINE, 2 * LINE + LINE + NARROW]           # title, heads, the two captions
     assert all((sheet[top:top + FONT] < 128).any() for top in lines)
     assert sheet[LINE:LINE + FONT, 3 * NARROW:].min() < 128, "each column has its head"
-    film = samples.film("run, step 3")
+    film = samples.video("run, step 3")
     assert film.shape == (5, 2 * LINE + 2 * (LINE + NARROW), 2 * NARROW, 3)
     assert (film[1, 3 * LINE:, :NARROW] != film[0, 3 * LINE:, :NARROW]).any()
 
@@ -85,7 +85,7 @@ def test_a_run_shows_its_samples_and_logs_what_they_are_like(every, steps, tmp_p
     if every != 3:
         return
     assert probe(run / "samples/step-00000006.mp4").width == 4 * NARROW
-    size = 4 * 3 * NARROW, 2 * LINE + recipe.SHOWN * (LINE + NARROW)
+    size = 4 * 3 * NARROW, 2 * LINE + recipe.HELD_OUT * (LINE + NARROW)
     assert Image.open(run / "samples/step-00000006.png").size == size
     assert log[2]["teacher contrast"] == log[5]["teacher contrast"]
     assert Path(run / recipe.FILES[AVERAGE]).exists()

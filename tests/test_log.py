@@ -96,7 +96,7 @@ def test_wandb_is_told_what_the_log_is_told_and_a_resumed_run_is_the_same_run_th
 def test_wandb_that_is_not_there_is_missed_before_anything_is_written(inputs, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     cfg = tiny.config(inputs, "flow", run="untold")
-    with pytest.raises(ValueError, match="run.wandb wants wandb: pip install wandb"):
+    with pytest.raises(ValueError, match="run.wandb needs wandb: pip install wandb"):
         recipe.train(replace(cfg, run=replace(cfg.run, wandb="a project")), tiny.TABLES)
     assert not Path(cfg.run.dir).exists()
 

@@ -101,7 +101,7 @@ def test_the_device_samples_and_the_cpu_draws_and_keeps(inputs, tmp_path, monkey
         return torch.zeros(x1.shape)
 
     cfg = config(inputs, tmp_path, count=3)
-    monkeypatch.setattr(rounds, "own_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(rounds, "local_device", lambda: torch.device("meta"))
     monkeypatch.setattr(sampler, "generate", sampled)
     make_pairs(cfg)
     assert opened(cfg).draw(2, 0, 0).noise.device.type == "cpu"
@@ -112,7 +112,7 @@ def test_the_device_samples_and_the_cpu_draws_and_keeps(inputs, tmp_path, monkey
 def test_pairs_of_the_gpu_are_the_cpus_but_for_rounding(inputs, tmp_path, monkeypatch):
     on_gpu, on_cpu = (config(inputs, tmp_path / name, count=4) for name in ("gpu", "cpu"))
     make_pairs(on_gpu)
-    monkeypatch.setattr(rounds, "own_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(rounds, "local_device", lambda: torch.device("cpu"))
     make_pairs(on_cpu)
     a, b = (opened(cfg).draw(4, 0, 0) for cfg in (on_gpu, on_cpu))
     assert torch.equal(a.noise, b.noise)
@@ -198,7 +198,7 @@ def test_rounds_go_from_student_to_student(inputs, tmp_path):
     assert (first["steps"], second["steps"]) == ([4, 2], [2, 1])
     assert first["student"] == weights.digest(inputs / "teacher.safetensors")
     assert second["student"] == weights.digest(tmp_path / "4-2/average.safetensors")
-    run_folder.agree(next(iter(rounds.rounds(cfg, [4, 2]))), tiny.TABLES.complete)
+    run_folder.check(next(iter(rounds.rounds(cfg, [4, 2]))), tiny.TABLES.fill_defaults)
     before = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")}
     assert rounds.run_ta_rounds(cfg, [4, 2, 1], tiny.TABLES) == last
     assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("*.safetensors")} == before

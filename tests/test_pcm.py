@@ -74,7 +74,7 @@ def test_pcm_is_its_equations(nets, distance, weight):
     out = objective.loss_from(x_t, t, s, e, E, nets | {CRITIC: critic}, condition, generator(0, "path"))
     assert_same_loss(out.value, want, student)
     if weight:
-        got = objective.loss(CRITIC, nets | {CRITIC: critic}, Batch(x_t, condition, []), None, 0, out.handed)
+        got = objective.loss(CRITIC, nets | {CRITIC: critic}, Batch(x_t, condition, []), None, 0, out.carry)
         want = (1 - D_of(real)).relu().mean() + (1 + D_of(fake.detach())).relu().mean()
         assert_same_loss(got.value, want, critic)
         assert all(p.grad is None for p in critic.parameters())

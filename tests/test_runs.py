@@ -50,7 +50,7 @@ def test_an_extended_run_goes_on_at_the_rates_of_the_longer_schedule_and_says_so
     log = read_log(train(cfg)) and read_log(train(cfg, steps=9))
     rates = [loop.learning_rate(cfg.optim, step, 6 if step < 6 else 9) for step in range(9)]
     assert [line["lr"] for line in log] == rates and rates[6] > 100 * rates[5] * math.ulp(1.0)
-    assert "; the cosine schedule is now that of the longer run: lr 0 -> 0.00025" in capsys.readouterr().err
+    assert "; the cosine schedule now spans the longer run: lr 0 -> 0.00025" in capsys.readouterr().err
 
 
 def test_an_extended_run_that_was_cut_short_does_not_end_with_its_old_weights(inputs, monkeypatch):
@@ -86,7 +86,7 @@ def test_what_no_step_depends_on_may_change_from_one_start_to_the_next(inputs):
     assert [line["step"] for line in read_log(run)] == [1, 2, 3, 4, 6, 8]
     assert [f.name for f in checkpoint.folders(run)] == [f"step-0000000{n}" for n in (6, 7, 8)]
     assert (run / "samples/step-00000008.mp4").exists()
-    with pytest.raises(ValueError, match=r"another config \(da.lr: 0.001 -> 0.01\); take another run"):
+    with pytest.raises(ValueError, match=r"another config \(da.lr: 0.001 -> 0.01\); choose another run"):
         train(replace(cfg, da=replace(cfg.da, lr=0.01)), steps=9)
 
 
@@ -109,8 +109,8 @@ def test_a_path_may_be_written_in_another_way(inputs, monkeypatch):
     cfg = tiny.config(inputs, "ccd", run="spelled")
     train(cfg)
     monkeypatch.chdir(inputs)
-    run_folder.agree(replace(cfg, model=replace(cfg.model, weights="teacher.safetensors")),
-                     tiny.TABLES.complete)
+    run_folder.check(replace(cfg, model=replace(cfg.model, weights="teacher.safetensors")),
+                     tiny.TABLES.fill_defaults)
 
 
 def test_no_message_advises_to_delete_a_training():

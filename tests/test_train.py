@@ -182,7 +182,7 @@ def test_a_folder_of_another_config_is_left_alone(inputs):
     with pytest.raises(ValueError) as error:
         train(other)
     changed = "(optim.lr: 0.001 -> 0.002; data.batch: 2 -> 3)"
-    assert f"taken holds a run of another config {changed}; take another run.dir" in str(error.value)
+    assert f"taken holds a run of another config {changed}; choose another run.dir" in str(error.value)
 
     assert everything(Path(cfg.run.dir)) == want
 
@@ -223,8 +223,8 @@ def test_an_unknown_preset_lists_the_known_ones(inputs):
 def diverging(steps: set[int]) -> recipe.Tables:
     """Flow matching whose loss is not a number in these steps."""
     class Diverging(FlowMatching):
-        def loss(self, turn, nets, batch, rng, step, handed=None):
-            out = super().loss(turn, nets, batch, rng, step, handed)
+        def loss(self, turn, nets, batch, rng, step, carry=None):
+            out = super().loss(turn, nets, batch, rng, step, carry)
             return replace(out, value=out.value * float("nan")) if step in steps else out
 
     return replace(tiny.TABLES, objectives=recipe.by_name(Diverging))
@@ -269,7 +269,7 @@ def test_a_full_disk_leaves_a_run_to_go_on_with(inputs, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", fill)
-        with pytest.raises(OSError, match="step-00000004: could not be written .*No space left.*make room"):
+        with pytest.raises(OSError, match="step-00000004: could not be written .*No space left.*free disk"):
             train(cfg)
     run = Path(cfg.run.dir)
     assert checkpoint.newest(run).name == "step-00000002" and not list(run.glob(".*"))

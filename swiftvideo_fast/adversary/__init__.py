@@ -1,1 +1,1 @@
-"""The discriminator of distribution alignment: frozen backbones, trained heads, views."""
+"""The discriminator of distribution alignment (DA): frozen backbones, trained heads, views."""

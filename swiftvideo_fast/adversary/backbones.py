@@ -1,7 +1,7 @@
 """Frozen backbones of the discriminator: frames to patch features at several depths.
 
-A backbone maps frames (F, 3, H, W) in [-1, 1] to a list of (F, N, C), `widths` its channels; gradients go
-through it to the frames, never into it.
+A backbone maps frames (F, 3, H, W) in [-1, 1] to a list of (F, N, C); `widths` lists each C.  Gradients flow
+to the frames, not to the backbone's weights.
 """
 
 import re
@@ -14,16 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)        # ImageNet's, of pixels in [0, 1]
-LEVELS = 4                                                      # depths that DINOv2 is read at
+LEVELS = 4                                                      # depths read from DINOv2
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_TIMEOUT = 5.0                                               # seconds
-GAIN = 3.0      # of a random filter: features of real clips then vary by about one
+GAIN = 3.0      # of random filters: gives features of real clips a standard deviation near 1
 
 
 class Dino(nn.Module):
-    """DINOv2 (Oquab et al. 2024): the patch embedding and four depths, the class token added to each patch.
+    """DINOv2 (Oquab et al. 2024): patch embedding and four depths, with the class token added to each patch.
 
-    net: transformers' Dinov2Model, of any size.  Sides are brought to the next lower multiple of the patch.
+    net: transformers' Dinov2Model, any size.  Frames are resized down to multiples of the patch size.
     """
 
     def __init__(self, net: nn.Module):
@@ -48,12 +48,12 @@ class Dino(nn.Module):
 
 
 class Filters(nn.Module):
-    """Seeded random convolutions, for where DINOv2's weights are absent: they have learned nothing.
+    """Seeded random, untrained convolutions, for use without DINOv2's weights.
 
-    Filters have mean zero, hence look for edges and not for brightness.
+    Each filter has zero mean, so it responds to edges and not to brightness.
     """
 
-    widths = (32, 64)       # of the levels that are looked at, of stride 4 and 8
+    widths = (32, 64)       # channels of the two levels returned, at strides 4 and 8
 
     def __init__(self, seed: int):
         super().__init__()
@@ -76,9 +76,9 @@ class Filters(nn.Module):
 
 
 def load_backbone(name: str) -> Dino | Filters:
-    """"filters", or a DINOv2 by folder or by its name on the hub.
+    """Returns Filters for "filters", else the DINOv2 in a folder or under a hub name.
 
-    ValueError when there is none under that name, ImportError naming the extra that reads it.
+    ValueError when none is found there; ImportError, naming the extra, without transformers.
     """
     if name == "filters":
         return Filters(seed=2)
@@ -89,15 +89,15 @@ def load_backbone(name: str) -> Dino | Filters:
 
         return Dino(_pretrained(Dinov2Model, name))
     except ImportError as why:
-        raise ImportError("da.backbone wants transformers: pip install 'swiftvideo_fast[wan]'") from why
+        raise ImportError("da.backbone needs transformers: pip install 'swiftvideo_fast[wan]'") from why
     except (OSError, ValueError) as why:
         reason = str(why).splitlines()[0]
-        raise ValueError(f"da.backbone is {name!r}, where no DINOv2 is to be had ({reason}); want the folder "
-                         "of one, its name on the hub (facebook/dinov2-small), or filters") from why
+        raise ValueError(f"da.backbone is {name!r}, where no DINOv2 was found ({reason}); want the folder of "
+                         "one, its name on the hub (facebook/dinov2-small), or filters") from why
 
 
 def _pretrained(cls: type, name: str) -> nn.Module:
-    """From a folder, from the hub's cache, or from the hub if it answers: its own retries take a minute."""
+    """Loads from a folder, the hub's cache, or the hub if it is up (its own retries take a minute)."""
     if Path(name).is_dir():
         return cls.from_pretrained(name, local_files_only=True)
     try:
@@ -108,7 +108,7 @@ def _pretrained(cls: type, name: str) -> nn.Module:
 
 
 def _ask_hub(name: str) -> None:
-    """OSError at once when the hub cannot be reached, or is not to be."""
+    """Raises OSError immediately when the hub is unreachable or HF_HUB_OFFLINE is set."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -116,13 +116,13 @@ def _ask_hub(name: str) -> None:
     try:
         request.urlopen(request.Request(f"{constants.ENDPOINT}/{name}", method="HEAD"), timeout=HUB_TIMEOUT)
     except HTTPError:
-        pass                            # it answers; what it lacks or hides, from_pretrained says
+        pass                            # the hub is up; from_pretrained reports a missing or private model
     except OSError as why:
         raise OSError(f"not in the cache, and {constants.ENDPOINT} is not reached: "
                       f"{getattr(why, 'reason', why)}") from why
 
 
 def features(backbone: nn.Module, pixels_BCTHW: Tensor) -> list[Tensor]:
-    """(B, T, N, C) for each level."""
+    """Returns the backbone's features of pixels (B, 3, T, H, W): a list of (B, T, N, C), one per level."""
     B = len(pixels_BCTHW)
     return [x.unflatten(0, (B, -1)) for x in backbone(pixels_BCTHW.transpose(1, 2).flatten(0, 1))]

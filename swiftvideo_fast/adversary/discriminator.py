@@ -4,11 +4,11 @@
     block_k(x)   LeakyReLU(norm(conv_k(x)))         conv: circular, of spectral norm 1; norm: see PairNorm
     D(x)         h = block_1(x)     D = conv_1((h + block_9(h)) / sqrt 2)                             (1)
     D(x, c)      <conv_1(...), A c> / sqrt 64       with a conditioning c, conv_1 onto 64 channels    (2)
-    D            less its mean over the real clip and the generated one of its pair                   (3)
+    D            minus its mean over the pair of real and generated clip                              (3)
 
-Each level of features has a head of each kind: a spatial one reads the N patches of a frame as a sequence, a
-temporal one the T frames at a patch.  (3) is not StyleGAN-T's: a drift common to both clips of a pair hid
-what tells them apart.
+Each feature level has two heads: a spatial one reads the N patches of a frame as a sequence, a temporal one
+the T frames at a patch.  (3) is not in StyleGAN-T: without it, drift common to both clips of a pair masked
+their difference.
 
 Letters: B clips, the first half real, the second generated; T frames, N patches of a frame, C channels,
 S sequences of length L: T of N or N of T.
@@ -26,15 +26,15 @@ from swiftvideo_fast.adversary.views import View
 from swiftvideo_fast.models.family import Latent
 
 KINDS = ("spatial", "temporal")
-CODE = 64                   # channels that the conditioning is compared in
+CODE = 64                   # channels of the conditioning's projection
 CONDITION_TIMES = 8         # cosines of t in the conditioning
-Logits = dict[str, list[Tensor]]        # kind of head -> level by level
+Logits = dict[str, list[Tensor]]        # kind of head -> logits per level
 
 
 class SpectralConv(nn.Conv1d):
-    """The weight over its largest singular value u'Wv; in training a forward takes one power iteration.
+    """Circular Conv1d with spectral normalisation: W / u'Wv.  A training forward takes one power iteration.
 
-    A sequence may be shorter than the kernel: it goes round more than once.
+    A sequence shorter than the kernel wraps around more than once.
     """
 
     def __init__(self, channels: int, out: int, kernel: int):
@@ -54,15 +54,15 @@ class SpectralConv(nn.Conv1d):
     @torch.no_grad()
     def iterate(self) -> None:
         w = self.weight.flatten(1)
-        self.v = F.normalize(self.u @ w, dim=0)         # new tensors: the old ones may be on a tape
+        self.v = F.normalize(self.u @ w, dim=0)         # new tensors: autograd may have saved the old ones
         self.u = F.normalize(w @ self.v, dim=0)
 
 
 class PairNorm(nn.Module):
-    """Batch norm with the statistics of a real clip and the generated one of its pair, and no running ones.
+    """Batch norm with the joint statistics of a real clip and its generated counterpart; none are running.
 
-    So a pair gets the same logits in a batch of any size.  The statistics of each clip alone would hide a
-    lack of contrast or detail in the generated one: with them the heads stayed at chance on the demo's clips.
+    A pair's logits are thus independent of the batch.  Per-clip statistics would hide a lack of contrast or
+    detail in the generated clip: with them the heads stayed at chance on the demo's clips.
     """
 
     def __init__(self, channels: int):
@@ -77,6 +77,8 @@ class PairNorm(nn.Module):
 
 
 class Block(nn.Module):
+    """block_k of the header, k = kernel.  x: (B, S, C, L)."""
+
     def __init__(self, channels: int, kernel: int):
         super().__init__()
         self.conv, self.norm = SpectralConv(channels, channels, kernel), PairNorm(channels)
@@ -95,7 +97,7 @@ class Head(nn.Module):
         self.code = nn.Linear(condition_dim, CODE) if condition_dim else None
 
     def forward(self, x_BSCL: Tensor, c: Tensor | None) -> Tensor:
-        """(B, S, L); c: (B, condition_dim)."""
+        """Returns logits (B, S, L).  x: (B, S, C, L); c: (B, condition_dim)."""
         h = self.near(x_BSCL)
         y = self.out((h + self.far(h)) / 2**0.5)                                                        # (1)
         if self.code:
@@ -105,7 +107,10 @@ class Head(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """widths: channels of the features, level by level.  condition_dim: size of c, 0 for none."""
+    """Spatial and temporal heads, one each per feature level.
+
+    widths: channels per level.  condition_dim: size of c, 0 for none.
+    """
 
     def __init__(self, widths: list[int], condition_dim: int = 0):
         super().__init__()
@@ -113,16 +118,16 @@ class Discriminator(nn.Module):
                                     for kind in KINDS})
 
     def forward(self, features: list[Tensor], c: Tensor | None = None) -> dict[str, list[Tensor]]:
-        """Kind -> logits (B, T, N) of each level, from features (B, T, N, C)."""
+        """Returns kind -> logits (B, T, N) per level.  features: (B, T, N, C) per level."""
         within, across = (zip(self.heads[kind], features) for kind in KINDS)
         return {"spatial": [head(x_BTNC.mT, c) for head, x_BTNC in within],
                 "temporal": [head(x_BTNC.permute(0, 2, 3, 1), c).mT for head, x_BTNC in across]}
 
 
 class Projection(nn.Conv3d):
-    """Latents to pictures without a decoder (as OSV): a learned 1 x 1 projection to three channels, resized.
+    """Latents to pictures without a decoder (OSV): a learned 1 x 1 projection to three channels, upsampled.
 
-    A latent frame gives one picture, as large as its pixels: (B, C, T, H, W) -> (B, 3, T, 8H, 8W).
+    One picture per latent frame, at pixel resolution: (B, C, T, H, W) -> (B, 3, T, 8H, 8W).
     """
 
     def __init__(self, latent: Latent):
@@ -136,8 +141,8 @@ class Projection(nn.Conv3d):
 
 @dataclass(frozen=True)
 class CriticInput:
-    """Real and generated windows under one crop and augmentation.  c: conditioning vector.
-    features: the backbone's of both, level by level; None where the picture is a learned projection."""
+    """Real and generated windows (B, C, T, H, W) under one crop and augmentation.  c: conditioning vector.
+    features: backbone features of both, per level; None with a learned projection."""
 
     real: Tensor
     fake: Tensor
@@ -150,12 +155,12 @@ class CriticInput:
         return replace(self, fake=self.fake.detach(), features=kept)
 
     def shown(self, picture: Callable[[Tensor], Tensor], crop: int) -> Tensor:
-        """(2 B, ...): the pixels of both in this view."""
+        """Returns real, then generated pixels in this view: (2 B, 3, T, crop, crop)."""
         return torch.cat([self.view.of(picture(window), crop) for window in (self.real, self.fake)])
 
 
 class Critic(nn.Module):
-    """The trained part of the adversary: heads and, with `projects`, a projection in place of a decoder."""
+    """The adversary's trained part: heads and, given `projects`, a projection that replaces the decoder."""
 
     def __init__(self, widths: list[int], text_dim: int, projects: Latent | None = None):
         super().__init__()
@@ -163,7 +168,7 @@ class Critic(nn.Module):
         self.picture = Projection(projects) if projects else nn.Identity()
 
     def forward(self, seen: CriticInput, backbone: nn.Module, crop: int) -> tuple[Logits, Logits]:
-        """Logits of the real clips, of the generated ones."""
+        """Returns (logits of the real clips, logits of the generated ones)."""
         of_both = seen.features or features(backbone, seen.shown(self.picture, crop))
         both = self.heads(of_both, torch.cat([seen.c] * 2))
         halves = {kind: [x.chunk(2) for x in heads] for kind, heads in both.items()}
@@ -171,7 +176,7 @@ class Critic(nn.Module):
 
 
 def initialise(net: nn.Module, rng: torch.Generator) -> None:
-    """Xavier weights and zero biases from rng, so equal on all ranks; spectral norms from 30 iterations."""
+    """Initialises from rng, equal on all ranks: Xavier weights, zero biases, 30 power iterations."""
     for module in net.modules():
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv3d):
             nn.init.xavier_uniform_(module.weight.flatten(1), generator=rng)

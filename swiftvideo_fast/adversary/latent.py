@@ -1,6 +1,6 @@
-"""A critic of latents: heads on the features of a diffusion network, after PCM's `discriminator_sd3.py`.
+"""The latent critic: heads on a diffusion network's features, after PCM's `discriminator_sd3.py`.
 
-    D_k(x) = w' LeakyReLU(GroupNorm(A x))       a token at a time, on the output x of block k
+    D_k(x) = w' LeakyReLU(GroupNorm(A x))       per token, on the output x of block k
 """
 
 import math
@@ -12,7 +12,7 @@ GROUPS = 32
 
 
 class LatentCritic(nn.Module):
-    """widths: channels of the features, block by block."""
+    """One head per block.  widths: channels of the features, per block."""
 
     def __init__(self, widths: list[int]):
         super().__init__()
@@ -21,13 +21,13 @@ class LatentCritic(nn.Module):
             for C in widths)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Logits (B, 1, N) of each block, from features (B, N, C)."""
+        """Returns logits (B, 1, N) per block.  features: (B, N, C) per block."""
         pairs = zip(self.heads, features, strict=True)
         return [head(x_BNC.mT.to(head[0].weight.dtype)) for head, x_BNC in pairs]
 
 
 def initialise(critic: LatentCritic, rng: torch.Generator) -> None:
-    """Weights from rng, equal on every rank."""
+    """Initialises weights from rng, equal on all ranks."""
     for module in critic.modules():
         if isinstance(module, nn.Conv1d):
             nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=rng)
@@ -35,5 +35,5 @@ def initialise(critic: LatentCritic, rng: torch.Generator) -> None:
 
 
 def hinge(logits: list[Tensor], sign: int) -> Tensor:
-    """max(0, 1 - sign D_k), the mean over tokens and heads."""
+    """max(0, 1 - sign D_k), mean over tokens and heads."""
     return sum((1 - sign * D_k).relu().mean() for D_k in logits) / len(logits)

@@ -1,4 +1,4 @@
-"""Views of a clip for the critic: a window of frames, a crop and an augmentation, from one draw."""
+"""The critic's view of a clip: a window of frames, a crop, an augmentation; drawn once for real and fake."""
 
 from dataclasses import dataclass
 
@@ -6,20 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SHIFT, HOLE = 8, 2          # translation up to an eighth of the side; a hole of half the side
+SHIFT, HOLE = 8, 2          # translation up to side / 8; cutout of side / 2
 
 
 @dataclass(frozen=True)
 class View:
-    """start: the first latent frame of the window.  corner: of the crop, as a share of the free range.
-    u: (B, 7) in [0, 1), the augmentation of each clip, the same for all its frames."""
+    """start: first latent frame of the window.  corner: of the crop, as a fraction of its range.
+    u: (B, 7) in [0, 1), each clip's augmentation, equal for all its frames."""
 
     start: int
     corner: tuple[float, float]
     u: Tensor
 
     def of(self, pixels_BCTHW: Tensor, crop: int) -> Tensor:
-        """Cropped to at most crop x crop, then augmented (DiffAugment: colour, translation, cutout)."""
+        """Returns pixels (B, 3, T, H, W) cropped to at most crop x crop, then augmented (DiffAugment: colour,
+        translation, cutout)."""
         y, x = (int(share * max(side - crop + 1, 1))
                 for share, side in zip(self.corner, pixels_BCTHW.shape[3:]))
         tint, move, hole = self.u.to(pixels_BCTHW).split([3, 2, 2], 1)
@@ -27,14 +28,14 @@ class View:
 
 
 def draw_view(clips: int, frames: int, window: int, rng: torch.Generator) -> View:
-    """A view of `clips` clips of `frames` latent frames, `window` of them seen.  rng is the CPU's."""
+    """Draws a view of `clips` clips: `window` of `frames` latent frames.  rng: a CPU generator."""
     start = int(torch.randint(frames - window + 1, (), generator=rng))
     y, x = torch.rand(2, generator=rng).tolist()
     return View(start, (y, x), torch.rand(clips, 7, generator=rng))
 
 
 def colour(x_BCTHW: Tensor, u_B3: Tensor) -> Tensor:
-    """Brightness moved by up to 0.5, saturation times 0 to 2, contrast times 0.5 to 1.5."""
+    """Adds up to +-0.5 brightness, scales saturation by 0 to 2 and contrast by 0.5 to 1.5."""
     brightness, saturation, contrast = u_B3.T[..., None, None, None, None]
     x = x_BCTHW + brightness - 0.5
     grey = x.mean(1, keepdim=True)
@@ -44,7 +45,7 @@ def colour(x_BCTHW: Tensor, u_B3: Tensor) -> Tensor:
 
 
 def shift(x_BCTHW: Tensor, u_B2: Tensor) -> Tensor:
-    """Moved by up to an eighth of the side; what comes in is 0."""
+    """Translates by up to side / SHIFT, padding with 0."""
     H, W = x_BCTHW.shape[3:]
     h, w = H // SHIFT, W // SHIFT
     padded = F.pad(x_BCTHW, (w, w, h, h))
@@ -53,7 +54,7 @@ def shift(x_BCTHW: Tensor, u_B2: Tensor) -> Tensor:
 
 
 def cut_out(x_BCTHW: Tensor, u_B2: Tensor) -> Tensor:
-    """A hole of half the side set to 0, its centre anywhere in the frame."""
+    """Zeroes a hole of side / HOLE, centred anywhere in the frame."""
     inside = []
     for side, centre in zip(x_BCTHW.shape[3:], u_B2.T):
         middle = (centre * side)[:, None]

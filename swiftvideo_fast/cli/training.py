@@ -66,7 +66,7 @@ def run_train(args: argparse.Namespace) -> None:
     cfg = args.tables.load(args.config, args.overrides)
     last = checkpoint.newest(Path(cfg.run.dir))
     if args.resume == "never" and last:
-        raise ValueError(f"{last} is there, and --resume never; take another run.dir, or --resume auto")
+        raise ValueError(f"{last} is there, and --resume never; choose another run.dir, or --resume auto")
     if args.dry_run:
         return describe(cfg, args.tables)
     _print_weights(recipe.train(cfg, args.tables))
@@ -74,7 +74,7 @@ def run_train(args: argparse.Namespace) -> None:
 
 def describe(cfg: Config, tables: Tables) -> None:
     """The resolved config and what it amounts to, once nothing stands in its way; writes nothing."""
-    run, last = recipe.rehearse(cfg, tables), checkpoint.newest(Path(cfg.run.dir))
+    run, last = recipe.dry_run(cfg, tables), checkpoint.newest(Path(cfg.run.dir))
     print(yaml.safe_dump(config.to_dict(cfg), sort_keys=False), end="")
     print(f"# network: {run.parameters:,} parameters, {run.trained:,} of them trained")
     print(f"# data: {run.data}")
@@ -125,7 +125,7 @@ def aligning(args: argparse.Namespace, overrides: list[str]) -> Config:
 
 def check_start(cfg: Config, tables: Tables) -> None:
     """What stands in the way of sampling pairs; the training is rehearsed once they are there."""
-    recipe.rehearse_start(Parts(cfg, tables))
+    recipe.dry_run_pairs(Parts(cfg, tables))
 
 
 def run_codec(args: argparse.Namespace) -> None:

@@ -59,7 +59,7 @@ def write_frames(path: Path | str, frames_THWC: np.ndarray, fps: int) -> None:
     """Write uint8 (T, H, W, 3) as H.264, H and W even.  Atomic."""
     import av
 
-    with atomic_write(path) as aside, av.open(str(aside), "w") as container:
+    with atomic_write(path) as tmp, av.open(str(tmp), "w") as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "12"})
         _, stream.height, stream.width, _ = frames_THWC.shape
         stream.pix_fmt = "yuv420p"

@@ -130,11 +130,11 @@ class Job:
     def _agree(self, rank: int) -> None:
         file = self.out / shards.MANIFEST
         if file.exists() and (changed := differences(shards.read_manifest(self.out), self.about)):
-            raise ValueError(f"{self.out} holds something else ({'; '.join(changed)}); take another --out, "
+            raise ValueError(f"{self.out} holds something else ({'; '.join(changed)}); choose another --out, "
                              "or the values it was made by")
         if rank == 0:
-            with atomic_write(file) as aside:
-                aside.write_text(sealed.seal(self.about, indent=1) + "\n")
+            with atomic_write(file) as tmp:
+                tmp.write_text(sealed.seal(self.about, indent=1) + "\n")
             rejects = {self.index[row][0]: why for row, why in self.rejects.items()}
             write_rejects(self.out / "rejects.csv", rejects)
 

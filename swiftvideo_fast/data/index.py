@@ -137,7 +137,7 @@ def rejects_of(out: Path) -> Path:
 
 def write_rejects(path: Path, rejects: dict[Place, str]) -> None:
     """A csv of files and reasons.  Atomic."""
-    with atomic_write(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as tmp, tmp.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["file", "reason"])
         table.writerows([str(place), why] for place, why in rejects.items())
@@ -232,8 +232,8 @@ def _write(out: Path, folder: Path, rows: dict[Place, tuple[dict, str, int]]) ->
     }
     table, place = pa.table(columns), os.path.relpath(folder, out.parent)
     table = table.replace_schema_metadata({"folder": place, "sha256": _digest(table, place)})
-    with atomic_write(out) as aside:
-        _parquet().write_table(table, aside, compression="zstd", row_group_size=65536)
+    with atomic_write(out) as tmp:
+        _parquet().write_table(table, tmp, compression="zstd", row_group_size=65536)
 
 
 def _digest(table: "pyarrow.Table", folder: str) -> str:

@@ -158,12 +158,12 @@ def write(cfg: Config, codec: dict, numbers: Iterable[int], make: Callable[[int,
         file = _file(folder, shard)
         there = is_whole(file, about)
         if shard == 0 and not (folder / MANIFEST).exists():
-            with atomic_write(folder / MANIFEST) as aside:
-                aside.write_text(json.dumps(about, indent=1) + "\n")
+            with atomic_write(folder / MANIFEST) as tmp:
+                tmp.write_text(json.dumps(about, indent=1) + "\n")
         if not there:
             pairs = make(shard, min(SHARD, about["count"] - shard * SHARD))
-            with atomic_write(file) as aside:
-                aside.write_bytes(_packed(pairs, about))
+            with atomic_write(file) as tmp:
+                tmp.write_bytes(_packed(pairs, about))
 
 
 def shards(count: int) -> int:
@@ -181,7 +181,8 @@ def agree(folder: Path, about: dict) -> None:
         raise ValueError(f"{folder / MANIFEST}: not the manifest of pairs ({why}); restore it, or take "
                          "another objective.pairs") from why
     if changed:
-        raise ValueError(f"{folder} holds other pairs ({'; '.join(changed)}); take another objective.pairs, "
+        raise ValueError(f"{folder} holds other pairs ({'; '.join(changed)}); choose another "
+                         "objective.pairs, "
                          "or the values they were made by")
 
 

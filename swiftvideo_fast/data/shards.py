@@ -60,8 +60,8 @@ def write(file: Path, tensors: dict[str, Tensor], about: dict, rows: list, lost:
     tensors = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
     slots = [sealed.digest(slot_of(tensors, slot)) for slot in range(len(rows))]
     header = sealed.seal({"about": about, "rows": rows, "lost": lost or {}, "slots": slots})
-    with atomic_write(file) as aside:
-        aside.write_bytes(save(tensors, {"shard": header}))                     # several keys keep no order
+    with atomic_write(file) as tmp:
+        tmp.write_bytes(save(tensors, {"shard": header}))                     # several keys keep no order
 
 
 def slot_of(tensors: Mapping, slot: int) -> dict[str, Tensor]:
@@ -82,7 +82,7 @@ def is_whole(file: Path, about: dict, command: str = "encode") -> bool:
     shard = Shard(file, command)
     if shard.header["about"] != about:
         changed = "; ".join(differences(shard.header["about"], about))
-        raise ValueError(f"{file} holds something else ({changed}); delete {file.parent} or take another "
+        raise ValueError(f"{file} holds something else ({changed}); delete {file.parent} or choose another "
                          "--out")
     for slot in range(len(shard.header["rows"])):
         shard.slot(slot)

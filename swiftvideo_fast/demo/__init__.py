@@ -48,6 +48,6 @@ def demo(folder: Path, configs: Path, seeds: int = 1, clips: int = 256, override
     found = results(run_tasks(todo, show))
     rows = rows_of(found)
     print("".join(f"\n{table.text()}\n" for table in page.tables(found, rows, clips)))
-    with atomic_write(folder / "table.json") as aside:
-        aside.write_text(json.dumps(as_json(rows), indent=1) + "\n")
+    with atomic_write(folder / "table.json") as tmp:
+        tmp.write_text(json.dumps(as_json(rows), indent=1) + "\n")
     return report

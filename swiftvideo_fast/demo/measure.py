@@ -73,8 +73,8 @@ def teacher_rows(cfg: Config, clips: int, steps: tuple[int, ...], file: Path,
     bench, net = benchmark(cfg, "test", clips, tables), network(cfg, cfg.model.weights, tables)
     guidance = cfg.objective.guidance
     reference = bench.reference(net, guidance)
-    with atomic_write(file) as aside:
-        save_file({"reference": reference}, aside)
+    with atomic_write(file) as tmp:
+        save_file({"reference": reference}, tmp)
     sampled = {n: bench.sample(net, n, Sample(guidance=guidance)) for n in steps}
     return {n: row(bench, z, reference) for n, z in ({REFERENCE_STEPS: reference} | sampled).items()}
 

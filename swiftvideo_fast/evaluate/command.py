@@ -15,7 +15,7 @@ from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.evaluate import clips, generate, measure, models, nets, page
 from swiftvideo_fast.evaluate.models import Sampler
 from swiftvideo_fast.models.family import Codec
-from swiftvideo_fast.train.ranks import meet, own_device
+from swiftvideo_fast.train.ranks import init_gloo, local_device
 
 FIGURES, REPORT = "figures.json", "report.html"
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         family = args.tables.families[found[0].trained.model.family]
         for model in dict.fromkeys(one.model for one in samplers):
             family.sizes(model.weights)             # a bad file is found before anything is made
-        job = generate.Job(args.out, family, held_out, samplers, meet(), own_device())
+        job = generate.Job(args.out, family, held_out, samplers, init_gloo(), local_device())
         opened = nets.open_nets(family.name, held_out.frames, args.fvd, job.device)
         notes = models.notes(found, teacher, held_out.about["data"], args.tables)
         if args.dry_run:
@@ -65,7 +65,7 @@ def evaluate(job: generate.Job, codec: Codec, opened: nets.Nets, notes: list[str
     first = job.ranks.rank == 0
 
     def together(step: Callable[[], None]) -> None:
-        job.ranks.together(lambda: step() or "")
+        job.ranks.run_all(lambda: step() or "")
 
     together(lambda: first and generate.agree(job, write=True))
     together(partial(generate.generate, job))
@@ -73,6 +73,6 @@ def evaluate(job: generate.Job, codec: Codec, opened: nets.Nets, notes: list[str
     if first:
         result = page.Result(job, opened, measure.figures(job, opened), notes)
         print("\n\n".join(table.text() for table in result.tables()))
-        with atomic_write(job.out / FIGURES) as aside:
-            aside.write_text(json.dumps(result.as_json(), indent=1) + "\n")
+        with atomic_write(job.out / FIGURES) as tmp:
+            tmp.write_text(json.dumps(result.as_json(), indent=1) + "\n")
         print(f"\nreport: {result.write(job.out / REPORT, codec)}")

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from swiftvideo_fast import sampler
-from swiftvideo_fast.atomic import aside_of, atomic_write
+from swiftvideo_fast.atomic import atomic_write, temporary_of
 from swiftvideo_fast.config import differences
 from swiftvideo_fast.data import shards
 from swiftvideo_fast.evaluate.clips import HeldOut
@@ -60,7 +60,7 @@ class Job:
             alone = self.ranks.rank == 0
             return json.dumps({name: digest(place) for name, place in places.items()} if alone else {})
 
-        return json.loads(self.ranks.together(read)[0])
+        return json.loads(self.ranks.run_all(read)[0])
 
     def about(self, one: Sampler) -> dict[str, Any]:
         """What decides the bytes of a sampler's latents."""
@@ -80,16 +80,16 @@ def agree(job: Job, write: bool) -> None:
     try:
         changed = differences(json.loads(file.read_text()), about)
     except (FileNotFoundError, NotADirectoryError):
-        if job.out.exists() and (not job.out.is_dir() or {*job.out.iterdir()} - {aside_of(file)}):
-            raise ValueError(f"{job.out}: is there and holds no evaluation; take another --out") from None
+        if job.out.exists() and (not job.out.is_dir() or {*job.out.iterdir()} - {temporary_of(file)}):
+            raise ValueError(f"{job.out}: is there and holds no evaluation; choose another --out") from None
         if write:
-            with atomic_write(file) as aside:
-                aside.write_text(json.dumps(about, indent=1) + "\n")
+            with atomic_write(file) as tmp:
+                tmp.write_text(json.dumps(about, indent=1) + "\n")
         return
     except (OSError, ValueError, AttributeError) as why:
-        raise ValueError(f"{file}: not the manifest of an evaluation ({why}); take another --out") from why
+        raise ValueError(f"{file}: not the manifest of an evaluation ({why}); choose another --out") from why
     if changed:
-        raise ValueError(f"{job.out} compares models on other clips ({'; '.join(changed)}); take another "
+        raise ValueError(f"{job.out} compares models on other clips ({'; '.join(changed)}); choose another "
                          "--out")
 
 
@@ -130,7 +130,7 @@ class Sampling:
         clips, numbers = self.job.clips[k], self.job.clips.numbers(k)
         x1 = sampler.noise(clips.x0.shape, self.job.clips.rng("evaluate", k)).to(self.job.device)
         condition = clips.condition.to(self.job.device)
-        sampled = partial(sampler.generate, self.call, x1, condition, how=self.how)
+        sampled = partial(sampler.generate, self.call, x1, condition, options=self.how)
         if not self.warm:                               # the first call chooses kernels, or compiles them
             sampled(steps=1, rng=self.job.clips.rng("warm", k))
             self.warm = True
@@ -139,8 +139,8 @@ class Sampling:
         took = {"seconds": (time.perf_counter() - start) / len(z), "evaluations": self.evaluated / len(z),
                 "ranks": self.job.ranks.world, "device": name_of(self.job.device)}
         file = self.job.file(one, k)
-        with atomic_write(file.with_suffix(".json")) as aside:
-            aside.write_text(json.dumps(took) + "\n")
+        with atomic_write(file.with_suffix(".json")) as tmp:
+            tmp.write_text(json.dumps(took) + "\n")
         shards.write(file, {"z": z}, self.job.about(one), list(numbers))
 
 

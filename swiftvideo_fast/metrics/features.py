@@ -88,5 +88,5 @@ def trained_net(path: Path | str = WEIGHTS) -> FeatureNet:
 
 def save(net: FeatureNet, path: Path | str) -> None:
     """Atomic."""
-    with atomic_write(path) as aside:
-        save_file({name: w.contiguous() for name, w in net.state_dict().items()}, str(aside))
+    with atomic_write(path) as tmp:
+        save_file({name: w.contiguous() for name, w in net.state_dict().items()}, str(tmp))

@@ -171,8 +171,8 @@ def cached(folder: Path | str, what: dict[str, str | float], compute: Callable[[
 def save(seen: Moments, file: Path | str, what: str = "") -> None:
     """Atomic.  what: a description kept beside the numbers."""
     tensors = {"counts": seen.counts, "means": seen.means, "scatters": seen.scatters}
-    with atomic_write(file) as aside:
-        save_file(tensors, str(aside), {"what": what, "sha256": _digest(tensors)})
+    with atomic_write(file) as tmp:
+        save_file(tensors, str(tmp), {"what": what, "sha256": _digest(tensors)})
 
 
 def load(file: Path | str) -> Moments:

@@ -74,16 +74,16 @@ def prepare(folder: Path, clips: Iterable[Clip], info: Path | None = None) -> st
         _check(prompt, of_prompt)
     entries = _of_suite(prompts, info) if info else {prompt: _own(prompt) for prompt in prompts}
     ratio, aspect = _ratio([clip.video for prompt in entries for clip in prompts[prompt]])
-    with atomic_write(folder) as aside:
-        images, videos = aside / IMAGES / ratio, aside / "videos"
+    with atomic_write(folder) as tmp:
+        images, videos = tmp / IMAGES / ratio, tmp / "videos"
         images.mkdir(parents=True)
         videos.mkdir()
         for prompt, entry in entries.items():
             _write_image(prompts[prompt][0].image, images / entry["image_name"], None if info else aspect)
             for i, clip in enumerate(prompts[prompt]):
                 shutil.copyfile(clip.video, videos / f"{entry['prompt_en']}-{i}.mp4")
-        (aside / "full_info.json").write_text(json.dumps([*entries.values()], indent=1))
-        (aside / "run.py").write_text(RUN.format(dimensions=[*DIMENSIONS], ratio=ratio))
+        (tmp / "full_info.json").write_text(json.dumps([*entries.values()], indent=1))
+        (tmp / "run.py").write_text(RUN.format(dimensions=[*DIMENSIONS], ratio=ratio))
     return ratio
 
 

@@ -92,5 +92,5 @@ def save(net: nn.Module, path: Path | str, **about) -> None:
     """Write A and B under names that ComfyUI and diffusers load; `about` as JSON in the header.  Atomic."""
     tensors = {f"{PREFIX}{name}.{factor}.weight": getattr(layer, factor)[NAME].weight
                for name, layer in adapted(net) for factor in ("lora_A", "lora_B")}
-    with atomic_write(path) as aside:
-        sealed.save(tensors, aside, {"about": json.dumps(about)})
+    with atomic_write(path) as tmp:
+        sealed.save(tensors, tmp, {"about": json.dumps(about)})

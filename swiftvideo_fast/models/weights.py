@@ -18,8 +18,8 @@ from swiftvideo_fast.models.wan.network import Wan, WanConfig
 def save(net: Wan, path: Path | str, dtype: torch.dtype = torch.float32, **about) -> None:
     """Write the parameters and, as JSON in the header, net.config and `about`.  Atomic."""
     tensors = {k: v.detach().to(dtype) for k, v in net.state_dict().items()}
-    with atomic_write(path) as aside:
-        sealed.save(tensors, aside, {"config": json.dumps(asdict(net.config)), "about": json.dumps(about)})
+    with atomic_write(path) as tmp:
+        sealed.save(tensors, tmp, {"config": json.dumps(asdict(net.config)), "about": json.dumps(about)})
 
 
 class Stored:

@@ -1,1 +1,1 @@
-"""Objectives: the losses that a step minimises.  One file each; train/recipe.py has their table."""
+"""Training objectives, one per file.  train/recipe.py holds their table."""

@@ -1,4 +1,4 @@
-"""The protocol of an objective: its networks by role, who moves in a step, and each mover's loss."""
+"""The objective protocol: networks by role, which of them a step updates, and the loss of each update."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from swiftvideo_fast.models.condition import Condition, guided
 from swiftvideo_fast.models.family import Codec, Family
 
 STUDENT, AVERAGE, TEACHER = "student", "average", "teacher"
-LogValues = dict[str, float | Tensor]       # a tensor is shown as a histogram
-Nets = Mapping[str, Any]                    # role -> what is called; in training mode only in its own turn
+LogValues = dict[str, float | Tensor]       # tensors are logged as histograms
+Nets = Mapping[str, Any]                    # role -> callable network; in training mode only in its own turn
 
 
 @dataclass(frozen=True)
 class Trains:
-    """A network that an optimizer moves.  It is in the checkpoint under its role."""
+    """A network with an optimizer, saved in checkpoints under its role."""
 
     build: Callable[[], nn.Module]
     optim: Optim
@@ -29,14 +29,14 @@ class Trains:
 
 @dataclass(frozen=True)
 class Frozen:
-    """A network that stays."""
+    """A network without training."""
 
     build: Callable[[], nn.Module]
 
 
 @dataclass(frozen=True)
 class Average:
-    """The exponential moving average of the network of another role.  In the checkpoint as well."""
+    """The exponential moving average of the network with role `of`, saved in checkpoints."""
 
     of: str
     decay: float
@@ -44,7 +44,7 @@ class Average:
 
 @dataclass(frozen=True)
 class WithoutAdapters:
-    """The network of another role with its LoRA adapters off: no second copy."""
+    """The network with role `of`, called with its LoRA adapters off; takes no extra memory."""
 
     of: str
 
@@ -54,10 +54,11 @@ Network = Trains | Frozen | Average | WithoutAdapters
 
 @dataclass(frozen=True)
 class Setup:
-    """The parts that an objective is built from, besides the config.
+    """What an objective is built from, besides the config.
 
-    device: of every batch and network.  sizes: of the network.  start: the network that training starts from,
-    adapters attached.  teacher: that of model.weights.  reference: that of model.start, without adapters.
+    device: of batches and networks.  sizes: the network's size config.  start: the network to train, with
+    adapters attached.  teacher: the network of model.weights.  reference: that of model.start, without
+    adapters.
     """
 
     family: Family
@@ -72,58 +73,58 @@ class Setup:
 
 @dataclass(frozen=True)
 class Loss:
-    """value: a scalar to minimise.  handed: what later turns of the step receive for the same clips."""
+    """value: scalar to minimise.  carry: passed to the step's later turns on the same clips."""
 
     value: Tensor
     log: LogValues
-    handed: Any = None
+    carry: Any = None
 
 
 class Objective:
-    """The base of all.  Options: its section of the config, whose `name` objective.name chooses it by."""
+    """Base class.  Options: dataclass of the config's objective section; objective.name is Options.name."""
 
     Options: ClassVar[type]
-    from_scratch: ClassVar[bool] = False        # whether it can do without model.weights
+    from_scratch: ClassVar[bool] = False        # whether it can train without model.weights
     second_time: ClassVar[bool] = False         # whether it trains a flow map u(x_t, t, s)
 
     def __init__(self, cfg: Config, setup: Setup):
         self.cfg, self.options, self.setup = cfg, cfg.objective, setup
 
     def networks(self) -> dict[str, Network]:
-        """By role.  `student` trains; what is exported is `student` and its average."""
+        """Returns role -> network.  `student` must train; it and its average are exported."""
         return {STUDENT: Trains(self.setup.start, self.cfg.optim), AVERAGE: Average(STUDENT, self.cfg.ema)}
 
     def turns(self, step: int) -> tuple[str, ...]:
-        """The roles that move in this step, in order; a role may move several times."""
+        """Returns the roles that this step updates, in order; a role may occur several times."""
         return (STUDENT,)
 
     def loss(self, turn: str, nets: Nets, batch: Batch, rng: torch.Generator, step: int,
-             handed: Any = None) -> Loss:
-        """The loss of the role `turn` on one micro-batch.  Every draw comes from rng, a CPU generator of this
-        turn and these clips.  handed: what an earlier turn of this step left for the same clips."""
+             carry: Any = None) -> Loss:
+        """Returns the loss of role `turn` on one micro-batch.  All random draws use rng, a CPU generator
+        specific to turn and clips.  carry: Loss.carry of an earlier turn of this step, same clips."""
         raise NotImplementedError
 
     def source(self, clips: Source) -> Drawn:
-        """What training draws from; clips: the source of the config's data section."""
+        """Returns the source that training draws from.  clips: the source of the config's data section."""
         return clips
 
     def velocity(self, net: Any, x_t: Tensor, t: Tensor, condition: Condition,
                  guidance: float | Tensor = 1.0, s: Tensor | None = None) -> Tensor:
-        """The guided velocity of a network, by the family's call; of a flow map, from t to s."""
+        """Returns the guided velocity v(x_t, t) of a network, or u(x_t, t, s) of a flow map."""
         return guided(lambda *inputs: self.setup.family.call(net, *inputs), x_t, t, condition, guidance, s)
 
 
 @dataclass(frozen=True)
 class Jump:
-    """The student's v = F_theta(x_t, t) with its graph, and the loss of it.  handed: as in Loss.  real: what
-    an adversary holds x0-hat against, in place of the clips."""
+    """The student's v = F_theta(x_t, t) with its graph, and its loss.  carry: as in Loss.  real: latents that
+    replace the clips as real samples of an adversary."""
 
     x_t: Tensor
     t: Tensor
     v: Tensor
     loss: Tensor
     log: LogValues
-    handed: Any = None
+    carry: Any = None
     real: Tensor | None = None
 
     @property
@@ -133,22 +134,22 @@ class Jump:
 
 
 class Consistency(Objective):
-    """An objective whose student jumps to x0; an adversary may be put on top of it (objectives/da.py)."""
+    """Base of objectives whose student predicts x0; objectives/da.py can add an adversary to them."""
 
     def networks(self) -> dict[str, Network]:
         return super().networks() | {TEACHER: Frozen(self.setup.teacher)}
 
     def jump(self, nets: Nets, batch: Batch, rng: torch.Generator, step: int) -> Jump:
-        """The student's jump from a drawn point."""
+        """Returns the student's prediction at a drawn (x_t, t), with its loss."""
         raise NotImplementedError
 
     def x0(self, net: Any, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """The x0 that a network predicts from x_t."""
+        """Returns x0-hat = x_t - t v(x_t, t) of a network."""
         return x_t - path.over(t, x_t) * self.velocity(net, x_t, t, condition)
 
-    def loss(self, turn, nets, batch, rng, step, handed=None) -> Loss:
+    def loss(self, turn, nets, batch, rng, step, carry=None) -> Loss:
         jump = self.jump(nets, batch, rng, step)
-        return Loss(jump.loss, jump.log, jump.handed)
+        return Loss(jump.loss, jump.log, jump.carry)
 
 
 def huber(d: Tensor, c: float) -> Tensor:

@@ -16,9 +16,9 @@ from swiftvideo_fast.objectives.base import AVERAGE, STUDENT, TEACHER, Consisten
 class Ccd:
     """Continuous-time consistency distillation (Algorithm 1).
 
-    guidance: of the teacher, u + w (c - u).  warmup: H, steps until r reaches r_max.  norm: of the tangent,
-    l2 (the paper), rms or clip.  c: the norm's constant.  r_max: below 1 the distillation stays partial, as
-    Euler sampling wants.
+    guidance: teacher's guidance scale w in u + w (c - u).  warmup: H, steps until r reaches r_max.  norm:
+    tangent normalisation, l2 (the paper), rms or clip.  c: the norm's constant.  r_max: final r; below 1 the
+    distillation stays partial, which suits Euler sampling.
     """
 
     name: ClassVar[str] = "ccd"
@@ -30,7 +30,7 @@ class Ccd:
 
 
 class ConsistencyDistillation(Consistency):
-    """student: F_theta, trained.  average: F_theta-, its EMA.  teacher: F_pretrain, frozen."""
+    """CCD.  student: F_theta, trained.  average: F_theta-, its EMA.  teacher: F_pretrain, frozen."""
 
     Options = Ccd
 
@@ -38,7 +38,7 @@ class ConsistencyDistillation(Consistency):
         return self.jump_from(path.draw(batch.x0, rng, self.cfg.times), nets, batch.condition, step)
 
     def jump_from(self, point: path.Point, nets: Nets, condition: Condition, step: int) -> Jump:
-        """Lines 5 to 9.  The loss is summed over a clip's elements, averaged over clips."""
+        """Lines 5 to 9 of Algorithm 1.  The loss is summed over a clip's elements and averaged over clips."""
         F, g, log = self.target(point, nets, condition, step)
         v = self.velocity(nets[STUDENT], point.x_t, point.t, condition)
         return Jump(point.x_t, point.t, v, ops.ccd_loss(v, F, g).mean(), log)
@@ -46,7 +46,7 @@ class ConsistencyDistillation(Consistency):
     @torch.no_grad()
     def target(self, point: path.Point, nets: Nets, condition: Condition,
                step: int) -> tuple[Tensor, Tensor, LogValues]:
-        """(F-, g, what to log): the EMA's velocity and the normalised tangent, both under stop-gradient."""
+        """Returns (F-, g, log): the EMA's velocity and the normalised tangent, both without gradient."""
         o = self.options
         dx_dt = self.velocity(nets[TEACHER], point.x_t, point.t, condition, o.guidance)
         F, dF_dt = jvp(lambda x, t: self.velocity(nets[AVERAGE], x, t, condition),
@@ -58,5 +58,5 @@ class ConsistencyDistillation(Consistency):
 
 
 def warmup(step: int, H: int, r_max: float = 1.0) -> float:
-    """r = min(r_max, step / H): how much of the tangent's second half is in (eq. 9)."""
+    """r = min(r_max, step / H), the weight of the tangent's second term (eq. 9)."""
     return min(r_max, step / H) if H else r_max

@@ -4,8 +4,8 @@
     L_G = L_distill + lambda_adv E sum_k max(0, 1 - D_k(x0-hat))                                      (10a)
     L_D = E sum_k max(0, 1 - D_k(x0)) + max(0, 1 + D_k(x0-hat))                                       (10b)
 
-The adversary's gradient at x0-hat is taken at once, in the forward: the graph of decoding and features is
-freed before the student's backward begins, and both losses' gradients are known there.
+The adversarial gradient at x0-hat is computed in the forward pass.  This frees the graph of decoder and
+backbone before the student's backward, and gives both losses' gradients for `adaptive`.
 """
 
 import math
@@ -41,20 +41,20 @@ from swiftvideo_fast.objectives.base import (
 from swiftvideo_fast.seeds import generator
 
 CRITIC, BACKBONE = "critic", "backbone"
-BETAS = (0.0, 0.99)         # of the critic's AdamW: StyleGAN-T's
-HELD_OUT = 32               # clips that the critic's accuracy is measured on
+BETAS = (0.0, 0.99)         # the critic's AdamW, from StyleGAN-T
+HELD_OUT = 32               # clips for measuring the critic's accuracy
 
 
 @dataclass(frozen=True)
 class Da:
     """Distribution alignment (eq. 10), on top of a consistency objective.
 
-    weight: lambda_adv.  adaptive: weight is the wanted ratio of the adversary's gradient to the
-    distillation's.  start: N_warmup, steps of distillation alone.  lead: of these, the last, in which the
-    critic learns already.  lr: of the critic.  backbone: a DINOv2, by folder or name on the hub, or filters.
-    window: latent frames seen at once.  crop: pixels.  project: a learned projection of the latents in place
-    of the decoder.  raw: real clips as they were filmed, not through the codec.  watch: steps between
-    measurements of the critic's accuracy on held-out clips, 0 for none.
+    weight: lambda_adv.  adaptive: weight is the target ratio of adversarial to distillation gradient norm.
+    start: N_warmup, steps of distillation alone.  lead: steps before start in which the critic already
+    trains.  lr: the critic's learning rate.  backbone: a DINOv2, by folder or hub name, or filters.  window:
+    latent frames per critic input.  crop: side of the crop in pixels.  project: a learned projection of the
+    latents replaces the decoder.  raw: real clips are source pixels, not decoded latents.  watch: steps
+    between measurements of the critic's accuracy on held-out clips, 0 for none.
     """
 
     weight: float = option(NATURAL, 0.01)
@@ -71,7 +71,7 @@ class Da:
 
 
 class DistributionAlignment(Objective):
-    """(10) on top of `distillation`, whose networks and turns it extends by a critic."""
+    """Adds (10) to a consistency objective, `distillation`: a critic, its backbone, and its turn."""
 
     def __init__(self, cfg: Config, setup: Setup, distillation: Consistency):
         super().__init__(cfg, setup)
@@ -88,30 +88,30 @@ class DistributionAlignment(Objective):
         return load_backbone(self.options.backbone)
 
     def build_critic(self) -> Critic:
-        """Drawn from the seed, so equal on all ranks."""
+        """Returns a critic initialised from the seed, hence equal on all ranks."""
         text_dim = self.setup.sizes().text_dim
         critic = Critic(self.backbone.widths, text_dim, self.latent if self.options.project else None)
         discriminator.initialise(critic, generator(self.cfg.run.seed, "judge"))
         return critic
 
     def turns(self, step: int) -> tuple[str, ...]:
-        own = self.distillation.turns(step)
+        base = self.distillation.turns(step)
         early = step < self.options.start - self.options.lead
-        return own if early or STUDENT not in own else (*own, CRITIC)
+        return base if early or STUDENT not in base else (*base, CRITIC)
 
-    def loss(self, turn, nets, batch, rng, step, handed=None) -> Loss:
+    def loss(self, turn, nets, batch, rng, step, carry=None) -> Loss:
         if turn == CRITIC:
-            return self.critic_loss(nets, handed[1])
+            return self.critic_loss(nets, carry[1])
         if turn != STUDENT:
-            return self.distillation.loss(turn, nets, batch, rng, step, handed and handed[0])
+            return self.distillation.loss(turn, nets, batch, rng, step, carry and carry[0])
         return self.student_loss(nets, batch, rng, step)
 
     def student_loss(self, nets: Nets, batch: Batch, rng: torch.Generator, step: int) -> Loss:
-        """(10a) from step `start` on, the distillation alone before.  handed: the distillation's, and the
+        """(10a) from step `start` on, the distillation loss before.  Carries the distillation's carry and the
         critic's input."""
         o, jump = self.options, self.distillation.jump(nets, batch, rng, step)
         if CRITIC not in self.turns(step):
-            return Loss(jump.loss, jump.log, (jump.handed, None))
+            return Loss(jump.loss, jump.log, (jump.carry, None))
         x0 = jump.x0.detach().requires_grad_(step >= o.start)
         seen = self.critic_input(nets, x0, batch, jump.t, rng, jump.real)
         loss, log = jump.loss, jump.log
@@ -121,33 +121,34 @@ class DistributionAlignment(Objective):
             weight, weights = self.weigh(jump, g_adv)
             loss = jump.loss + weight * WithGradient.apply(jump.x0, adversarial.detach(), g_adv)
             log = log | {"distillation": jump.loss.item(), "adversarial": adversarial.item()} | weights
-        if o.watch and (step + 1) % o.watch == 0:           # as the loop counts for its log
+        if o.watch and (step + 1) % o.watch == 0:           # the loop logs step + 1
             log = log | self.measure(nets)
-        return Loss(loss, log, (jump.handed, seen.detached()))
+        return Loss(loss, log, (jump.carry, seen.detached()))
 
     def critic_loss(self, nets: Nets, seen: CriticInput) -> Loss:
-        """(10b), on the input that the student's turn has made."""
+        """(10b), on the critic input of the student's turn."""
         real, fake = self.logits(nets, seen)
-        nets[CRITIC].heads.eval()           # one power iteration a step, however many micro-batches it has
+        nets[CRITIC].heads.eval()           # one power iteration per step, not per micro-batch
         shown = {f"logits/{name}": torch.cat([x.detach().flatten() for x in sum(logits.values(), [])])
                  for name, logits in (("real", real), ("fake", fake))}
         return Loss(hinge(real, 1) + hinge(fake, -1), accuracy("seen", real, fake) | shown)
 
     def critic_input(self, nets: Nets, x0: Tensor, batch: Batch, t: Tensor,
                      rng: torch.Generator, real: Tensor | None = None) -> CriticInput:
-        """The student's x0 and the real clips, or `real`, through one window; only x0 with a graph."""
+        """Returns x0 and the real clips (or latents `real`) through one window; gradients reach x0 alone."""
         o = self.options
         view = draw_view(len(x0), x0.shape[2], o.window, rng)
         with torch.no_grad():
             frames = self.latent.frames(view.start, o.window)
-            own = real is None
-            real = batch.filmed(frames) if own and o.raw else self.window(batch.x0 if own else real, view)
+            clips = real is None
+            real = batch.filmed(frames) if clips and o.raw else self.window(batch.x0 if clips else real, view)
         seen = CriticInput(real, self.window(x0, view), view, conditioning(t, batch.condition))
         if o.project:
             return seen
         return replace(seen, features=features(nets[BACKBONE], seen.shown(lambda x: x, o.crop)))
 
     def window(self, z: Tensor, view: View) -> Tensor:
+        """Returns the view's frames of latents z, (B, C, T, H, W): decoded, or as latents with `project`."""
         count = self.options.window
         if self.options.project:
             return z[:, :, view.start:view.start + count]
@@ -161,7 +162,7 @@ class DistributionAlignment(Objective):
         return nets[CRITIC](seen, nets[BACKBONE], self.options.crop)
 
     def weigh(self, jump: Jump, g_adv: Tensor) -> tuple[float, LogValues]:
-        """(lambda_adv, means over clips of the gradients' norms at x0-hat and of their ratio)."""
+        """Returns (lambda_adv, log).  Logs gradient norms at x0-hat and their ratio, averaged over clips."""
         [at_v] = torch.autograd.grad(jump.loss, jump.v, retain_graph=True)
         g_distill_B = at_v.flatten(1).norm(dim=1) / jump.t                  # dx0-hat = -t dv
         g_adv_B = g_adv.flatten(1).norm(dim=1)
@@ -180,7 +181,7 @@ class DistributionAlignment(Objective):
 
     @torch.no_grad()
     def measure(self, nets: Nets) -> LogValues:
-        """The critic's accuracy on clips that it and the student have not been trained on."""
+        """Returns the critic's accuracy on held-out clips."""
         point, clips = self.held_out
         x0 = self.distillation.x0(nets[STUDENT], point.x_t, point.t, clips.condition)
         seen = self.critic_input(nets, x0, clips, point.t, torch.Generator().manual_seed(0))
@@ -188,7 +189,7 @@ class DistributionAlignment(Objective):
 
 
 class WithGradient(torch.autograd.Function):
-    """A value whose gradient at x is known."""
+    """Returns `value`, with the precomputed `gradient` with respect to x."""
 
     @staticmethod
     def forward(ctx, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
@@ -201,12 +202,12 @@ class WithGradient(torch.autograd.Function):
 
 
 def hinge(logits: Logits, sign: int) -> Tensor:
-    """E sum_k max(0, 1 - sign D_k): the mean over a head's logits, the sum over heads."""
+    """E sum_k max(0, 1 - sign D_k): mean over a head's logits, sum over heads."""
     return sum((1 - sign * D_k).relu().mean() for heads in logits.values() for D_k in heads)
 
 
 def accuracy(where: str, real: Logits, fake: Logits) -> dict[str, float]:
-    """For each kind of head the share of pairs in which the real clip has the higher mean logit."""
+    """Returns, per kind of head, the fraction of pairs whose real clip has the higher mean logit."""
     def mean_B(heads: list[Tensor]) -> Tensor:
         return sum(D_k.flatten(1).mean(1) for D_k in heads)
 
@@ -215,6 +216,6 @@ def accuracy(where: str, real: Logits, fake: Logits) -> dict[str, float]:
 
 
 def conditioning(t: Tensor, condition: Condition) -> Tensor:
-    """(B, 8 + E): cos k pi t for k = 1 to 8, and the mean of the text's tokens."""
+    """Returns the critic's conditioning, (B, 8 + E): cos k pi t for k = 1 to 8, and the mean text token."""
     k = torch.arange(1, CONDITION_TIMES + 1, device=t.device)
     return torch.cat([(math.pi * t[:, None] * k).cos(), condition.text.mean(1, dtype=t.dtype)], 1)

@@ -1,4 +1,4 @@
-"""Discrete-time consistency distillation (eq. 3): the twin that CCD is compared with (Table 2a)."""
+"""Discrete-time consistency distillation (eq. 3), the baseline that CCD is compared with (Table 2a)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,7 +16,7 @@ from swiftvideo_fast.objectives.base import AVERAGE, STUDENT, TEACHER, Consisten
 class Dcd:
     """Discrete-time consistency distillation (eq. 3).
 
-    guidance: of the teacher.  grid: times, between which the teacher takes one Euler step.
+    guidance: teacher's guidance scale.  grid: number of grid times; the teacher takes one Euler step between.
     """
 
     name: ClassVar[str] = "dcd"
@@ -25,7 +25,7 @@ class Dcd:
 
 
 class DiscreteDistillation(Consistency):
-    """The student at t against its EMA one grid step nearer the data, that step taken by the teacher."""
+    """DCD: the student at t matches its EMA one grid step closer to the data; the teacher takes that step."""
 
     Options = Dcd
 
@@ -35,7 +35,7 @@ class DiscreteDistillation(Consistency):
         return self.jump_from(path.interpolate(batch.x0, x1, t), t, nets, batch.condition)
 
     def on_grid(self, t: Tensor) -> Tensor:
-        """t rounded up to a multiple of 1 / grid."""
+        """Returns t, (B,), rounded up to a multiple of 1 / grid."""
         grid = self.options.grid
         return ((t * grid).ceil() / grid).clamp(1 / grid, 1)
 

@@ -5,10 +5,10 @@
     L     = 1/2 mean (x0 - sg(x0 - g))^2             p_real: the teacher's, guided by u + w (c - u);       (1)
     L_fake = mean ((x1 - x0) - F_fake(x_tau, tau))^2             p_fake: the fake score's                  (2)
 
-As in `main/sd_guidance.py` and `sd_unified_model.py` of tianweiy/DMD2.  x_t comes from the student itself,
-sampled down the ladder without grad to a time drawn for all ranks (`simulate`), or is a noised real clip, as
-in the Wan port of NVlabs/FastGen.  The fake score moves in every step, the student in every `every`-th as
-well; exclusive: in those the student alone, as there.
+As in `main/sd_guidance.py` and `sd_unified_model.py` of tianweiy/DMD2.  With `simulate`, x_t is sampled by
+the student without grad, down the ladder to a time drawn for all ranks; else it is a noised real clip, as in
+the Wan port of NVlabs/FastGen.  The fake score is updated in every step, the student in every `every`-th;
+with `exclusive` that step updates the student alone, as in FastGen.
 
 Departures: scores are velocities, so that p_real - p_fake = tau (F_real - F_fake), and (2) is flow matching;
 the classifier on the fake score's features is the critic of a `da` section on top; the ladder is
@@ -35,10 +35,10 @@ FAKE = "fake"
 class Dmd2:
     """Distribution matching with a fake score, sampled with sample.sampler: consistency.
 
-    guidance: of the teacher.  steps: of the ladder, shifted by sample.shift.  every: the student moves once
-    in so many steps.  exclusive: the fake score does not move in those.  simulate: the student's input is its
-    own sample, not a noised clip.  times: tau is uniform between these.  shift: of tau.  fake_lr: of the fake
-    score.
+    guidance: teacher's guidance scale.  steps: of the ladder, shifted by sample.shift.  every: steps per
+    student update.  exclusive: a student update skips the fake score's.  simulate: the student's input is its
+    own sample, not a noised clip.  times: range of tau, uniform.  shift: time shift of tau.  fake_lr: the
+    fake score's learning rate.
     """
 
     name: ClassVar[str] = "dmd2"
@@ -54,7 +54,7 @@ class Dmd2:
 
 
 class DistributionMatching(Consistency):
-    """student: trained by (1).  fake: the score of its samples, begun as the teacher, trained by (2)."""
+    """DMD2.  student: trained by (1).  fake: score of its samples, starts as the teacher, trained by (2)."""
 
     Options = Dmd2
 
@@ -72,14 +72,14 @@ class DistributionMatching(Consistency):
             return (FAKE,)
         return (STUDENT,) if self.options.exclusive else (STUDENT, FAKE)
 
-    def loss(self, turn, nets, batch, rng, step, handed=None) -> Loss:
+    def loss(self, turn, nets, batch, rng, step, carry=None) -> Loss:
         if turn == STUDENT:
-            return super().loss(turn, nets, batch, rng, step, handed)
-        return self.fake_loss(nets, self.sampled(nets, batch, rng, step) if handed is None else handed,
+            return super().loss(turn, nets, batch, rng, step, carry)
+        return self.fake_loss(nets, self.sampled(nets, batch, rng, step) if carry is None else carry,
                               batch.condition, rng)
 
     def jump(self, nets, batch, rng, step) -> Jump:
-        """(1).  handed: the sample, for the fake score's turn."""
+        """(1).  Carries the sample x0 to the fake score's turn."""
         x_t, t = self.student_input(nets, batch, rng, step)
         v = self.velocity(nets[STUDENT], x_t, t, batch.condition)
         x0 = x_t - path.over(t, x_t) * v
@@ -93,7 +93,7 @@ class DistributionMatching(Consistency):
 
     def student_input(self, nets: Nets, batch: Batch, rng: torch.Generator,
                       step: int) -> tuple[Tensor, Tensor]:
-        """(x_t, t).  The time is the step's: a network that is sharded is called by all ranks at once."""
+        """Returns (x_t, t).  t is drawn per step: the ranks of a sharded network must make equal calls."""
         times = path.ladder(self.options.steps, self.cfg.sample.shift)[:-1]
         rung = int(torch.randint(len(times), (), generator=generator(self.cfg.run.seed, "rung", step)))
         x1 = path.draw_noise(batch.x0, rng)
@@ -108,7 +108,7 @@ class DistributionMatching(Consistency):
 
     @torch.no_grad()
     def gradient(self, nets: Nets, x0: Tensor, condition: Condition, rng: torch.Generator) -> Tensor:
-        """g."""
+        """g, (B, C, T, H, W); 0 where the normaliser is 0."""
         x1, tau = path.draw_noise(x0, rng), self.draw_tau(x0, rng)
         x_tau, scale = path.interpolate(x0, x1, tau), path.over(tau, x0)
         real = self.velocity(nets[TEACHER], x_tau, tau, condition, self.options.guidance)
@@ -124,7 +124,7 @@ class DistributionMatching(Consistency):
         return Loss((x1 - x0 - v).square().mean(), {})
 
     def draw_tau(self, x0: Tensor, rng: torch.Generator) -> Tensor:
-        """(B,)."""
+        """Returns tau, (B,), uniform in `times`, then shifted."""
         (low, high), s = self.options.times, self.options.shift
         tau = low + (high - low) * torch.rand(len(x0), generator=rng)
         return (s * tau / (1 + (s - 1) * tau)).to(x0.device)

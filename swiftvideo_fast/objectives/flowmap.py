@@ -1,15 +1,15 @@
-"""The two-time flow map: jumps from any t to any s along the teacher's flow, exact at every number of steps.
+"""The two-time flow map: jumps from any t to any s along the teacher's flow, for any number of steps.
 
     x_s = x_t - (t - s) u(x_t, t, s)
-must not depend on where on the flow dx/dt = v it starts from; its total derivative in t, s fixed, is zero:
+is constant along the flow dx/dt = v, so its total derivative in t at fixed s is zero:
     v - u - (t - s) du/dt = 0,        du/dt = du/dx v + du/dt|x                                        (1)
 
-(1) is CCD's condition with t - s in place of t: eq. 7 to 9 of the paper, with their normalisation and
-warm-up, train it.  With s = 0 it is CCD, with s = t flow matching towards v.  u starts as the teacher, which
-is the map at s = t.  The condition is that of AYF's Eulerian map distillation (arXiv 2506.14603); AnyFlow
-(2605.13724) takes du/dt by central differences (`finite`); MeanFlow (2505.13447; the paper's supplement,
-eq. 12 and 13) has the data's velocity x1 - x0 for v, whose mean is the flow's.  Its g does not vanish at
-rest, only the mean of the normalised g: the flow's map but for what the normalisation weighs.
+(1) is CCD's condition with t - s in place of t, trained by eq. 7 to 9 of the paper with their normalisation
+and warm-up.  s = 0 gives CCD, s = t flow matching towards v.  u is initialised from the teacher, which is
+the map at s = t.  (1) is AYF's Eulerian map distillation (arXiv 2506.14603).  AnyFlow (2605.13724) takes
+du/dt by central differences (`finite`).  MeanFlow (2505.13447; the paper's supplement, eq. 12 and 13) takes
+the data's velocity x1 - x0 for v, whose mean is the flow's.  At its optimum only the mean of the normalised g
+vanishes, not g: the map is the flow's up to the weights of the normalisation.
 """
 
 from dataclasses import dataclass
@@ -34,16 +34,16 @@ from swiftvideo_fast.objectives.base import (
 )
 from swiftvideo_fast.objectives.ccd import warmup
 
-STEP = 5e-3         # half the width of the central difference: AnyFlow's
+STEP = 5e-3         # half-width of the central difference, as AnyFlow
 
 
 @dataclass(frozen=True)
 class FlowMap:
     """The two-time flow map along the teacher's flow.
 
-    guidance, warmup, norm, c, r_max: as of ccd.  shares: of pairs with s = t, and with s = 0; in the others s
-    is uniform in (0, t).  velocity: the teacher's, or the data's, x1 - x0 (MeanFlow), without guidance.
-    derivative: exact (jvp), or finite (central differences), its control.
+    guidance, warmup, norm, c, r_max: as in ccd.  shares: fractions of pairs with s = t and with s = 0; else s
+    is uniform in (0, t).  velocity: teacher, or data: x1 - x0 (MeanFlow), without guidance.  derivative:
+    exact (jvp), or finite (central differences), the control.
     """
 
     name: ClassVar[str] = "flowmap"
@@ -59,7 +59,7 @@ class FlowMap:
 
 
 class FlowMapDistillation(Consistency):
-    """student: u_theta, trained.  average: its EMA.  teacher: v, frozen; none where v is the data's."""
+    """Flow map.  student: u_theta, trained.  average: its EMA.  teacher: v, frozen; absent if v is data's."""
 
     Options = FlowMap
     second_time = True
@@ -72,15 +72,15 @@ class FlowMapDistillation(Consistency):
         return self.jump_from(point, self.draw_s(point.t, rng), nets, batch.condition, step)
 
     def draw_s(self, t: Tensor, rng: torch.Generator) -> Tensor:
-        """(B,): t, 0 or uniform between, by `shares`."""
+        """Returns s, (B,): t, 0 or uniform in (0, t), by `shares`."""
         still, whole = self.options.shares
         kind, between = torch.rand(2, len(t), generator=rng).to(t)
         return torch.where(kind < still, t, torch.where(kind < still + whole, 0, between * t))
 
     def jump_from(self, point: path.Point, s: Tensor, nets: Nets, condition: Condition, step: int) -> Jump:
-        """The squared distance of u_theta to u- + g, summed over a clip's elements, averaged over pairs.
+        """|| u_theta - (u- + g) ||^2, summed over a clip's elements, averaged over pairs.
 
-        An adversary sees jumps to x0: with one, each clip has a second pair, (t, 0), in the same evaluation.
+        DA needs predictions of x0: with it, each clip has a second pair, (t, 0), in the same forward.
         """
         pairs = 2 if self.cfg.da else 1
         if self.cfg.da:
@@ -96,7 +96,7 @@ class FlowMapDistillation(Consistency):
     @torch.no_grad()
     def target(self, point: path.Point, s: Tensor, nets: Nets, condition: Condition,
                step: int) -> tuple[Tensor, Tensor, LogValues]:
-        """(u-, g, what to log): the EMA's map and the normalised tangent, both under stop-gradient."""
+        """Returns (u-, g, log): the EMA's map and the normalised tangent, both without gradient."""
         o, x_t, t = self.options, point.x_t, point.t
         v = point.velocity
         if o.velocity == "teacher":
@@ -117,14 +117,14 @@ class FlowMapDistillation(Consistency):
 
 
 def total_derivative(u, x_t: Tensor, t: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """(u, du/dt) along (v, 1), in one pass."""
+    """Returns (u, du/dt) along (v, 1), by one forward-mode pass."""
     return jvp(u, (x_t, t), (v, torch.ones_like(t)))
 
 
 def central_difference(u, x_t: Tensor, t: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """(u, du/dt), the latter off by O(STEP^2), and by rounding over 2 STEP; three evaluations.
+    """Returns (u, du/dt) from three evaluations.  Error of du/dt: O(STEP^2), plus rounding over 2 STEP.
 
-    t - STEP may be below s, and t + STEP above 1: a network has values there too.
+    t - STEP may be below s, and t + STEP above 1; the network is evaluated there too.
     """
     late, early = (u(x_t + h * v, t + h) for h in (STEP, -STEP))
     return u(x_t, t), (late - early) / (2 * STEP)

@@ -4,10 +4,10 @@
     x_s = x_t - (t - s) v(x_t, t; w)                  the teacher's step, guided by u + w (c - u)
     loss = d(f_theta(x_t, t), f_theta-(x_s, s)),      f(x, t) = x - t F(x, t)
 
-As in `train_lcm_distill_sd_wds.py` of luosiallen/latent-consistency-model: N = 50 solver times, one as likely
-as another, and the average's target.  Departures: an Euler step where it has DDIM's; f as above, as a flow
-model meets the boundary by itself, where it has c_skip and c_out; w in our form is one more than its w, whose
-range there is 5 to 15; the student is not told w, as in its LoRA variant (whose target has no average).
+As in `train_lcm_distill_sd_wds.py` of luosiallen/latent-consistency-model: N = 50 solver times, uniformly
+drawn, and the EMA as target.  Departures: an Euler step in place of DDIM; f without c_skip and c_out, because
+a flow model satisfies the boundary condition; w is its w plus one, and its range is 5 to 15; the student is
+not conditioned on w, as in its LoRA variant (which has no EMA target).
 """
 
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ from swiftvideo_fast.objectives.base import AVERAGE, STUDENT, TEACHER, Consisten
 class Lcm:
     """Latent consistency models, sampled with sample.sampler: consistency.
 
-    guidance, spread: of the teacher, uniform from guidance - spread to guidance + spread.  grid: N, times.
-    distance: huber or l2, means over elements.  c: huber's constant.
+    guidance, spread: teacher's guidance scale, uniform in guidance - spread to guidance + spread.  grid: N,
+    number of times.  distance: huber or l2, mean over elements.  c: the Huber constant.
     """
 
     name: ClassVar[str] = "lcm"
@@ -39,7 +39,7 @@ class Lcm:
 
 
 class LatentConsistency(Consistency):
-    """The student at t against its average one grid step nearer the data, that step taken by the teacher."""
+    """LCM: the student at t matches its EMA one grid step closer to the data; the teacher takes that step."""
 
     Options = Lcm
 
@@ -49,7 +49,7 @@ class LatentConsistency(Consistency):
         return self.jump_from(path.interpolate(batch.x0, x1, t), t, w, nets, batch.condition)
 
     def draw(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(t, w), (B,) each."""
+        """Returns times t and guidance scales w, (B,) each."""
         o = self.options
         t = torch.randint(1, o.grid + 1, (count,), generator=rng) / o.grid
         return t, o.guidance + o.spread * (2 * torch.rand(count, generator=rng) - 1)

@@ -1,15 +1,15 @@
-"""One step is enough (Mao et al. 2024, arXiv 2409.11367), for flow models; its adversary is a `da` section.
+"""OSV, one-step video generation (Mao et al. 2024, arXiv 2409.11367), for flow models; the adversary is `da`.
 
     f(x, t) = x - t F(x, t),    huber(d) = sqrt(|d|^2 + c^2) - c,    t on a grid of N even times
     stage 1    L = huber(f_theta(x_t, t) - x0)                              + da.weight hinge;  real: x0
     stage 2    L = weight huber(f_theta(x_t, t) - f_theta-(x_s, s))         + da.weight hinge;  real: f_theta-
                x_s: after m Euler steps of the teacher on the grid, guided by u + w (c - u)
 
-There is no public code; this is the paper's text.  Its discriminator is da's with `project`: a learned
+Implemented from the paper; there is no public code.  Its discriminator is da's with `project`: a learned
 projection of the latents in place of the decoder, DINOv2, spatial and temporal heads.  As published:
 da.weight 0.1, da.start 0, da.project true, stage 1 with adapters (`rank`: full tuning gave static videos),
-stage 2 from stage 1's student.  Departures: its discriminator goes on from stage 1's, ours begins anew; u is
-without image as there, or without text; time-travel sampling (for one step alone) is left out.
+stage 2 from stage 1's student.  Departures: stage 2's discriminator is initialised anew, not from stage 1;
+u lacks the image, as published, or the text; time-travel sampling (one step only) is not implemented.
 """
 
 from dataclasses import dataclass, replace
@@ -28,9 +28,9 @@ from swiftvideo_fast.objectives.base import AVERAGE, STUDENT, TEACHER, Consisten
 class Osv:
     """OSV's two stages, sampled with sample.sampler: consistency.
 
-    stage: 1 or 2.  guidance: of the teacher.  without: image or text, what the teacher's u lacks.  m: Euler
-    steps of the teacher.  grid: N, times.  weight: of huber in stage 2.  c: huber's constant.  rank: of LoRA
-    on every linear layer; 0 trains all weights.
+    stage: 1 or 2.  guidance: teacher's guidance scale.  without: condition dropped for the teacher's u, image
+    or text.  m: Euler steps of the teacher.  grid: N, number of times.  weight: factor of the Huber loss in
+    stage 2.  c: the Huber constant.  rank: LoRA rank on every linear layer; 0 trains all weights.
     """
 
     name: ClassVar[str] = "osv"
@@ -45,7 +45,7 @@ class Osv:
 
 
 class OneStep(Consistency):
-    """The student at t against the clip, or against its average m grid steps nearer the data."""
+    """OSV: the student at t matches the clip (stage 1) or its EMA m grid steps nearer the data (stage 2)."""
 
     Options = Osv
 
@@ -60,7 +60,7 @@ class OneStep(Consistency):
                               batch.condition)
 
     def jump_from(self, x_t: Tensor, k: Tensor, x0: Tensor, nets: Nets, condition: Condition) -> Jump:
-        """k: numbers of grid times."""
+        """x_t, x0: (B, C, T, H, W).  k: (B,) indices of grid times, t = k / N."""
         o, t = self.options, k / self.options.grid
         target = x0 if o.stage == 1 else self.target(x_t, k, nets, condition)
         v = self.velocity(nets[STUDENT], x_t, t, condition)
@@ -72,7 +72,7 @@ class OneStep(Consistency):
 
     @torch.no_grad()
     def target(self, x: Tensor, k: Tensor, nets: Nets, condition: Condition) -> Tensor:
-        """f_theta-(x_s, s).  A clip that is at 0 after fewer steps stays there."""
+        """f_theta-(x_s, s).  A clip that reaches time 0 early stays there."""
         for _ in range(self.options.m):
             after = (k - 1).clamp_min(0)
             v = self.guided_teacher(nets, x, k / self.options.grid, condition)

@@ -8,11 +8,11 @@
     L_D  = mean_k max(0, 1 - D_k(y(real))) + max(0, 1 + D_k(y(fake)))                                 (2)
     y(x) = ((1 - q) x + (q - e) n) / (1 - e),    q ~ U(e, E), n ~ N(0, I), the same for both
 
-D_k reads block k of the frozen teacher at (y, q), the last its velocity.  As in `code/text_to_image_sd3` of
-G-U-N/Phased-Consistency-Model: the target by the student itself, not by an average, which is kept for
-sampling alone.  Sampled by Euler in P steps, without noise or guidance.  Departures: its lowest edge is its
-smallest sigma, here 0; phases are of one length, where it rounds; its w = 3 of c + w (c - u) is 4 here;
-critic and student move in every step, where it has them alternate.
+D_k reads block k of the frozen teacher at (y, q); the last reads its velocity.  As in
+`code/text_to_image_sd3` of G-U-N/Phased-Consistency-Model: the student itself gives the target; the average
+is used for sampling only.  Sampled by Euler in P steps, without noise or guidance.  Departures: the lowest
+edge is 0, not the smallest sigma; phases have equal lengths, without rounding; w = 3 of its c + w (c - u) is
+4 here; critic and student are updated in every step, not in alternation.
 """
 
 from dataclasses import dataclass, replace
@@ -44,8 +44,9 @@ from swiftvideo_fast.seeds import generator
 class Pcm:
     """Phased consistency models, sampled by Euler in as many steps as phases.
 
-    guidance: of the teacher.  phases: P.  grid: N times, a multiple of phases.  distance: huber or l2, means
-    over elements.  c: huber's constant.  weight: of the adversary, 0 for none.  critic_lr: of its critic.
+    guidance: teacher's guidance scale.  phases: P.  grid: N times, a multiple of phases.  distance: huber or
+    l2, mean over elements.  c: the Huber constant.  weight: factor of the adversarial loss, 0 for none.
+    critic_lr: the critic's learning rate.
     """
 
     name: ClassVar[str] = "pcm"
@@ -59,7 +60,7 @@ class Pcm:
 
 
 class PhasedConsistency(Objective):
-    """The student at t against itself one grid step nearer the start of the phase."""
+    """PCM: the student at t matches itself one grid step closer to the start of the phase."""
 
     Options = Pcm
 
@@ -77,7 +78,7 @@ class PhasedConsistency(Objective):
         return nets
 
     def build_teacher(self) -> nn.Module:
-        """With a graph through it for the adversary."""
+        """Returns the teacher, with recomputation as configured: the adversary's graph includes it."""
         net = self.setup.teacher()
         net.recompute = self.cfg.model.recompute
         return net
@@ -90,16 +91,16 @@ class PhasedConsistency(Objective):
     def turns(self, step: int) -> tuple[str, ...]:
         return (STUDENT, CRITIC) if self.options.weight else (STUDENT,)
 
-    def loss(self, turn, nets, batch, rng, step, handed=None) -> Loss:
+    def loss(self, turn, nets, batch, rng, step, carry=None) -> Loss:
         if turn == CRITIC:
-            return self.critic_loss(nets, *handed, batch.condition)
+            return self.critic_loss(nets, *carry, batch.condition)
         x1 = path.draw_noise(batch.x0, rng)
         k = torch.randint(1, self.options.grid + 1, (len(batch),), generator=rng)
         times = [x.to(batch.x0.device) for x in self.times(k)]
         return self.loss_from(path.interpolate(batch.x0, x1, times[0]), *times, nets, batch.condition, rng)
 
     def times(self, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(t, s, e, E) of t = T_k."""
+        """Returns (t, s, e, E) for t = T_k, (B,) each."""
         o = self.options
         T = torch.tensor(path.ladder(o.grid, self.cfg.sample.shift)).flip(0)
         length = o.grid // o.phases
@@ -108,7 +109,7 @@ class PhasedConsistency(Objective):
 
     def loss_from(self, x_t: Tensor, t: Tensor, s: Tensor, e: Tensor, E: Tensor, nets: Nets,
                   condition: Condition, rng: torch.Generator) -> Loss:
-        """(1).  handed: y(fake), y(real) and their time, for the critic."""
+        """(1).  Carries y(fake), y(real) and q to the critic's turn."""
         o = self.options
         with torch.no_grad():
             x_s = x_t - path.over(t - s, x_t) * self.velocity(nets[TEACHER], x_t, t, condition, o.guidance)
@@ -124,10 +125,10 @@ class PhasedConsistency(Objective):
         def y(x: Tensor) -> Tensor:
             return (path.over(1 - q, x) * x + path.over(q - e, x) * noise) / path.over(1 - e, x)
 
-        landed = fake.detach().requires_grad_()
-        seen = y(landed)
+        leaf = fake.detach().requires_grad_()
+        seen = y(leaf)
         adversarial = hinge(nets[CRITIC](self.setup.family.features(nets[TEACHER], seen, q, condition)), 1)
-        [g_adv] = torch.autograd.grad(adversarial, landed)      # at once: the teacher's graph is freed
+        [g_adv] = torch.autograd.grad(adversarial, leaf)        # frees the teacher's graph early
         total = loss + o.weight * WithGradient.apply(fake, adversarial.detach(), g_adv)
         log = {"distillation": loss.item(), "adversarial": adversarial.item()}
         return Loss(total, log, (seen.detach(), y(real), q))
@@ -142,5 +143,5 @@ class PhasedConsistency(Objective):
         return Loss(hinge(on_real, 1) + hinge(on_fake, -1), {})
 
     def to_edge(self, nets: Nets, x: Tensor, t: Tensor, e: Tensor, condition: Condition) -> Tensor:
-        """phi."""
+        """phi(x, t) of the student."""
         return x - path.over(t - e, x) * self.velocity(nets[STUDENT], x, t, condition)

@@ -1,12 +1,12 @@
-"""Trajectory alignment: DPO on samples of more steps against samples of fewer (eq. 11), and reflow.
+"""Trajectory alignment: DPO with many-step samples preferred over few-step ones (eq. 11), and reflow.
 
     e(net, x0) = mean over elements of (v - net(x_t, t))^2      v = x1 - x0, x_t = (1 - t) x0 + t x1
-    win, lose  = e(student, .) - e(reference, .)                of the winner and of the loser
+    win, lose  = e(student, .) - e(reference, .)                on the winner and on the loser
     loss       = -log sigmoid(-beta / 2 (win - lose)) + lambda_RF e(student, winner)        mean over pairs
 
-Winner and loser share x1 and t.  beta belongs to the *mean* over a clip's D elements, as published code has
-it; for errors that are summed it would be beta / D.  At the start, where student and reference agree, the
-first term is log 2 and its gradient beta / 4 of that of e(winner) - e(loser).
+Winner and loser share x1 and t.  beta applies to the *mean* over a clip's D elements, as in published code;
+for summed errors it would be beta / D.  At the start, where student equals reference, the first term is
+log 2 and its gradient is beta / 4 times that of e(winner) - e(loser).
 """
 
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ REFERENCE = "reference"
 class Ta:
     """Trajectory alignment: DPO on the student's own samples (eq. 11), and reflow on the winners.
 
-    steps: the winner's and the loser's.  count: pairs.  winner: sampled, or real (Figure 6).  pairs: their
-    folder by `swiftvideo pairs`, run.dir/pairs where none is named.  beta: of errors averaged over a clip's
-    elements; 0 leaves reflow alone.  reflow: lambda_RF.  noise: fresh (eq. 11 as printed), or paired: what
-    the pair was sampled from.  rank: of LoRA on every linear layer; 0 trains all weights.
+    steps: sampling steps of winner and loser.  count: number of pairs.  winner: sampled, or real (Figure 6).
+    pairs: folder written by `swiftvideo pairs`, default run.dir/pairs.  beta: for errors averaged over a
+    clip's elements; 0 leaves reflow alone.  reflow: lambda_RF.  noise: fresh (eq. 11 as printed), or paired:
+    the noise the pair was sampled from.  rank: LoRA rank on every linear layer; 0 trains all weights.
     """
 
     name: ClassVar[str] = "ta"
@@ -48,21 +48,20 @@ class Ta:
 
 
 class TrajectoryAlignment(Objective):
-    """student: trained.  reference: the student as it began."""
+    """TA.  student: trained.  reference: the student's initial weights, frozen."""
 
     Options = Ta
 
     def networks(self) -> dict[str, Network]:
-        began = WithoutAdapters(STUDENT) if self.options.rank else Frozen(self.setup.reference)
-        return super().networks() | {REFERENCE: began}
+        reference = WithoutAdapters(STUDENT) if self.options.rank else Frozen(self.setup.reference)
+        return super().networks() | {REFERENCE: reference}
 
     def source(self, clips: Source) -> PairShards:
         return PairShards(self.cfg, self.setup.codec().identity)
 
-    def loss(self, turn, nets, batch: Pairs, rng: torch.Generator, step, handed=None) -> Loss:
-        """Logged: win_diff and lose_diff (Figure 8); accuracy, the share of pairs in which the winner fits
-        better; saturation, the sigmoid's mean: 1/2 at the start, 1 where no gradient is left; reflow, the
-        winners' error."""
+    def loss(self, turn, nets, batch: Pairs, rng: torch.Generator, step, carry=None) -> Loss:
+        """Logs win_diff and lose_diff (Figure 8); accuracy: fraction of pairs with win < lose; saturation:
+        mean sigmoid, 1/2 at the start, 1 where the gradient vanishes; reflow: the winners' error."""
         o, B = self.options, len(batch)
         fresh, t = path.draw_noise(batch.x0, rng), path.draw_times(batch.x0, rng, self.cfg.times)
         both = torch.arange(2 * B) % B                                  # winners, then losers
@@ -74,9 +73,9 @@ class TrajectoryAlignment(Objective):
             return (x1 - x0 - self.velocity(net, x_t, t, condition)).square().flatten(1).mean(1)
 
         with torch.no_grad():
-            began = error(nets[REFERENCE])
+            initial = error(nets[REFERENCE])
         ours = error(nets[STUDENT])
-        win, lose = (ours - began).chunk(2)
+        win, lose = (ours - initial).chunk(2)
         margin = -o.beta / 2 * (win - lose)
         reflow = ours[:B].mean()
         loss = o.reflow * reflow - logsigmoid(margin).mean()

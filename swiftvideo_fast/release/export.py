@@ -45,7 +45,7 @@ from swiftvideo_fast.release.find import Model, Sampling, opened, write_sampling
 from swiftvideo_fast.release.low_rank import LowRank, low_rank
 from swiftvideo_fast.sampler import generate
 from swiftvideo_fast.seeds import generator
-from swiftvideo_fast.train.ranks import own_device
+from swiftvideo_fast.train.ranks import local_device
 from swiftvideo_fast.train.recipe import FILES
 
 FRAMES = 5                      # of the clip that is compared
@@ -68,8 +68,8 @@ def export(model: Model, kind: str, out: Path, dtype: torch.dtype = torch.bfloat
         raise ValueError(f"{out}: want a name that ends in .safetensors for --to {kind}")
     if model.how:
         model = replace(model, how=replace(model.how, steps=steps))
-    with atomic_write(out) as aside:
-        said = LORAS[kind](model, aside, dtype, rank) if kind in LORAS else WRITERS[kind](model, aside, dtype)
+    with atomic_write(out) as tmp:
+        said = LORAS[kind](model, tmp, dtype, rank) if kind in LORAS else WRITERS[kind](model, tmp, dtype)
     return said
 
 
@@ -175,7 +175,7 @@ def _low_rank(model: Model, dtype: torch.dtype, rank: int) -> LowRank:
     student, teacher = student.state_dict(), teacher.state_dict()
     weights.check(weights.shapes(student), weights.shapes(teacher),
                   f"{model.weights}, beside {model.teacher}")
-    return low_rank(student, teacher, layers, rank, dtype, own_device())
+    return low_rank(student, teacher, layers, rank, dtype, local_device())
 
 
 def _student(model: Model) -> Sampling:
@@ -290,7 +290,7 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.out.is_dir() or args.out.exists() and not args.force:
         mend = "" if args.out.is_dir() else ", or --force to replace it"
-        raise ValueError(f"{args.out} is there; take another{mend}")
+        raise ValueError(f"{args.out} is there; choose another{mend}")
     with opened(args.model, args.base, args.part, args.tables) as model:
         said = export(model, args.to, args.out, getattr(torch, args.dtype), args.steps, args.rank)
     print(f"wrote {args.out}: {said}")

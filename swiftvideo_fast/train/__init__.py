@@ -1,1 +1,1 @@
-"""The loop, and what keeps a run: averages, checkpoints, logs."""
+"""Training: loop, engines, averages, checkpoints, logs."""

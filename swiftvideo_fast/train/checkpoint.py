@@ -1,10 +1,9 @@
-"""A run on disk: folders `step-00000500`, each whole or absent.
+"""Checkpoints: folders `step-00000500`, written atomically, readable by any number of ranks.
 
-A part of a run (student, average, ...) is a set of shards: flat slices of tensors, those of one rank, named
-"student/exp_avg/blocks.0.ffn.0.weight".  Rank r writes rank-0000r.safetensors; the slices of a tensor lie in
-them in the order of ranks, so any number of ranks, or none, reads any slice of any tensor.  state.json has
-the shapes, the files' digests and what the caller adds; `complete`, written last, has the digest of
-state.json.  Nothing in it is code.
+A part of a run (student, average, ...) is a set of shards: one rank's flat slices of its tensors, named like
+"student/exp_avg/blocks.0.ffn.0.weight".  Rank r writes rank-0000r.safetensors; a tensor's slices follow rank
+order, so any slice can be read under another world size or without ranks.  state.json holds the shapes, the
+files' digests and the caller's state; `complete`, written last, holds the digest of state.json.  No pickles.
 """
 
 import json
@@ -23,9 +22,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from swiftvideo_fast.atomic import aside_of, atomic_write, digest, sweep
+from swiftvideo_fast.atomic import atomic_write, digest, sweep, temporary_of
 from swiftvideo_fast.models.weights import check
-from swiftvideo_fast.train.ranks import ALONE, Ranks
+from swiftvideo_fast.train.ranks import SINGLE_RANK, Ranks
 
 STATE, COMPLETE = "state.json", "complete"
 FOLDERS = "step-" + "[0-9]" * 8
@@ -33,7 +32,7 @@ FOLDERS = "step-" + "[0-9]" * 8
 
 @dataclass(frozen=True)
 class Shard:
-    """data: flat and live, the slice from `begin` of a tensor of that shape."""
+    """A flat slice of a tensor of `shape`, starting at element `begin`.  data: a view, filled on restore."""
 
     data: Tensor
     shape: tuple[int, ...]
@@ -45,59 +44,59 @@ class Shard:
 
 
 class Part(Protocol):
-    """What a checkpoint keeps of a network."""
+    """A network as a checkpoint sees it: its shards, and a hook after they are restored."""
 
     def shards(self) -> dict[str, Shard]: ...
 
     def after_restore(self) -> None:
-        """Called once the shards have been filled."""
+        """Called once the shards have been filled from a checkpoint."""
 
 
 def save(run: Path, step: int, *, parts: dict[str, Part], state: dict, keep: int,
-         ranks: Ranks = ALONE) -> Path:
-    """Write run/step-XXXXXXXX and drop all but the newest `keep`.  Atomic; OSError when the disk refuses.
+         ranks: Ranks = SINGLE_RANK) -> Path:
+    """Writes run/step-XXXXXXXX atomically and removes all but the newest `keep`; returns the folder.
 
-    To be called on every rank; the folder gets its name once all have written.
+    Call on every rank; the folder is renamed into place once all have written.  OSError on a failed write.
     """
     shards = named(parts)
     target = run / f"step-{step:08d}"
     about = {"step": step, "shapes": {name: shard.shape for name, shard in shards.items()}} | state
-    with atomic_write(target) if ranks.rank == 0 else nullcontext(aside_of(target) / target.name) as aside:
-        ranks.together(lambda: _begin(aside) if ranks.rank == 0 else "")
-        digests = ranks.together(lambda: _write(aside / rank_file(ranks.rank), shards, ranks.rank))
-        ranks.together(lambda: _complete(aside, about, digests) if ranks.rank == 0 else "")
+    with atomic_write(target) if ranks.rank == 0 else nullcontext(temporary_of(target) / target.name) as tmp:
+        ranks.run_all(lambda: _begin(tmp) if ranks.rank == 0 else "")
+        digests = ranks.run_all(lambda: _write(tmp / rank_file(ranks.rank), shards, ranks.rank))
+        ranks.run_all(lambda: _complete(tmp, about, digests) if ranks.rank == 0 else "")
     ranks.gather("renamed")
     if ranks.rank == 0:
-        tidy(run, keep)
+        prune(run, keep)
     return target
 
 
-def _begin(aside: Path) -> str:
-    aside.mkdir()
+def _begin(tmp: Path) -> str:
+    tmp.mkdir()
     return ""
 
 
 def _write(file: Path, shards: dict[str, Shard], rank: int) -> str:
-    """The digest of the file; what every rank holds whole is written by the first."""
+    """Writes a rank's file; returns its digest.  Unsharded tensors are written by rank 0 alone."""
     save_file({name: shard.data for name, shard in shards.items()
                if rank == 0 or shard.data.numel() < math.prod(shard.shape)}, file)
     return digest(file)
 
 
-def _complete(aside: Path, about: dict, digests: list[str]) -> str:
+def _complete(tmp: Path, about: dict, digests: list[str]) -> str:
     files = {rank_file(rank): digest for rank, digest in enumerate(digests)}
-    (aside / STATE).write_text(json.dumps(about | {"files": files}, indent=1))
-    (aside / COMPLETE).write_text(digest(aside / STATE))
+    (tmp / STATE).write_text(json.dumps(about | {"files": files}, indent=1))
+    (tmp / COMPLETE).write_text(digest(tmp / STATE))
     return ""
 
 
 def restore(saved: "Saved", parts: dict[str, Part]) -> dict:
-    """Fill the parts; returns the state saved with them, {"step": ...} and what the caller added.
+    """Fills the parts; returns the saved state: {"step": ...} and the caller's keys.
 
-    ValueError names what does not fit; then the parts are as they were.
+    ValueError on wrong names or shapes; the parts are then unchanged.
     """
     shards = named(parts)
-    saved.fit(shards)
+    saved.check_shapes(shards)
     for name, shard in shards.items():
         shard.data.copy_(saved.read(name, shard.begin, shard.begin + shard.data.numel()))
     for part in parts.values():
@@ -105,10 +104,10 @@ def restore(saved: "Saved", parts: dict[str, Part]) -> dict:
     return saved.state
 
 
-def last_good(run: Path, ranks: Ranks = ALONE) -> "Saved | None":
-    """The newest checkpoint whose bytes are those that were written; None where a run has no checkpoint.
+def last_good(run: Path, ranks: Ranks = SINGLE_RANK) -> "Saved | None":
+    """Returns the newest checkpoint whose digests match; None when the run has none.
 
-    Damaged ones that are newer are set aside, under another name, with a warning.  Damaged when none is good.
+    Newer, damaged ones are renamed, with a warning.  Raises Damaged when all are damaged.
     """
     damaged = []
     for folder in reversed(folders(run)):
@@ -127,16 +126,16 @@ def last_good(run: Path, ranks: Ranks = ALONE) -> "Saved | None":
     for folder, why in damaged if ranks.rank == 0 else ():
         spare = next(name for n in count(1) if not (name := run / f"{folder.name}.damaged-{n}").exists())
         folder.rename(spare)
-        warnings.warn(f"{why}; it is now {spare.name}, and the run goes on from {saved.folder}", stacklevel=2)
+        warnings.warn(f"{why}; renamed to {spare.name}; resuming from {saved.folder}", stacklevel=2)
     return saved
 
 
 class Damaged(ValueError):
-    """A checkpoint that is not what was written."""
+    """Raised for a checkpoint whose bytes differ from those written."""
 
 
 class Saved:
-    """A checkpoint to read from.  Damaged when its state.json is missing or not what was written."""
+    """A checkpoint opened for reading.  Raises Damaged when state.json is missing or its digest differs."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -152,31 +151,31 @@ class Saved:
         except (OSError, ValueError, KeyError, TypeError) as why:
             raise self._damaged(STATE, why) from why
 
-    def check(self, ranks: Ranks = ALONE) -> None:
-        """Damaged when a file has not the digest that state.json has of it; the ranks share out the files."""
-        found = [self._look(name) for name in list(self.digests)[ranks.rank::ranks.world]]
+    def check(self, ranks: Ranks = SINGLE_RANK) -> None:
+        """Raises Damaged when a file's digest differs from state.json's; each rank checks its share."""
+        found = [self._check_file(name) for name in list(self.digests)[ranks.rank::ranks.world]]
         if wrong := [why for why in ranks.gather(next(filter(None, found), "")) if why]:
             raise Damaged(wrong[0])
 
-    def _look(self, name: str) -> str:
-        """What is wrong with a file, if anything."""
+    def _check_file(self, name: str) -> str:
+        """Returns a file's error, or ""."""
         try:
             same = digest(self.folder / name) == self.digests[name]
             return "" if same else str(self._damaged(name, "its bytes are not those that were written"))
         except OSError as why:
             return str(self._damaged(name, why))
 
-    def fit(self, shards: dict[str, Shard]) -> None:
-        """ValueError for names and shapes that are not the wanted ones."""
+    def check_shapes(self, shards: dict[str, Shard]) -> None:
+        """ValueError when names or shapes differ from those of `shards`."""
         check({name: tuple(shape) for name, shape in self.shapes.items()},
               {name: shard.shape for name, shard in shards.items()}, self.folder)
 
     def read(self, name: str, begin: int, end: int) -> Tensor:
-        """[begin, end) of the flat tensor."""
+        """Returns elements [begin, end) of the flattened tensor, read across rank files."""
         return torch.cat(list(self._slices(name, begin, end)) or [torch.empty(0)])
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
-        """Every tensor under "student/weight/" or the like, whole and in its shape, named by what follows."""
+        """Returns every full tensor under a prefix such as "student/weight/", named without the prefix."""
         return {name.removeprefix(prefix): self.read(name, 0, math.prod(shape)).view(shape)
                 for name, shape in self.shapes.items() if name.startswith(prefix)}
 
@@ -198,25 +197,25 @@ class Saved:
         return Damaged(f"{self.folder / name}: damaged checkpoint ({why})")
 
 
-def tidy(run: Path, keep: int) -> None:
-    """Drop all but the newest `keep` checkpoints, and what a kill left half-written or half-dropped."""
+def prune(run: Path, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints, and leftovers of killed writes and removals."""
     for old in folders(run)[:-keep]:
-        old.rename(aside_of(old))           # so that a kill here leaves no half of it under its name
+        old.rename(temporary_of(old))           # a kill during removal then leaves no partial checkpoint
     sweep(run)
 
 
 def newest(run: Path) -> Path | None:
-    """The last checkpoint of a run, if there is one."""
+    """Returns a run's newest checkpoint, or None."""
     return max(folders(run), default=None)
 
 
 def step_of(folder: Path) -> int:
-    """The steps taken before a checkpoint, by its name."""
+    """Returns the number of steps taken before a checkpoint, from its name."""
     return int(folder.name.partition("-")[2])
 
 
 def folders(run: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
+    """Returns a run's checkpoints, oldest first."""
     return sorted(run.glob(FOLDERS))
 
 

@@ -1,4 +1,4 @@
-"""theta- : an exponential moving average of a trained network, as a network of its own."""
+"""theta- : the exponential moving average of a trained network, kept as a separate network."""
 
 import copy
 
@@ -13,17 +13,17 @@ Named = dict[str, Tensor]
 
 
 def update(averages: Named, masters: Named, copies: Named, decay: float) -> None:
-    """Move the fp32 averages; stored copies that are not the averages themselves receive the result."""
-    for apart in (False, True):
-        names = [name for name in averages if (averages[name] is not copies[name]) == apart]
+    """Updates the fp32 averages in place, and the stored copies where these are separate tensors."""
+    for separate in (False, True):
+        names = [name for name in averages if (averages[name] is not copies[name]) == separate]
         ops.ema_([averages[name] for name in names], [masters[name] for name in names], decay,
-                 [copies[name] for name in names] if apart else None)
+                 [copies[name] for name in names] if separate else None)
 
 
 class Ema:
-    """net: a frozen copy; update() moves it (Algorithm 1, line 11).  averages: in fp32.
+    """net: a frozen copy, moved by update() (Algorithm 1, line 11).  averages: fp32, by name.
 
-    What is frozen in the trained network (the base of its LoRA) is shared and not copied.
+    Frozen parameters of the trained network (the base under a LoRA) are shared, not copied.
     """
 
     def __init__(self, trained: Trained, decay: float):
@@ -44,7 +44,7 @@ class Ema:
 
     @torch.no_grad()
     def after_restore(self) -> None:
-        """The stored copies from the fp32 averages."""
+        """Copies the fp32 averages to the stored weights."""
         for name, average in self.averages.items():
             if average is not self.copies[name]:
                 self.copies[name].copy_(average)

@@ -1,4 +1,4 @@
-"""What the loop asks of an engine; single.py has that of one process, zero3.py that of many."""
+"""The engine protocol: network placement and optimizer steps.  single.py: one process; zero3.py: ZeRO-3."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from swiftvideo_fast.train.ranks import Ranks
 class Trained(Part, Protocol):
     """A network and its optimizer: backward() for each micro-batch of a turn, then step().
 
-    net: to be called.  named: the parameters that train.
+    net: the callable network.  named: its trainable parameters by name.
     """
 
     net: Any
@@ -23,11 +23,11 @@ class Trained(Part, Protocol):
     def backward(self, loss: Tensor) -> None: ...
 
     def step(self, lr: float) -> float:
-        """The norm of the gradient before it is clipped.  When that is not finite, nothing moves."""
+        """Returns the gradient norm before clipping.  A non-finite gradient leaves the weights unchanged."""
 
 
 class Averaged(Part, Protocol):
-    """An exponential moving average of a trained network, as a frozen network."""
+    """The exponential moving average of a trained network, itself a frozen network."""
 
     net: Any
 
@@ -35,18 +35,18 @@ class Averaged(Part, Protocol):
 
 
 class Engine(Protocol):
-    """Where networks live and how they move.  device: where their inputs must lie.  mapped: the networks it
-    is given may have their weights in a file still (models/weights.py)."""
+    """Places networks and builds their optimizers.  device: device of their inputs.  mapped: accepts
+    networks whose weights are memory-mapped files (models/weights.py)."""
 
     device: torch.device
     ranks: Ranks
     mapped: bool
 
     def trained(self, net: nn.Module, optim: Optim) -> Trained:
-        """A network that trains."""
+        """Returns the network with its optimizer."""
 
     def averaged(self, net: nn.Module, optim: Optim, decay: float) -> tuple[Trained, Averaged]:
-        """A network that trains, and its average."""
+        """Returns the network with its optimizer, and its average."""
 
     def frozen(self, net: nn.Module) -> nn.Module:
-        """A network that stays."""
+        """Returns the network in eval mode, without gradients."""

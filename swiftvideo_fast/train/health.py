@@ -1,7 +1,7 @@
 """Health checks: non-finite (skipped) steps, and collapse alarms on held-out samples.
 
-The alarms are of failures seen in few-step students of Wan: a static copy of the first frame, one colour, a
-first frame that is not the given one.
+The alarms detect failures seen in few-step students of Wan: static copies of the first frame, a single
+colour, a first frame unlike the conditioning frame.
 """
 
 import math
@@ -23,23 +23,23 @@ from swiftvideo_fast.train import checkpoint
 from swiftvideo_fast.train.ranks import Ranks
 from swiftvideo_fast.train.samples import Samples
 
-FEW_STEPS = {"teacher": 25, "student": 4, "average": 4}     # sampling steps by role: of a distillation
-MANY_STEPS = dict.fromkeys(FEW_STEPS, 25)                   # and of training from data
-ALARMS = {      # figure: (alarm below this share of the real clips' value, what it means)
+FEW_STEPS = {"teacher": 25, "student": 4, "average": 4}     # sampling steps by role: distillation
+MANY_STEPS = dict.fromkeys(FEW_STEPS, 25)                   # training from data
+ALARMS = {      # figure: (threshold relative to the real clips' value, message)
     "motion": (0.1, "its clips hardly move: copies of the first frame?"),
-    "contrast": (0.3, "its clips are nearly of one colour"),
-    "first_frame": (0.5, "their first frames are not those that were given"),
+    "contrast": (0.3, "its clips are nearly one colour"),
+    "first_frame": (0.5, "its first frames differ from the conditioning frames"),
 }
 
 
 class Guard:
-    """Counts one network's consecutive steps without a finite gradient, and gives up after `limit`."""
+    """Counts one network's consecutive non-finite-gradient steps; aborts after more than `limit`."""
 
     def __init__(self, role: str, limit: int, skipped: int):
         self.role, self.limit, self.skipped = role, limit, skipped
 
     def __call__(self, run: Path, step: int, loss: float, norm: float) -> int:
-        """How many have been skipped; FloatingPointError when these are more than the limit."""
+        """Returns the count; FloatingPointError when it exceeds the limit."""
         self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
         if self.skipped > self.limit:
             raise FloatingPointError(
@@ -50,9 +50,10 @@ class Guard:
 
 
 class Watch:
-    """Samples of held-out clips, every `every` steps, compared with the real ones.
+    """Samples held-out clips every `every` steps and compares them with the real ones.
 
-    nets: role -> network, of which those in `steps` are sampled, in so many steps.  call: the family's.
+    nets: role -> network; student, average and teacher are sampled.  steps: role -> sampling steps.
+    call: Family.call.
     """
 
     def __init__(self, cfg: Config, every: int, nets: dict[str, Callable], call: Callable, clips: Batch,
@@ -63,7 +64,7 @@ class Watch:
         self.pixels = {"real": codec.decode(clips.x0)}
 
     def __call__(self, step: int) -> tuple[dict[str, float], Samples]:
-        """({"average motion": 0.8, ...}, the clips); warns of what looks like a collapse."""
+        """Returns ({"average motion": 0.8, ...}, samples); warns when an alarm is raised."""
         for role, net in self.nets.items():
             if role != "teacher" or role not in self.pixels:
                 self.pixels[role] = self._sampled(role, net)
@@ -81,19 +82,23 @@ class Watch:
     def _sampled(self, role: str, net: Callable) -> Tensor:
         rng = generator(self.cfg.run.seed, "watch")
         o, s = self.cfg.objective, self.cfg.sample
-        how = Sample(guidance=o.guidance, shift=s.shift) if role == "teacher" else s
+        options = Sample(guidance=o.guidance, shift=s.shift) if role == "teacher" else s
         x1 = torch.randn(self.clips.x0.shape, generator=rng).to(self.clips.x0.device)
         call = partial(self.call, net)
-        z = sampler.generate(call, x1, self.clips.condition, self.steps[role], how, rng)
+        z = sampler.generate(call, x1, self.clips.condition, self.steps[role], options, rng)
         return self.codec.decode(z.cpu())
 
 
 def compare(clips: Tensor, real: Tensor) -> dict[str, float]:
-    """Shares of the real clips' motion and contrast, correlation of first frames.  Clips: (B, 3, T, H, W)."""
+    """Returns motion and contrast relative to the real clips, and the correlation of first frames.
+
+    clips, real: (B, 3, T, H, W).
+    """
     a, b = (x[:, :, 0].flatten(1) - x[:, :, 0].flatten(1).mean(1, keepdim=True) for x in (clips, real))
     return {"motion": motion_ratio(clips, real), "contrast": float(clips.std() / real.std()),
             "first_frame": float(torch.cosine_similarity(a, b).mean())}
 
 
 def alarms(figures: dict[str, float]) -> list[str]:
+    """Returns the messages of figures below their thresholds, or NaN."""
     return [words for name, (least, words) in ALARMS.items() if not figures[name] >= least]

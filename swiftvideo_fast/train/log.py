@@ -1,7 +1,7 @@
-"""The log of a run: a progress bar, log.jsonl, speed.jsonl, TensorBoard and, where asked for, wandb.
+"""The log of a run: progress bar, log.jsonl, speed.jsonl, TensorBoard and, optionally, wandb.
 
-log.jsonl has what a run computes, the same to the bit however often it was interrupted; speed.jsonl has what
-it takes (train/speed.py).
+log.jsonl holds computed values, bit-identical however often the run was interrupted.  speed.jsonl holds
+timings and memory (train/speed.py).
 """
 
 import json
@@ -25,23 +25,23 @@ from swiftvideo_fast.data.clips import write_frames
 from swiftvideo_fast.train.samples import Samples
 
 LOG, SPEED, WANDB_ID = "log.jsonl", "speed.jsonl", "wandb-id"
-LINE_EVERY = 20.0   # seconds between two lines where there is no terminal to draw a bar on
+LINE_EVERY = 20.0   # seconds between progress lines without a terminal
 LINE = "{desc}: {n_fmt}/{total_fmt} steps, {rate_fmt}, {remaining} left{postfix}"
 
 
 class Log:
-    """Scalars by step, tensors as TensorBoard's histograms.  To be closed.
+    """Logs scalars by step, and tensors as TensorBoard histograms.  Close after use.
 
-    On resume, entries after step `start` are truncated.  about: the config, for wandb, whose run of this
-    folder goes on.
+    On resume, entries after step `start` are truncated.  about: the config, sent to wandb, whose run is
+    resumed.
     """
 
     def __init__(self, cfg: Config, start: int, about: dict):
         run, steps, wandb = Path(cfg.run.dir), cfg.run.steps, cfg.run.wandb
         for name in (LOG, SPEED):
             kept = [line for line in read_log(run, name) if line["step"] <= start]
-            with atomic_write(run / name) as aside:
-                aside.write_text("".join(map(_as_text, kept)))
+            with atomic_write(run / name) as tmp:
+                tmp.write_text("".join(map(_as_text, kept)))
         if start:
             print(f"{run.name}: resumed from step {start} of {steps}", file=sys.stderr, flush=True)
         self.log, self.speed = (open(run / name, "ab", buffering=0)  # noqa: SIM115  (closed in close)
@@ -70,12 +70,12 @@ class Log:
             self._print_line(step, shown)
 
     def samples(self, step: int, samples: Samples) -> None:
-        """samples/step-XXXXXXXX.png and .mp4; the picture on TensorBoard."""
+        """Writes samples/step-XXXXXXXX.png and .mp4; logs the picture to TensorBoard and wandb."""
         place = self.run / f"samples/step-{step:08d}"
         picture_HWC = samples.sheet(f"{self.name}, step {step} of {self.steps}")
-        with atomic_write(place.with_suffix(".png")) as aside:
-            Image.fromarray(picture_HWC).save(aside, "png")
-        write_frames(place.with_suffix(".mp4"), samples.film(f"{self.name}, step {step}"), samples.fps)
+        with atomic_write(place.with_suffix(".png")) as tmp:
+            Image.fromarray(picture_HWC).save(tmp, "png")
+        write_frames(place.with_suffix(".mp4"), samples.video(f"{self.name}, step {step}"), samples.fps)
         self.board.add_image("samples", picture_HWC, step, dataformats="HWC")
         if self.wandb:
             self.wandb.log({"samples": require_wandb().Image(picture_HWC)}, step=step)
@@ -84,7 +84,7 @@ class Log:
         self.bar.update()
 
     def sync(self) -> None:
-        """Everything logged so far, to the disk, before the checkpoint that counts on it."""
+        """Flushes the logs to disk; called before a checkpoint, which must not be ahead of its log."""
         with self._naming_the_run():
             self.board.flush()
             for file in (self.log, self.speed):
@@ -99,12 +99,12 @@ class Log:
 
     @contextmanager
     def _naming_the_run(self) -> Generator[None]:
-        """OSError names the run when the disk refuses."""
+        """Re-raises OSError with the run's folder and what to do."""
         try:
             yield
         except OSError as why:
-            raise OSError(f"{self.run}: its log could not be written ({why}); make room, and the same "
-                          "command goes on from the last checkpoint") from why
+            raise OSError(f"{self.run}: its log could not be written ({why}); free disk space, then repeat "
+                          "the command: it resumes from the last checkpoint") from why
 
     def _print_line(self, step: int, shown: dict[str, str]) -> None:
         now = time.monotonic()
@@ -117,7 +117,7 @@ class Log:
 
 
 class NoLog:
-    """The log of all ranks but the first."""
+    """Does nothing: the log of ranks other than 0."""
 
     def __call__(self, step: int, values: dict, speed: dict) -> None: ...
 
@@ -131,26 +131,26 @@ class NoLog:
 
 
 def require_wandb() -> ModuleType:
-    """The module; ValueError says how to install it."""
+    """Returns the module; ValueError when it is not installed."""
     try:
         import wandb
     except ImportError as why:
-        raise ValueError("run.wandb wants wandb: pip install wandb; or leave run.wandb out") from why
+        raise ValueError("run.wandb needs wandb: pip install wandb; or leave run.wandb out") from why
     return wandb
 
 
 def _resume_wandb(run: Path, project: str, about: dict | None):
-    """wandb's run of this folder: the one that it had, if it had one."""
+    """Returns the wandb run of this folder, resumed where one exists."""
     file = run / WANDB_ID
     if not file.exists():
-        with atomic_write(file) as aside:
-            aside.write_text(secrets.token_hex(8))
+        with atomic_write(file) as tmp:
+            tmp.write_text(secrets.token_hex(8))
     return require_wandb().init(project=project, name=run.name, id=file.read_text(), resume="allow",
                                dir=str(run), config=about)
 
 
 def read_log(run: Path, name: str = LOG) -> list[dict]:
-    """The whole lines of a run's log; a line cut by a kill ends it."""
+    """Returns a run's log entries up to the first line truncated by a kill; [] without a log."""
     log, lines = run / name, []
     for text in log.read_text().splitlines() if log.exists() else []:
         try:

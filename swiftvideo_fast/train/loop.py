@@ -1,4 +1,7 @@
-"""The training loop: for every turn of a step, losses, one step of the mover, its average."""
+"""The training loop.  A step is a sequence of turns; a turn updates one network and its average.
+
+A turn accumulates the gradients of its micro-batches, takes one optimizer step and updates the average.
+"""
 
 import math
 import sys
@@ -21,12 +24,12 @@ from swiftvideo_fast.train.ranks import Ranks, micro_batches
 from swiftvideo_fast.train.speed import Speed, Timed
 
 STUDENT = "student"
-OWN = {"loss", "grad_norm", "lr", "skipped"}        # logged of every mover: "critic/lr", the student's "lr"
+PER_NETWORK = {"loss", "grad_norm", "lr", "skipped"}    # logged as "lr" of the student, "critic/lr" of others
 
 
 @dataclass
 class Mover:
-    """A network that trains, its optimizer's options, its average, its guard."""
+    """A trained network with its optimizer options, guard and average."""
 
     trained: Trained
     optim: Optim
@@ -36,11 +39,11 @@ class Mover:
 
 @dataclass
 class Run:
-    """Everything a training run needs; train/recipe.py makes one from a config.
+    """Everything a training run needs; built from a config by train/recipe.py.
 
-    nets: role -> what is called.  movers: those that train.  averages: the movers' averages by their own
-    roles.  open: opens the data, once a step is to be taken, and returns (source, watch).  tokens: of a clip.
-    exported: role -> the weight file at the end; export: (checkpoint, role, file) writes it.
+    nets: role -> callable network.  movers: role -> trained network.  averages: role -> average of a mover.
+    open: opens the data and returns (source, watch); not called when no step is left.  tokens: per clip.
+    exported: role -> final weight file; export(checkpoint, role, file) writes it.
     """
 
     cfg: Config
@@ -53,34 +56,33 @@ class Run:
     tokens: int
     exported: dict[str, Path]
     export: Callable[[Path, str, Path], None]
-    complete: run_folder.Complete
+    fill_defaults: run_folder.FillDefaults
     source: Any = None
     watch: Any = None
 
     @property
     def parts(self) -> dict[str, checkpoint.Part]:
-        """What a checkpoint keeps, by role."""
+        """role -> network saved in a checkpoint."""
         return {role: mover.trained for role, mover in self.movers.items()} | self.averages
 
 
 def train(run: Run) -> Path:
-    """Run to cfg.run.steps, going on from the newest good checkpoint of cfg.run.dir; returns that folder.
+    """Trains to cfg.run.steps, resuming from the newest good checkpoint in cfg.run.dir; returns that folder.
 
-    It then holds config.yaml, log.jsonl, speed.jsonl, tensorboard/, checkpoints, and the weights
-    student.safetensors and average.safetensors.  A run interrupted anywhere ends with the same bits as one
-    that was not.  ValueError when an input is bad or the folder holds another run; it is found before
-    anything is written.
+    The folder then holds config.yaml, log.jsonl, speed.jsonl, tensorboard/, checkpoints, student.safetensors
+    and average.safetensors.  An interrupted and resumed run is bit-identical to an uninterrupted one.
+    ValueError, before anything is written, for bad input or a folder that holds another run.
     """
     ranks, lock = run.engine.ranks, run_folder.Lock(run.cfg)
     with closing(lock):
-        ranks.together(lambda: lock.acquire() if ranks.rank == 0 else "")
+        ranks.run_all(lambda: lock.acquire() if ranks.rank == 0 else "")
         return _train(run, lock)
 
 
 def _train(run: Run, lock: run_folder.Lock) -> Path:
     cfg, ranks = run.cfg, run.engine.ranks
     folder = Path(cfg.run.dir)
-    state = run_folder.resume(cfg, run.parts, ranks, run.complete)
+    state = run_folder.resume(cfg, run.parts, ranks, run.fill_defaults)
     start, skipped = state["step"], state["skipped"]
     if start == cfg.run.steps and all(file.exists() for file in run.exported.values()):
         if ranks.rank == 0:
@@ -91,11 +93,11 @@ def _train(run: Run, lock: run_folder.Lock) -> Path:
     for role, mover in run.movers.items():
         mover.guard.skipped = skipped.get(role, 0)
     with ExitStack() as opened:
-        opened.enter_context(closing(run.source))               # and what it was drawing ahead
-        ranks.together(lambda: _begin(run, lock, start) if ranks.rank == 0 else "")
+        opened.enter_context(closing(run.source))               # stops its prefetching
+        ranks.run_all(lambda: _begin(run, lock, start) if ranks.rank == 0 else "")
         log = opened.enter_context(closing(Log(cfg, start, to_dict(cfg)) if ranks.rank == 0 else NoLog()))
         if ranks.rank == 0 and state["config"]["run"]["steps"] < cfg.run.steps:
-            _say_extended(run, start, state["config"]["run"]["steps"])
+            _print_extension(run, start, state["config"]["run"]["steps"])
         _take_steps(run, start, log)
     for role, file in run.exported.items() if ranks.rank == 0 else ():
         run.export(checkpoint.newest(folder), role, file)
@@ -110,10 +112,10 @@ def _begin(run: Run, lock: run_folder.Lock, start: int) -> str:
     return run_folder.write_start(run.cfg, start, run.engine.device)
 
 
-def _say_extended(run: Run, start: int, before: int) -> None:
+def _print_extension(run: Run, start: int, before: int) -> None:
     cfg = run.cfg
     was, now = (learning_rate(cfg.optim, start, steps) for steps in (before, cfg.run.steps))
-    rate = f"; the {cfg.optim.schedule} schedule is now that of the longer run: lr {was:.3g} -> {now:.3g}"
+    rate = f"; the {cfg.optim.schedule} schedule now spans the longer run: lr {was:.3g} -> {now:.3g}"
     print(f"{cfg.run.dir}: extended from {before} to {cfg.run.steps} steps" + (rate if was != now else ""),
           file=sys.stderr, flush=True)
 
@@ -141,37 +143,37 @@ def _take_steps(run: Run, start: int, log: Log | NoLog) -> None:
 
 
 def take_step(run: Run, step: int) -> dict[str, float | Tensor]:
-    """All turns of one step; what to log of it."""
+    """Takes all turns of one step; returns the values to log."""
     turns, values = run.objective.turns(step), {}
     batches = MicroBatches(run, step, keep=len(turns) > 1)
-    handed: dict[int, Any] = {}             # of micro-batches, from turn to turn
+    carry: dict[int, Any] = {}              # by micro-batch: what a turn's loss passes to the next turn's
     for number, turn in enumerate(turns):
         mover, logs = run.movers[turn], []
         mover.trained.net.train()
         for i, (batch, rng) in enumerate(batches.of_turn(number)):
-            out = run.objective.loss(turn, run.nets, batch, rng, step, handed.get(i))
+            out = run.objective.loss(turn, run.nets, batch, rng, step, carry.get(i))
             mover.trained.backward(out.value)
-            handed[i] = handed.get(i) if out.handed is None else out.handed
+            carry[i] = carry.get(i) if out.carry is None else out.carry
             logs.append({"loss": out.value.item()} | out.log)
         lr = learning_rate(mover.optim, step, run.cfg.run.steps)
         norm = mover.trained.step(lr)
         mover.trained.net.eval()
         if mover.average and math.isfinite(norm):
             mover.average.update()
-        found = pool(logs, run.engine.ranks)
+        found = reduce_logs(logs, run.engine.ranks)
         skipped = mover.guard(Path(run.cfg.run.dir), step, found["loss"], norm)
         found |= {"grad_norm": norm, "lr": lr} | ({"skipped": skipped} if skipped else {})
-        own = "" if turn == STUDENT else f"{turn}/"
-        values |= {f"{own}{name}" if name in OWN else name: value for name, value in found.items()}
+        prefix = "" if turn == STUDENT else f"{turn}/"
+        values |= {f"{prefix}{name}" if name in PER_NETWORK else name: value for name, value in found.items()}
     return values
 
 
 class MicroBatches:
-    """The micro-batches of a step that are this rank's, each with the generator of its draws.
+    """This rank's micro-batches of a step, each with its random generator.
 
-    Drawn by position: a resumed run draws what the first would have drawn, and however many replicas share
-    out the micro-batches of a step, together they draw the same.  Every turn of a step sees the same clips,
-    with draws of its own.  keep: for later turns of this step.
+    Draws depend on position alone: a resumed run repeats them, and any number of replicas draws the same
+    micro-batches in all.  The turns of a step share clips and differ in random draws.  keep: caches the
+    clips for later turns.
     """
 
     def __init__(self, run: Run, step: int, keep: bool):
@@ -182,7 +184,7 @@ class MicroBatches:
         self.positions = range(first, (step + 1) * cfg.data.batch, ranks.replicas * self.size)
 
     def of_turn(self, number: int) -> Iterator[tuple[Any, torch.Generator]]:
-        """(batch, rng) of each; number: of the turn in its step."""
+        """Yields (batch, rng) per micro-batch; number: index of the turn in its step."""
         for position in self.positions:
             batch = self.kept.get(position)
             if batch is None:
@@ -193,8 +195,9 @@ class MicroBatches:
             yield batch, generator(self.seed, *place)
 
 
-def pool(logs: list[dict], ranks: Ranks) -> dict[str, float | Tensor]:
-    """One log of a turn's micro-batches on all ranks: means; of a histogram, all that this rank has seen."""
+def reduce_logs(logs: list[dict], ranks: Ranks) -> dict[str, float | Tensor]:
+    """Returns one log per turn: scalars averaged over micro-batches and ranks, tensors (histograms)
+    concatenated over this rank's micro-batches."""
     tensors = {name: torch.cat([log[name].flatten() for log in logs])
                for name, value in logs[0].items() if isinstance(value, Tensor)}
     scalars = [name for name in logs[0] if name not in tensors]
@@ -203,7 +206,7 @@ def pool(logs: list[dict], ranks: Ranks) -> dict[str, float | Tensor]:
 
 
 def learning_rate(optim: Optim, step: int, steps: int) -> float:
-    """Linear warm-up, then constant or cosine to zero at the last of `steps`."""
+    """Returns the rate at `step`: linear warm-up, then constant, or cosine decay to zero at `steps`."""
     rise = min(1.0, (step + 1) / optim.warmup) if optim.warmup else 1.0
     fall = 0.5 * (1 + math.cos(math.pi * step / steps)) if optim.schedule == "cosine" else 1.0
     return optim.lr * rise * fall

@@ -1,4 +1,4 @@
-"""AdamW, and what the engines ask of it: states that are there from the start, a rate, a count of steps."""
+"""AdamW with state allocated up front, and setters for its rate and step count."""
 
 from collections.abc import Iterable
 
@@ -9,19 +9,19 @@ from swiftvideo_fast.config import Optim
 
 
 def adamw(parameters: Iterable[nn.Parameter], optim: Optim) -> torch.optim.Optimizer:
-    """AdamW at rate 0."""
+    """Returns AdamW at rate 0; 8-bit if optim.moments is 8 (ValueError without bitsandbytes)."""
     options = {"lr": 0.0, "betas": optim.betas, "weight_decay": optim.weight_decay}
     if optim.moments == 32:
         return torch.optim.AdamW(parameters, fused=True, **options)
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as why:
-        raise ValueError("optim.moments 8 wants bitsandbytes: pip install swiftvideo_fast[adam8bit]") from why
+        raise ValueError("optim.moments 8 needs bitsandbytes: pip install swiftvideo_fast[adam8bit]") from why
     return AdamW8bit(parameters, **options)
 
 
 def prime(optimizer: torch.optim.Optimizer, tensors: Iterable[Tensor]) -> None:
-    """A step of gradient 0 at rate 0, one tensor after the other: it makes moments and moves nothing."""
+    """Allocates the moments: a step with zero gradient at rate 0, one tensor at a time."""
     group = optimizer.param_groups[0]
     kept = group["params"]
     for p in tensors:
@@ -34,7 +34,7 @@ def prime(optimizer: torch.optim.Optimizer, tensors: Iterable[Tensor]) -> None:
 
 
 def moments(state: dict) -> dict[str, Tensor]:
-    """What a step changes of a tensor's state: not the count, nor the codes that all 8-bit moments share."""
+    """Returns a tensor's moments (and 8-bit scales): its state without step count and shared 8-bit codes."""
     return {kind: x for kind, x in state.items() if kind not in ("step", "qmap1", "qmap2")}
 
 
@@ -44,7 +44,7 @@ def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def set_steps(optimizer: torch.optim.Optimizer, steps: int) -> None:
-    """Adam corrects its moments for the steps taken so far."""
+    """Sets the step count, which Adam's bias correction uses."""
     for state in optimizer.state.values():
         if isinstance(state["step"], int):
             state["step"] = steps

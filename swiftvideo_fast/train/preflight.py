@@ -1,4 +1,4 @@
-"""What would stop a run, found before a network is built: packages, the folder, the batch, memory."""
+"""Checks before a network is built: packages, run folder, batch, memory."""
 
 import os
 from pathlib import Path
@@ -12,17 +12,17 @@ from swiftvideo_fast.models.family import Family, sizes_of
 from swiftvideo_fast.provenance import device_memory
 from swiftvideo_fast.train.log import require_wandb
 from swiftvideo_fast.train.optimizer import adamw
-from swiftvideo_fast.train.ranks import Ranks, launched, micro_batches, own_device
+from swiftvideo_fast.train.ranks import Ranks, local_device, micro_batches, rank_and_world
 
-KERNELS = ("proc",), ("sys",)           # whose permissions say that root may write there
+KERNEL_FILESYSTEMS = ("proc",), ("sys",)        # access() reports them writable by root
 
 
 def check(cfg: Config, family: Family) -> None:
-    """ValueError, OSError or ImportError for what the run would be refused for; nothing is written.
+    """Raises ValueError, OSError or ImportError for whatever would stop the run; writes nothing.
 
-    Under ZeRO-3, where no launcher has started the ranks, they are taken to be as few as can be.
+    Under ZeRO-3 without a launcher, assumes the smallest possible number of ranks.
     """
-    rank, world = launched()
+    rank, world = rank_and_world()
     zero3 = cfg.engine.name == "zero3"
     if world > 1 and not zero3:
         raise ValueError(f"engine.name is plain in {world} processes; want one, or engine.name=zero3")
@@ -30,7 +30,7 @@ def check(cfg: Config, family: Family) -> None:
     _, micro = micro_batches(cfg, ranks)
     own = Path(cfg.run.dir).resolve()
     want(own != Path.cwd() and own not in Path.cwd().parents, "run.dir", cfg.run.dir,
-         "a folder of the run's own, such as runs/ccd")
+         "a folder for this run alone, such as runs/ccd")
     check_writable("run.dir", Path(cfg.run.dir))
     if cfg.run.wandb:
         require_wandb()
@@ -39,37 +39,37 @@ def check(cfg: Config, family: Family) -> None:
     if zero3:
         from swiftvideo_fast.train.zero3 import require_deepspeed
 
-        require_deepspeed(own_device())
-    if not zero3 or torch.cuda.is_available():          # else the ranks will run on another machine
+        require_deepspeed(local_device())
+    if not zero3 or torch.cuda.is_available():          # else zero3 will run on another machine
         check_memory(cfg, family, micro)
 
 
 def check_writable(key: str, folder: Path) -> None:
-    """OSError unless files can be written in a folder, or where it would be made."""
+    """Raises OSError unless `folder` is writable, or can be created."""
     place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
         if not place.is_dir():
             raise NotADirectoryError(f"{place} is a file")
         if not os.access(place, os.W_OK | os.X_OK):
             raise PermissionError("no permission to write there")
-        if place.resolve().parts[1:2] in KERNELS:
-            raise PermissionError(f"{place} is the kernel's")
+        if place.resolve().parts[1:2] in KERNEL_FILESYSTEMS:
+            raise PermissionError(f"{place} is a kernel file system")
         if os.statvfs(place).f_flag & os.ST_RDONLY:
             raise OSError("a read-only file system")
     except OSError as why:
-        raise OSError(f"{key} is {folder}, which could not be written to ({why}); take another") from why
+        raise OSError(f"{key} is {folder}, which could not be written to ({why}); choose another") from why
 
 
 def check_memory(cfg: Config, family: Family, micro: int) -> None:
-    """ValueError when the activations of one backward pass alone are more than the device's memory."""
+    """Raises ValueError when the activations of one backward pass alone exceed the device's memory."""
     if not hasattr(family, "activations"):
         return
     T, H, W = cfg.data.shape(family.latent)
     stored = 2 if cfg.engine.dtype == "bfloat16" else 4
     tokens = T * H * W // family.latent.patch**2 // cfg.engine.sequence
-    a_clip = family.activations(sizes_of(family, cfg.model), tokens, cfg.model.recompute, stored)
-    held = device_memory(own_device())
-    want(micro * a_clip <= held, "data.batch" if cfg.engine.micro is None else "engine.micro", micro,
-         f"at most {held // a_clip} clips a backward pass (engine.micro): the activations of one are about "
-         f"{a_clip / 1e9:.3g} GB, of all {micro * a_clip / 1e9:,.0f} GB, and this device has "
+    per_clip = family.activations(sizes_of(family, cfg.model), tokens, cfg.model.recompute, stored)
+    held = device_memory(local_device())
+    want(micro * per_clip <= held, "data.batch" if cfg.engine.micro is None else "engine.micro", micro,
+         f"at most {held // per_clip} clips a backward pass (engine.micro): the activations of one are about "
+         f"{per_clip / 1e9:.3g} GB, of all {micro * per_clip / 1e9:,.0f} GB, and this device has "
          f"{held / 1e9:.0f} GB")

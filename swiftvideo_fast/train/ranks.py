@@ -1,4 +1,4 @@
-"""The processes of a run, and what they exchange besides tensors."""
+"""Ranks of a run: who they are, their text collectives, their device and their micro-batches."""
 
 import os
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from torch import distributed as dist
 from swiftvideo_fast.config import Config
 from swiftvideo_fast.config.strict import want
 
-GLOO_TIMEOUT = timedelta(days=2)        # a rank that has made its pairs waits for the slowest
+GLOO_TIMEOUT = timedelta(days=2)        # a rank done with its TA pairs waits for the slowest
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among `world`.  sequence: consecutive ranks that share the tokens of one clip
-    (models/ulysses.py); each such group is one of the `replicas`."""
+    """This process's rank among `world`.  sequence: size of a sequence-parallel group (models/ulysses.py),
+    consecutive ranks that share one clip's tokens; each group is one replica."""
 
     rank: int = 0
     world: int = 1
@@ -33,7 +33,7 @@ class Ranks:
         return self.rank // self.sequence
 
     def gather(self, text: str) -> list[str]:
-        """Each rank's, in the order of ranks."""
+        """Returns every rank's text, in rank order."""
         if self.world == 1:
             return [text]
         texts = [""] * self.world
@@ -41,7 +41,7 @@ class Ranks:
         return texts
 
     def mean(self, values: list[float]) -> list[float]:
-        """Element by element, over all ranks."""
+        """Returns the element-wise mean over all ranks."""
         if self.world == 1:
             return values
         device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
@@ -49,8 +49,8 @@ class Ranks:
         dist.all_reduce(summed)
         return (summed / self.world).tolist()
 
-    def together(self, work: Callable[[], str]) -> list[str]:
-        """The results of every rank's work.  An error on one rank is raised on all, so none waits for it."""
+    def run_all(self, work: Callable[[], str]) -> list[str]:
+        """Runs `work` on every rank; returns all results.  An error on one rank is raised on all."""
         result, error = "", None
         try:
             result = work()
@@ -62,17 +62,17 @@ class Ranks:
         return self.gather(result)
 
 
-ALONE = Ranks()
+SINGLE_RANK = Ranks()
 
 
-def launched() -> tuple[int, int]:
-    """(rank, world) that torchrun or deepspeed has set; (0, 1) under plain python."""
+def rank_and_world() -> tuple[int, int]:
+    """Returns (rank, world) as set by torchrun or deepspeed; (0, 1) under plain python."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def meet() -> Ranks:
-    """The processes that torchrun has started, met over gloo: for work that exchanges no tensors."""
-    ranks = Ranks(*launched())
+def init_gloo() -> Ranks:
+    """Initialises gloo among torchrun's processes, for work without tensor traffic; returns the ranks."""
+    ranks = Ranks(*rank_and_world())
     if ranks.world > 1 and not dist.is_initialized():
         dist.init_process_group("gloo", timeout=GLOO_TIMEOUT)
     return ranks
@@ -80,20 +80,20 @@ def meet() -> Ranks:
 
 @cache
 def _text_group() -> dist.ProcessGroup:
-    """A gloo group for text, with a timeout of days; that of the default group, for tensors, is minutes."""
+    """Returns a gloo group for text with a two-day timeout; the default group's is minutes."""
     return dist.new_group(backend="gloo", timeout=GLOO_TIMEOUT)
 
 
 def use_deterministic_kernels() -> None:
-    """Makes torch, cuBLAS and ops.attention (by torch's switch) choose kernels that repeat to the bit in this
-    process.  An op that has none warns."""
+    """Selects bit-reproducible kernels in torch, cuBLAS and ops.attention for this process.  Ops without one
+    warn."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")          # read at cuBLAS's first call
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False           # every torch.empty would be written
 
 
-def own_device() -> torch.device:
-    """The GPU of LOCAL_RANK, made the current device; the CPU where there is none."""
+def local_device() -> torch.device:
+    """Returns the GPU of LOCAL_RANK and makes it current; the CPU on machines without a GPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
@@ -101,7 +101,7 @@ def own_device() -> torch.device:
 
 
 def micro_batches(cfg: Config, ranks: Ranks) -> tuple[int, int]:
-    """(micro-batches a step on each rank, clips a micro-batch)."""
+    """Returns (micro-batches per step and rank, clips per micro-batch)."""
     want(ranks.world % ranks.sequence == 0, "engine.sequence", ranks.sequence,
          f"a divisor of the {ranks.world} processes")
     batch, replicas = cfg.data.batch, ranks.replicas

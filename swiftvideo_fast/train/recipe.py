@@ -1,4 +1,4 @@
-"""From a config to a Run: the only module that knows which objectives, sources and families there are."""
+"""Builds a Run from a config.  Holds the tables of objectives, sources and families; no other module does."""
 
 import warnings
 from collections.abc import Mapping
@@ -54,9 +54,9 @@ from swiftvideo_fast.train.health import FEW_STEPS, MANY_STEPS, Guard, Watch
 from swiftvideo_fast.train.loop import Mover, Run
 from swiftvideo_fast.train.single import Single
 
-SHOWN = 4               # held-out clips in the samples of a run
-WATCHES = 4             # times that a run samples them, unless run.watch_every says
-FILES = {STUDENT: "student.safetensors", AVERAGE: "average.safetensors"}      # the weights a run ends with
+HELD_OUT = 4            # held-out clips sampled during a run
+SAMPLINGS = 4           # samplings per run when run.watch_every is unset
+FILES = {STUDENT: "student.safetensors", AVERAGE: "average.safetensors"}      # final weights
 
 
 def by_name(*classes: type) -> dict[str, type]:
@@ -65,19 +65,19 @@ def by_name(*classes: type) -> dict[str, type]:
 
 @dataclass(frozen=True, eq=False)
 class Tables:
-    """The plugs, by the names that configs use."""
+    """Objectives, sources and families by their names in configs."""
 
     objectives: Mapping[str, type[Objective]]
     sources: Mapping[str, type[Source]]
     families: Mapping[str, Family]
 
     def plugs(self) -> Plugs:
-        """The options' classes, for building configs."""
+        """Returns the option dataclasses by config section, for parsing configs."""
         return {"objective": {name: cls.Options for name, cls in self.objectives.items()},
                 "data": {name: cls.Options for name, cls in self.sources.items()}, "da": Da}
 
     def load(self, path: Path | str, overrides: list[str] = ()) -> Config:
-        """The checked config of a YAML file; ValueError names the file, the key, found and wanted."""
+        """Returns the checked config of a YAML file; ValueError names file, key, found and wanted."""
         tree = config.read(path, overrides)
         try:
             return self.from_dict(tree)
@@ -85,20 +85,20 @@ class Tables:
             raise ValueError(f"{path}: {why}") from why
 
     def from_dict(self, tree: dict) -> Config:
-        """The checked config of a tree, the inverse of to_dict."""
+        """Returns the checked config of a nested dict; the inverse of to_dict."""
         cfg = config.from_dict(tree, self.plugs())
         self.check(cfg)
         return cfg
 
-    def complete(self, tree: dict) -> dict:
-        """A config's tree with today's defaults for keys that it is too old to have."""
+    def fill_defaults(self, tree: dict) -> dict:
+        """Returns the nested dict of an older config with current defaults for missing keys."""
         try:
             return to_dict(config.from_dict(tree, self.plugs()))
         except ValueError:
             return tree
 
     def check(self, cfg: Config) -> None:
-        """ValueError for sections that do not go together."""
+        """Raises ValueError for sections that are valid alone but not together."""
         objective, da = self.objectives[cfg.objective.name], cfg.da
         known_name("model.family", cfg.model.family, self.families)
         family = self.families[cfg.model.family]
@@ -110,7 +110,7 @@ class Tables:
              cfg.model.family, f"one whose networks can take a second time, as {cfg.objective.name} has")
         frames, height, width = cfg.data.shape(family.latent)
         want(not da or issubclass(objective, Consistency), "da", "a section",
-             f"none with {cfg.objective.name}: it aligns a consistency objective")
+             f"none with {cfg.objective.name}: DA needs a consistency objective")
         want(not da or da.lead <= da.start, "da.lead", da and da.lead,
              f"at most da.start, {da and da.start}: the last steps before it")
         want(not da or da.window <= frames, "da.window", da and da.window,
@@ -130,7 +130,7 @@ TABLES = Tables(
 
 
 class Parts:
-    """What a config names, each made when it is first asked for."""
+    """The components a config names (sizes, codec, clips, networks), each built on first use."""
 
     def __init__(self, cfg: Config, tables: Tables = TABLES):
         self.cfg, self.tables, self.family = cfg, tables, tables.families[cfg.model.family]
@@ -145,18 +145,18 @@ class Parts:
 
     @cached_property
     def clips(self) -> Source:
-        """The source of the data section."""
+        """The source that the data section names."""
         cfg = self.cfg
         opened = self.tables.sources[cfg.data.name]
         return opened(cfg.data, self.codec, cfg.run.seed, pixels=bool(cfg.da and cfg.da.raw))
 
     def network(self, file: str, mapped: bool = False) -> nn.Module:
-        """The network of a weight file, stored as the engine stores it."""
+        """Returns the network of a weight file, in the engine's storage dtype."""
         return self.family.load(file, mapped=mapped, dtype=torch.bfloat16 if self.halved else torch.float32)
 
     def start(self, mapped: bool = False) -> nn.Module:
-        """What is trained: all of it, or the adapters put on it; a flow map has its second time.  mapped: as
-        Family.load."""
+        """Returns the network to train, with LoRA adapters and a second time input where configured.
+        mapped: as in Family.load."""
         cfg = self.cfg
         if cfg.model.weights:
             net = self.network(cfg.model.start, mapped)
@@ -174,29 +174,29 @@ class Parts:
         return net
 
     def check_sizes(self) -> None:
-        """ValueError for what the network's sizes do not go with."""
+        """Raises ValueError for options that the network's sizes rule out."""
         cfg, two = self.cfg, self.tables.objectives[self.cfg.objective.name].second_time
         two = two or getattr(self.sizes, "second_time", False)
         want(two or cfg.sample.sampler != "flowmap", "sample.sampler", "flowmap", "euler or consistency: the "
-             f"network that {cfg.objective.name} trains is no flow map, of two times")
+             f"network that {cfg.objective.name} trains is not a flow map (it takes one time)")
         heads, n = getattr(self.sizes, "heads", 1), cfg.engine.sequence
         want(heads % n == self.tokens % n == 0, "engine.sequence", n,
              f"a divisor of the {heads} heads and {self.tokens} tokens of a clip")
 
     @property
     def tokens(self) -> int:
-        """Of a clip."""
+        """Tokens per clip."""
         T, H, W = self.cfg.data.shape(self.family.latent)
         return T * H * W // self.family.latent.patch**2
 
     @property
     def halved(self) -> bool:
-        """Whether networks are cast to bfloat16 here; ZeRO-3 casts by itself, a module at a time."""
+        """Whether networks are cast to bfloat16 here; the ZeRO-3 engine casts module by module itself."""
         return self.cfg.engine.name == "plain" and self.cfg.engine.dtype == "bfloat16"
 
     @property
     def adapter_rank(self) -> int:
-        """The rank of LoRA, 0 where all weights train."""
+        """LoRA rank; 0 when all weights train."""
         return getattr(self.cfg.objective, "rank", 0)
 
 
@@ -215,9 +215,9 @@ def build_objective(parts: Parts, made: Setup) -> Objective:
 
 
 def build(cfg: Config, tables: Tables = TABLES) -> Run:
-    """A Run, its networks made and placed; nothing is written.  ValueError when an input is bad."""
+    """Returns a Run with its networks built and placed; writes nothing.  ValueError for bad input."""
     tables.check(cfg)
-    run_folder.agree(cfg, tables.complete)
+    run_folder.check(cfg, tables.fill_defaults)
     parts = Parts(cfg, tables)
     parts.check_sizes()
     preflight.check(cfg, parts.family)
@@ -231,39 +231,41 @@ def build(cfg: Config, tables: Tables = TABLES) -> Run:
             few = not tables.objectives[cfg.objective.name].from_scratch
             watch = Watch(cfg, watch_every(cfg), nets, parts.family.call, held_out, parts.codec,
                           engine.device, engine.ranks, FEW_STEPS if few else MANY_STEPS)
-        drawn.draw(1, cfg.run.seed, 0)          # bad input shows before anything is written
+        drawn.draw(1, cfg.run.seed, 0)          # fails on bad input before anything is written
         return Prefetched(drawn, engine.device) if drawn.prefetch else drawn, watch
 
     exported = {role: Path(cfg.run.dir) / file for role, file in FILES.items()}
     return Run(cfg, engine, objective, nets, movers, averages, open_data, parts.tokens, exported,
-               partial(export, tables=tables), tables.complete)
+               partial(export, tables=tables), tables.fill_defaults)
 
 
 def watch_every(cfg: Config) -> int:
-    """run.watch_every; where that is left out, a quarter of the run."""
+    """Returns run.watch_every; if unset, a quarter of the run."""
     every = cfg.run.watch_every
-    return -(-cfg.run.steps // WATCHES) if every is None else every
+    return -(-cfg.run.steps // SAMPLINGS) if every is None else every
 
 
 def held_out_clips(parts: Parts) -> Batch | None:
-    """What is sampled in training; None where nothing is.  A warning where the data has no such clips, and
-    ValueError where run.watch_every asks for them."""
+    """Returns the clips sampled during training; None when run.watch_every is 0.
+
+    Without held-out clips in the data: a warning and None; ValueError if run.watch_every is set.
+    """
     run = parts.cfg.run
     if not watch_every(parts.cfg):
         return None
     try:
-        return parts.clips.clips("valid", SHOWN, run.seed)
+        return parts.clips.clips("valid", HELD_OUT, run.seed)
     except ValueError as why:
         if run.watch_every is not None:
             raise
-        warnings.warn(f"{run.dir}: no samples while training ({why}); run.watch_every=0 asks for none",
+        warnings.warn(f"{run.dir}: no samples while training ({why}); run.watch_every=0 turns them off",
                       stacklevel=2)
         return None
 
 
 @dataclass(frozen=True)
-class Rehearsed:
-    """What a run amounts to.  parameters, trained: of the student.  data: the source in a line."""
+class DryRun:
+    """Summary of a run.  parameters, trained: counts of the student.  data: one line.  tokens: per clip."""
 
     parameters: int
     trained: int
@@ -271,13 +273,13 @@ class Rehearsed:
     tokens: int
 
 
-def rehearse(cfg: Config, tables: Tables = TABLES) -> Rehearsed:
-    """ValueError, OSError or ImportError for all that `build` and the data would be refused for.
+def dry_run(cfg: Config, tables: Tables = TABLES) -> DryRun:
+    """Raises ValueError, OSError or ImportError wherever `build` or the data would; returns a summary.
 
-    Networks are built one after the other, weights staying in their files; nothing is written.
+    Networks are built one at a time with memory-mapped weights; nothing is written.
     """
     tables.check(cfg)
-    run_folder.agree(cfg, tables.complete)
+    run_folder.check(cfg, tables.fill_defaults)
     with closing(run_folder.Lock(cfg)) as lock:
         lock.acquire()
     parts = Parts(cfg, tables)
@@ -289,28 +291,28 @@ def rehearse(cfg: Config, tables: Tables = TABLES) -> Rehearsed:
         if role == STUDENT:
             sizes = [(p.numel(), p.requires_grad) for p in net.parameters()]
     drawn = objective.source(parts.clips)
-    said = drawn.summary()
+    data = drawn.summary()
     if not drawn.prefetch:
         held_out_clips(parts)
-    return Rehearsed(sum(n for n, _ in sizes), sum(n for n, moves in sizes if moves), said, parts.tokens)
+    return DryRun(sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains), data, parts.tokens)
 
 
-def rehearse_start(parts: Parts) -> None:
-    """As `rehearse`, of sampling pairs from the network that training starts from; many processes may."""
+def dry_run_pairs(parts: Parts) -> None:
+    """As dry_run, for make_pairs.  No lock is taken: several processes may write pairs."""
     preflight.check_writable("objective.pairs", folder_of(parts.cfg))
     parts.start(mapped=True)
     parts.clips.summary()
 
 
 def place(networks: Mapping[str, Network], engine: Engine) -> tuple[dict, dict[str, Mover], dict]:
-    """(nets, movers, averages) by role, made and placed by the engine."""
+    """Builds the networks and places them on the engine; returns (nets, movers, averages) by role."""
     nets, movers, averages = {}, {}, {}
     average_of = {spec.of: (role, spec) for role, spec in networks.items() if isinstance(spec, Average)}
     for role, spec in networks.items():
         if isinstance(spec, Trains) and role in average_of:
-            own, average = average_of[role]
-            trained, averages[own] = engine.averaged(spec.build(), spec.optim, average.decay)
-            nets[own] = averages[own].net
+            average_role, average = average_of[role]
+            trained, averages[average_role] = engine.averaged(spec.build(), spec.optim, average.decay)
+            nets[average_role] = averages[average_role].net
         elif isinstance(spec, Trains):
             trained = engine.trained(spec.build(), spec.optim)
         elif isinstance(spec, Frozen):
@@ -333,12 +335,13 @@ def start_engine(cfg: Config) -> Engine:
 
 
 def train(cfg: Config, tables: Tables = TABLES) -> Path:
-    """Build and run; returns run.dir.  As loop.train."""
+    """Builds and trains; returns run.dir.  Errors as loop.train."""
     return loop.train(build(cfg, tables))
 
 
 def export(folder: Path, role: str, file: Path, tables: Tables = TABLES) -> None:
-    """A checkpoint's student or average as a weight file; wants no GPU, no DeepSpeed, and one process."""
+    """Writes a checkpoint's student or average as a weight file, and its LoRA as lora-*; with one process, no
+    GPU and no DeepSpeed."""
     saved = checkpoint.Saved(folder)
     cfg = tables.from_dict(saved.state["config"])
     parts = Parts(cfg, tables)

@@ -1,4 +1,4 @@
-"""Rounds of trajectory alignment: pairs from a student, the student trained on them, and so on from there."""
+"""Rounds of trajectory alignment (TA): each samples pairs from a student and trains it on them."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,14 +17,14 @@ from swiftvideo_fast.models import lora
 from swiftvideo_fast.objectives.base import AVERAGE
 from swiftvideo_fast.seeds import generator, seed_of
 from swiftvideo_fast.train import checkpoint, preflight, recipe
-from swiftvideo_fast.train.ranks import own_device
+from swiftvideo_fast.train.ranks import local_device
 from swiftvideo_fast.train.recipe import FILES, TABLES, Parts, Tables
 
 
 def rounds(cfg: Config, steps: list[int]) -> Iterator[Config]:
-    """For steps 8, 4, 2: the config of 8 against 4, then of 4 against 2 from the student of the first.
+    """Yields one config per round.  Steps 8, 4, 2: first 8 against 4, then 4 against 2 from that student.
 
-    Each has its folder in run.dir, "8-4" and "4-2", and its pairs there.
+    Rounds and their pairs are in run.dir/8-4 and run.dir/4-2.
     """
     student = cfg.model.student
     for winner, loser in zip(steps, steps[1:], strict=False):
@@ -35,20 +35,21 @@ def rounds(cfg: Config, steps: list[int]) -> Iterator[Config]:
 
 
 def run_ta_rounds(cfg: Config, steps: list[int], tables: Tables = TABLES) -> Path:
-    """All rounds; returns the last run's folder.  A second call goes on from where the first was cut.
+    """Runs all rounds; returns the last run's folder.  After an interruption, a second call resumes.
 
-    The ranks share out the pairs, and none trains before all are there.
+    Ranks write disjoint shards of pairs; training starts once all are written.
     """
     preflight.check(cfg, tables.families[cfg.model.family])
-    for one in rounds(cfg, steps):
-        ranks = recipe.start_engine(one).ranks
-        ranks.together(partial(make_pairs, one, ranks.rank, ranks.world, tables))
-        folder = recipe.train(one, tables)
+    for round_cfg in rounds(cfg, steps):
+        ranks = recipe.start_engine(round_cfg).ranks
+        ranks.run_all(partial(make_pairs, round_cfg, ranks.rank, ranks.world, tables))
+        folder = recipe.train(round_cfg, tables)
     return folder
 
 
 def averages(cfg: Config, tables: Tables = TABLES) -> Iterator[tuple[int, nn.Module]]:
-    """(step, the average then) of every checkpoint that a run has kept; each takes the place of the last."""
+    """Yields (step, average network) per kept checkpoint of a run.  The network is reused: its weights are
+    overwritten by the next."""
     parts = Parts(cfg, tables)
     net = parts.start()
     for folder in checkpoint.folders(Path(cfg.run.dir)):
@@ -58,8 +59,8 @@ def averages(cfg: Config, tables: Tables = TABLES) -> Iterator[tuple[int, nn.Mod
 
 
 def make_pairs(cfg: Config, rank: int = 0, world: int = 1, tables: Tables = TABLES) -> str:
-    """Write this rank's share of the config's pairs, those that are not there yet; returns their folder."""
-    o, s, device, parts = cfg.objective, cfg.sample, own_device(), Parts(cfg, tables)
+    """Writes this rank's missing shards of the config's TA pairs; returns their folder."""
+    o, s, device, parts = cfg.objective, cfg.sample, local_device(), Parts(cfg, tables)
     net = parts.family.load(cfg.model.start).to(device)
 
     def make(shard: int, size: int) -> Pairs:

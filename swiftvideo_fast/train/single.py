@@ -1,7 +1,7 @@
-"""The engine of one process: every tensor whole.
+"""The single-process engine: nothing is sharded.
 
-Stored as bfloat16, a trained parameter has an fp32 master, which the optimizer moves and the stored copy
-follows; the average likewise: 22 bytes a parameter for student, average, teacher, masters and 32-bit moments.
+A trained bfloat16 parameter has an fp32 master, which the optimizer updates and which is then copied to the
+parameter; so has its average.  Student, average, teacher, masters and 32-bit moments: 22 bytes a parameter.
 """
 
 import torch
@@ -11,19 +11,19 @@ from swiftvideo_fast.config import Config, Optim
 from swiftvideo_fast.train.checkpoint import Shard
 from swiftvideo_fast.train.ema import Ema
 from swiftvideo_fast.train.optimizer import adamw, moments, prime, set_rate, set_steps
-from swiftvideo_fast.train.ranks import ALONE, micro_batches, own_device, use_deterministic_kernels
+from swiftvideo_fast.train.ranks import SINGLE_RANK, local_device, micro_batches, use_deterministic_kernels
 
 
 class Single:
-    """As engine.Engine."""
+    """engine.Engine in one process."""
 
     mapped = False
 
     def __init__(self, cfg: Config):
         if cfg.engine.deterministic:
             use_deterministic_kernels()
-        self.device, self.ranks = own_device(), ALONE
-        self.passes, _ = micro_batches(cfg, ALONE)
+        self.device, self.ranks = local_device(), SINGLE_RANK
+        self.passes, _ = micro_batches(cfg, SINGLE_RANK)
 
     def trained(self, net: nn.Module, optim: Optim) -> "Trained":
         return Trained(net.to(self.device), optim, self.passes)
@@ -37,7 +37,7 @@ class Single:
 
 
 class Trained:
-    """As engine.Trained.  masters: the fp32 weights by name; the parameters themselves where fp32."""
+    """engine.Trained in one process.  masters: fp32 weights by name; for fp32 parameters, the parameters."""
 
     def __init__(self, net: nn.Module, optim: Optim, passes: int):
         self.net, self.optim, self.passes = net, optim, passes
@@ -55,33 +55,33 @@ class Trained:
         norm = nn.utils.clip_grad_norm_(self.named.values(), self.optim.clip)
         if norm.isfinite():
             set_rate(self.optimizer, lr)
-            self._move()
+            self._update()
             self.steps += 1
         for p in self.named.values():
             p.grad = None
         return norm.item()
 
-    def _move(self) -> None:
-        """One step of all; of masters one after the other, so that one fp32 gradient is alive at a time."""
-        apart = {name: master for name, master in self.masters.items() if master is not self.named[name]}
-        if not apart:
+    def _update(self) -> None:
+        """One optimizer step.  Masters are stepped one at a time, so only one fp32 gradient is alive."""
+        separate = {name for name, master in self.masters.items() if master is not self.named[name]}
+        if not separate:
             self.optimizer.step()
             return
         group = self.optimizer.param_groups[0]
         kept = group["params"]
         for name, master in self.masters.items():
             p = self.named[name]
-            if name in apart:
+            if name in separate:
                 master.grad, p.grad = p.grad.float(), None
             group["params"] = [master]
             self.optimizer.step()
-            if name in apart:
+            if name in separate:
                 master.grad = None
                 p.data.copy_(master)
         group["params"] = kept
 
     def shards(self) -> dict[str, Shard]:
-        """Weights (of masters), buffers, moments and the count of steps."""
+        """Master weights, buffers, AdamW moments and the step count."""
         found = {f"weight/{name}": p for name, p in self.masters.items()}
         found |= {f"buffer/{name}": b for name, b in self.net.named_buffers()}
         for name, p in self.masters.items():

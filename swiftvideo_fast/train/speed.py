@@ -1,5 +1,5 @@
-"""How fast a run goes: seconds a step, clips and tokens a second, the share of it spent waiting for data, and
-peak memory."""
+"""Speed of a run: seconds per step, clips and tokens per second, fraction spent waiting for data, peak
+memory."""
 
 import resource
 import time
@@ -13,7 +13,7 @@ from swiftvideo_fast.data.source import Drawn
 
 
 class Timed:
-    """A source, and the seconds that callers have spent in its `draw`."""
+    """A source that counts the seconds spent in its `draw`."""
 
     def __init__(self, source: Drawn):
         self.source, self.prefetch, self.seconds = source, source.prefetch, 0.0
@@ -32,9 +32,9 @@ class Timed:
 
 
 class Speed:
-    """Means over the steps since the last `read`; checkpoints and samples between them do not count.
+    """Averages over the steps since the last `read`, without checkpoints and samples.
 
-    clips: of a step, on all ranks.  tokens: of a clip.
+    clips: per step, over all ranks.  tokens: per clip.
     """
 
     def __init__(self, source: Timed, clips: int, tokens: int, device: torch.device):
@@ -43,12 +43,13 @@ class Speed:
 
     @contextmanager
     def step(self) -> Generator[None]:
-        """Around a step, which ends with its numbers on the CPU, hence with the GPU's work done."""
+        """Times a step.  The step moves its loss to the CPU, hence the GPU has finished."""
         begin = time.perf_counter()
         yield
         self.steps, self.seconds = self.steps + 1, self.seconds + time.perf_counter() - begin
 
     def read(self) -> dict[str, float]:
+        """Returns the averages and starts a new window.  waiting: fraction of time; memory_gb: peak."""
         rate = self.steps * self.clips / self.seconds
         found = {"seconds": self.seconds / self.steps, "clips_per_second": rate,
                  "tokens_per_second": rate * self.tokens,
@@ -59,7 +60,7 @@ class Speed:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes, since the process began: allocated on the GPU; on the CPU, resident (RSS)."""
+    """Returns the peak bytes of this process: allocated on a GPU, resident (RSS) on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss        # Linux counts in KiB

@@ -96,13 +96,13 @@ def show(table: Table, seeds: int, into: Path | None) -> None:
     text = "\n".join(layout.markdown(section) for section in sections)
     for name, content in {"table.md": text, "table.json": json.dumps(results.as_json(), indent=1) + "\n",
                           **layout.curves(results)}.items():
-        with atomic_write(table.folder / name) as aside:
-            aside.write_text(content)
+        with atomic_write(table.folder / name) as tmp:
+            tmp.write_text(content)
     if into:
         layout.paste(into, text)
         for name, content in layout.curves(results).items():
-            with atomic_write(into.with_suffix("") / name) as aside:
-                aside.write_text(content)
+            with atomic_write(into.with_suffix("") / name) as tmp:
+                tmp.write_text(content)
 
 
 if __name__ == "__main__":

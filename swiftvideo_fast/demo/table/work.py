@@ -114,8 +114,8 @@ def once(file: Path, name: str, source: dict, make: Callable[[], dict]) -> None:
     began = time.process_time()
     record = make()
     record = {"name": name, "cpu_s": time.process_time() - began} | record | {"of": source}
-    with atomic_write(file) as aside:
-        aside.write_text(json.dumps(record, indent=1))
+    with atomic_write(file) as tmp:
+        tmp.write_text(json.dumps(record, indent=1))
 
 
 def train(table: Table, name: str, seed: int, rate: float | None = None) -> None:
@@ -124,7 +124,7 @@ def train(table: Table, name: str, seed: int, rate: float | None = None) -> None
     run, source = Path(cfg.run.dir), to_dict(cfg)
     done = read(run / "trained.json")
     old = done or read(run / "begun.json")
-    same = old and TABLES.complete(old["of"]) == source
+    same = old and TABLES.fill_defaults(old["of"]) == source
     if done and same:
         return
     if old and not same:
@@ -182,8 +182,8 @@ def measure_teacher(table: Table, seed: int) -> None:
         bench, net = benchmark(table, seed, "test"), network(cfg, cfg.model.weights, TABLES)
         guidance = cfg.objective.guidance
         reference = bench.reference(net, guidance)
-        with atomic_write(place / "reference.safetensors") as aside:
-            save_file({"reference": reference}, aside)
+        with atomic_write(place / "reference.safetensors") as tmp:
+            save_file({"reference": reference}, tmp)
         rows = {REFERENCE_STEPS: bench.figures(reference, reference)}
         for steps in TEACHER_STEPS:
             rows[steps] = bench.figures(bench.sample(net, steps, Sample(guidance=guidance)), reference)

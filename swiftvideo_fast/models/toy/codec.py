@@ -81,8 +81,8 @@ class PcaCodec:
 
     def save(self, path: Path | str) -> None:
         """Atomic."""
-        with atomic_write(path) as aside:
-            sealed.save(self.tensors, aside, {})
+        with atomic_write(path) as tmp:
+            sealed.save(self.tensors, tmp, {})
 
     @classmethod
     def load(cls, path: Path | str) -> "PcaCodec":
