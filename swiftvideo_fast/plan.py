@@ -1,15 +1,15 @@
-"""What a run takes before it is run: memory a rank by part, work, traffic; and what would make it fit.
+"""swiftvideo plan: estimates memory per rank, FLOPs and communication of a run, and how to make it fit.
 
     swiftvideo plan --preset 14b --gpus 64 --memory 80
 
-Networks come from the objective's `networks()`, passes from a dry call of its losses in their `turns()`.
-What a rank holds of a parameter of n elements is a slice of ceil(n / gpus) (train/zero3.py): these sizes are
-exact.  Activations are planes of (tokens / sequence) x dim, as stored:
-    without grad    few at once, the tangent's among them, and the MLP's in chunks of rows
-    with grad       one a block, kept for the backward, and those of one block that is run again; or two a
-                    block (with attention's outputs), or all of them: by --recompute
-(counted by `python -m bench memory`, which follows every tensor).
-Work is two operations a multiplication in matrix products; its time is that over a rate you have measured.
+Networks come from the objective's `networks()`, passes from calling its losses on stub networks in their
+`turns()`.  Of a parameter of n elements a rank holds ceil(n / gpus) (train/zero3.py): these sizes are exact.
+Activations are counted in planes of (tokens / sequence) x dim in storage dtype:
+    without grad    a few at a time, including the tangent's, with the MLP's in chunks of rows
+    with grad       by --recompute: one per block, plus those of one recomputed block; or two per block (with
+                    attention's outputs); or all
+(counted by `python -m bench memory`, which tracks every tensor).
+FLOPs are two per multiplication in matrix products; their time is FLOPs over a rate that you measured.
 """
 
 import argparse
@@ -34,16 +34,16 @@ from swiftvideo_fast.objectives.base import STUDENT, Average, Frozen, Objective,
 from swiftvideo_fast.train.recipe import TABLES
 from swiftvideo_fast.train.zero3 import BUCKET
 
-USABLE = 0.94           # of a device: context, workspaces and fragments take the rest
-SCALES = 256            # 8-bit moments share a scale of 4 bytes by so many
-HELD, CHUNKED = 11, 6   # planes under no_grad: in attention; beside the MLP's chunk of rows
+USABLE = 0.94           # fraction of device memory; context, workspaces and fragmentation take the rest
+SCALES = 256            # 8-bit moments per 4-byte scale
+HELD, CHUNKED = 11, 6   # planes under no_grad: in attention; in the MLP besides its chunk of rows
 LATENT = WanFamily.latent
-LATE = 10**9            # a step at which every turn of an objective is taken
+LATE = 10**9            # a step at which an objective takes all its turns
 
 
 @dataclass(frozen=True)
 class Call:
-    """One evaluation of a network in a step.  rows: clips at once, for each clip of the micro-batch."""
+    """One evaluation of a network in a step.  rows: clips evaluated per clip of the micro-batch."""
 
     rows: int
     tangent: bool
@@ -51,14 +51,14 @@ class Call:
 
 
 class CountedFamily(WanFamily):
-    """Notes calls in place of evaluating a network.  trained: roles with a backward."""
+    """A stub family that records calls.  trained: roles with a backward."""
 
     def __init__(self, trained: set[str]):
         self.trained, self.calls = trained, []
 
     def call(self, net: str, x_t, t, condition: Condition, s: Tensor | None = None):
-        moves = torch.is_grad_enabled() and net in self.trained
-        self.calls.append(Call(x_t.shape[0], isinstance(x_t, Dual), moves))
+        grad = torch.is_grad_enabled() and net in self.trained
+        self.calls.append(Call(x_t.shape[0], isinstance(x_t, Dual), grad))
         return 1.0 * x_t
 
     def features(self, net: str, x_t, t, condition: Condition) -> list[Tensor]:
@@ -67,14 +67,14 @@ class CountedFamily(WanFamily):
 
 
 class Role(str):
-    """A network by its role; called by itself, it gives what it is given."""
+    """A stub network, named by its role; calling it returns its input."""
 
     def __call__(self, features: list[Tensor]) -> list[Tensor]:
         return features
 
 
 def built(sizes: WanConfig, objective: str, family: WanFamily) -> Objective:
-    """The objective, its networks of these sizes and on the meta device."""
+    """Returns the objective, with networks of these sizes on the meta device."""
     cls = TABLES.objectives[objective]
     options = cls.Options()
 
@@ -92,7 +92,7 @@ def built(sizes: WanConfig, objective: str, family: WanFamily) -> Objective:
 
 @lru_cache
 def parameters(sizes: WanConfig, objective: str) -> dict[str, list[tuple[int, bool]]]:
-    """Role -> (elements, trained) of every parameter of the networks that an engine is given."""
+    """Returns role -> [(elements, trained)] over the parameters of trained and frozen networks."""
     networks = built(sizes, objective, WanFamily()).networks()
     with torch.device("meta"):
         return {role: [(p.numel(), p.requires_grad) for p in spec.build().parameters()]
@@ -101,22 +101,22 @@ def parameters(sizes: WanConfig, objective: str) -> dict[str, list[tuple[int, bo
 
 @lru_cache
 def calls(objective: str) -> tuple[Call, ...]:
-    """What a step evaluates, by a dry call of its losses on one small clip."""
+    """Returns the network evaluations of a step, recorded by calling its losses on one small clip."""
     networks = built(PRESETS["tiny"], objective, WanFamily()).networks()
     family = CountedFamily({role for role, spec in networks.items() if isinstance(spec, Trains)})
-    dry = built(PRESETS["tiny"], objective, family)
+    stub = built(PRESETS["tiny"], objective, family)
     x0, condition = torch.zeros(1, 16, 1, 2, 2), Condition(torch.zeros(1, 20, 1, 2, 2), torch.zeros(1, 1, 32),
                                                            torch.zeros(1, 32))
     batch, nets, carry = Pairs(x0, condition, [""], x0, x0), {role: Role(role) for role in networks}, None
-    for turn in dry.turns(LATE):
-        out = dry.loss(turn, nets, batch, torch.Generator(), LATE, carry)
+    for turn in stub.turns(LATE):
+        out = stub.loss(turn, nets, batch, torch.Generator(), LATE, carry)
         carry = carry if out.carry is None else out.carry
     return tuple(family.calls)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run under ZeRO-3.  memory: of a GPU, in GB.  frames, size: of a clip, in pixels.  micro: clips a
+    """A run under ZeRO-3.  memory: GB per GPU.  frames, size: of a clip, in pixels.  micro: clips per
     backward pass.  moments: bits.  sequence: GPUs that share a clip's tokens."""
 
     preset: str
@@ -151,16 +151,16 @@ class Plan:
 
     @property
     def stored(self) -> int:
-        """Bytes of a stored weight."""
+        """Bytes per stored weight."""
         return 2 if self.dtype == "bfloat16" else 4
 
     def parts(self) -> dict[str, int]:
-        """Bytes a rank by part; those on the GPU."""
+        """Returns bytes per rank on the GPU, by part."""
         return {name: size for name, size in self.held().items()
                 if not (self.offload and name in ("masters", "optimizer", "gradients"))}
 
     def held(self) -> dict[str, int]:
-        """Bytes a rank by part, on the GPU or, offloaded, beside it."""
+        """Returns bytes per rank by part, on the GPU or offloaded."""
         networks = built(self.sizes, self.objective, WanFamily()).networks()
         movers = [role for role, spec in networks.items() if isinstance(spec, Trains)]
         trained = sum(self._slices(role, trained=True) for role in movers)
@@ -175,7 +175,8 @@ class Plan:
                 held[role] = (4 + copy) * self._slices(spec.of, trained=True)
             elif isinstance(spec, Frozen):
                 held[role] = self.stored * self._slices(role)
-        reduced = min(BUCKET, sum(n for n, moves in parameters(self.sizes, self.objective)[STUDENT] if moves))
+        student = parameters(self.sizes, self.objective)[STUDENT]
+        reduced = min(BUCKET, sum(n for n, trains in student if trains))
         return held | {
             "gradients": 4 * trained,
             "reduced at once": self.stored * reduced,
@@ -188,11 +189,12 @@ class Plan:
         return PRESETS[self.preset]
 
     def _slices(self, role: str, trained: bool = False) -> int:
-        """Elements that a rank holds of a network, or of what trains in it."""
+        """Returns the elements that a rank holds of a network, or of its trained parameters."""
         found = parameters(self.sizes, self.objective)[role]
-        return sum(-(-n // self.gpus) for n, moves in found if moves or not trained)
+        return sum(-(-n // self.gpus) for n, trains in found if trains or not trained)
 
     def activations(self) -> int:
+        """Returns the peak bytes of activations per GPU."""
         c = self.sizes
         tokens = self.tokens // self.sequence
         plane = self.micro * tokens * c.dim * self.stored
@@ -210,7 +212,7 @@ class Plan:
         return self.total <= USABLE * self.memory * 1e9
 
     def work(self) -> float:
-        """Operations of a micro-batch on a GPU; of linear maps, and of attention."""
+        """Returns FLOPs per micro-batch and GPU, in linear maps and attention."""
         c, blocks = self.sizes, block_parameters(self.sizes)
         linear = 2 * blocks * c.layers * self.tokens
         attention = 4 * self.tokens**2 * c.dim * c.layers
@@ -224,10 +226,10 @@ class Plan:
         return self.micro / self.sequence * total
 
     def traffic(self) -> dict[str, float]:
-        """Bytes that a GPU receives in a micro-batch."""
+        """Returns bytes that a GPU receives per micro-batch, by purpose."""
         c, made, others = self.sizes, calls(self.objective), self.stored * (1 - 1 / self.gpus)
         student = parameters(c, self.objective)[STUDENT]
-        whole, trained = sum(n for n, _ in student), sum(n for n, moves in student if moves)
+        whole, trained = sum(n for n, _ in student), sum(n for n, trains in student if trains)
         runs_again = self.recompute != "nothing"
         gathers = sum(2 if call.grad else 1 for call in made)    # the backward gathers again
         planes = sum(call.rows * (1 + call.tangent + call.grad * (1 + runs_again)) for call in made)
@@ -242,8 +244,8 @@ def block_parameters(sizes: WanConfig) -> int:
         return sum(p.numel() for p in WanFamily().network(sizes).blocks[0].parameters())
 
 
-def mend(plan: Plan) -> tuple[str, Plan] | None:
-    """The cheapest change after which the plan fits: of the optimizer, of the split, of the machine."""
+def make_fit(plan: Plan) -> tuple[str, Plan] | None:
+    """Returns the cheapest change that makes the plan fit, as (options, changed plan); None without one."""
     for words, change in changes(plan):
         if change.fits:
             return words, change
@@ -251,7 +253,7 @@ def mend(plan: Plan) -> tuple[str, Plan] | None:
 
 
 def changes(plan: Plan) -> Iterator[tuple[str, Plan]]:
-    """From the cheapest to the dearest."""
+    """Yields (options, changed plan), cheapest first."""
     if plan.micro > 1:
         yield "--micro 1", (plan := replace(plan, micro=1))
     if plan.moments == 32:
@@ -268,22 +270,22 @@ def changes(plan: Plan) -> Iterator[tuple[str, Plan]]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", required=True, choices=PRESETS, help="as model.preset")
     parser.add_argument("--gpus", type=int, required=True)
-    parser.add_argument("--memory", type=float, default=80, help="of a GPU, in GB")
+    parser.add_argument("--memory", type=float, default=80, help="GB per GPU")
     parser.add_argument("--objective", choices=TABLES.objectives, default=Plan.objective)
     parser.add_argument("--frames", type=int, default=Plan.frames)
     parser.add_argument("--size", default="832x480", help="width x height in pixels")
-    parser.add_argument("--micro", type=int, default=Plan.micro, help="clips a backward pass")
+    parser.add_argument("--micro", type=int, default=Plan.micro, help="clips per backward pass")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=Plan.dtype)
     parser.add_argument("--moments", type=int, choices=(8, 32), default=Plan.moments, help="bits")
     parser.add_argument("--sequence", type=int, default=Plan.sequence, help="GPUs that share a clip's tokens")
     parser.add_argument("--offload", action="store_true", help="masters and moments on the CPU")
-    parser.add_argument("--recompute", choices=RECOMPUTE, default=Plan.recompute, help="the student's policy")
-    parser.add_argument("--tflops", type=float, help="a measured rate, for the time of a pass")
+    parser.add_argument("--recompute", choices=RECOMPUTE, default=Plan.recompute, help="as model.recompute")
+    parser.add_argument("--tflops", type=float, help="a measured rate, to print the time per pass")
     parser.add_argument("--recipe", action="store_true", help="also hours of the recipe (bench/gpu.json)")
 
 
 def from_arguments(args: argparse.Namespace) -> Plan:
-    """ValueError for what cannot be shared out."""
+    """Returns the plan of command-line arguments; ValueError for bad values."""
     given = {f.name: getattr(args, f.name) for f in fields(Plan)}
     width, _, height = args.size.partition("x")
     want(width.isdecimal() and height.isdecimal(), "--size", args.size, "as 832x480")
@@ -292,7 +294,7 @@ def from_arguments(args: argparse.Namespace) -> Plan:
 
 
 def report(plan: Plan, tflops: float | None = None) -> str:
-    """The plan in words."""
+    """Returns the plan as text."""
     w, h = plan.size
     lines = [f"{plan.objective} of wan-{plan.preset} on {plan.gpus} GPUs of {plan.memory:g} GB: {plan.micro} "
              f"clips of {plan.frames} frames of {w}x{h} ({plan.tokens:,} tokens) a pass on {plan.sequence} "
@@ -304,7 +306,7 @@ def report(plan: Plan, tflops: float | None = None) -> str:
     lines += [f"{plan.total / 1e9:10.2f} GB  in all, of {usable:.1f} usable: "
               + ("fits" if plan.fits else "does not fit")]
     if not plan.fits:
-        found = mend(plan)
+        found = make_fit(plan)
         lines += [f"the cheapest change that makes it fit: {found[0]} ({found[1].total / 1e9:.2f} GB)"
                   if found else "no single change makes it fit"]
     lines += [f"{bytes_ / 1e9:10.2f} GB  received a pass, {name}" for name, bytes_ in plan.traffic().items()]

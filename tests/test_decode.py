@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import av
 import made
 import numpy as np
+import pipeline
 import pytest
-import road
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,9 +77,9 @@ def test_a_framing_of_nothing_is_refused():
 def test_frames_are_those_whose_time_stamps_are_nearest(encoder, varies, tmp_path):
     times = made.varying(1, 4.0) if varies else made.constant(24, 97)
     path = made.film(tmp_path / f"a{made.CODECS[encoder][0]}", encoder, times)
-    about, framing = probe(path), road.FRAMING
+    about, framing = probe(path), pipeline.FRAMING
     for start in range(0, framing.starts(about), 7):
-        road.check_frames(window(path, start, framing), about.times * float(about.tick), start)
+        pipeline.check_frames(window(path, start, framing), about.times * float(about.tick), start)
 
 
 @pytest.mark.parametrize("encoder", ["libx264", "libx265"])
@@ -137,7 +137,7 @@ def test_a_file_that_is_no_longer_that_of_the_index_is_named(tmp_path):
     about, place, framing = probe(path), Place("", "a.mp4"), Framing(9, 24.0, 64, 64)
     indices = framing.choose(about, 30)
     made.film(path, "libx264", made.constant(24, 34))
-    with pytest.raises(ValueError, match=r"a.mp4: 5 frames of its index are not in it, the first at 1.42 s"):
+    with pytest.raises(ValueError, match=r"a.mp4: 5 indexed frames are missing, the first at 1.42 s"):
         PyAv().window(tmp_path, place, about, indices, framing)
     path.write_bytes(b"no video")
     with pytest.raises(ValueError, match="a.mp4: no longer decodes .*index the folder again"):
@@ -195,9 +195,9 @@ def test_dali_on_the_cpu_gives_the_bytes_of_pyav(size, varies, tmp_path):
     path = made.film(tmp_path / "a.webm", "libvpx-vp9", times, width=size[0], height=size[1])
     how = decoder("dali")
     for start in (0, 5, 20, 3):
-        got, want = (window(path, start, road.FRAMING, by) for by in (how, PyAv(smooth=True)))
+        got, want = (window(path, start, pipeline.FRAMING, by) for by in (how, PyAv(smooth=True)))
         assert torch.equal(got, want)
-    plain = window(path, 3, road.FRAMING)
+    plain = window(path, 3, pipeline.FRAMING)
     assert 0 < (plain.float() - want.float()).abs().mean() < 4      # the chroma between pixels differs
 
 
@@ -228,10 +228,10 @@ def test_dali_leaves_to_pyav_what_it_cannot_take(tmp_path, caplog):
     path = made.film(tmp_path / "a.mp4", "libx264", made.constant(24, 60))
     with caplog.at_level(logging.INFO):
         how = decoder("dali")
-        got = window(path, 3, road.FRAMING, how)
-        window(path, 4, road.FRAMING, how)
+        got = window(path, 3, pipeline.FRAMING, how)
+        window(path, 4, pipeline.FRAMING, how)
     assert [r.message for r in caplog.records] == ["decoding h264 with pyav, smooth chroma"]
-    assert torch.equal(got, window(path, 3, road.FRAMING, PyAv(smooth=True)))
+    assert torch.equal(got, window(path, 3, pipeline.FRAMING, PyAv(smooth=True)))
     assert how.takes(video([0, 1], codec="vp9"))
     for wrong in ({"full": True}, {"matrix": 9}, {"pixels": "yuv420p10le"}, {"codec": "hevc"}):
         assert not how.takes(video([0, 1], **{"codec": "vp9"} | wrong))
@@ -254,13 +254,14 @@ def test_dalis_pipeline_for_the_gpu_decodes_on_the_gpu_what_it_is_fed(monkeypatc
 @needs_dali
 def test_dali_names_a_file_that_it_cannot_decode_and_goes_on(tmp_path):
     good = made.film(tmp_path / "a.webm", "libvpx-vp9", made.constant(24, 60))
-    about, how = probe(good), decoder("dali")
+    about, decode = probe(good), decoder("dali")
     bad = tmp_path / "b.webm"
     bad.write_bytes(good.read_bytes()[:300])
-    indices = road.FRAMING.choose(about, 0)
+    indices = pipeline.FRAMING.choose(about, 0)
     with pytest.raises(ValueError, match="b.webm: DALI does not decode it"):
-        how.window(tmp_path, Place("", "b.webm"), about, indices, road.FRAMING)
-    assert how.window(tmp_path, Place("", "a.webm"), about, indices, road.FRAMING).shape == (3, 33, 64, 64)
+        decode.window(tmp_path, Place("", "b.webm"), about, indices, pipeline.FRAMING)
+    pixels = decode.window(tmp_path, Place("", "a.webm"), about, indices, pipeline.FRAMING)
+    assert pixels.shape == (3, 33, 64, 64)
 
 
 def test_the_decoder_is_chosen_by_device_and_by_what_is_installed(monkeypatch):

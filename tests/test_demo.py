@@ -31,12 +31,12 @@ from swiftvideo_fast.demo.seed import (
 from swiftvideo_fast.demo.seed import result as seed_result
 from swiftvideo_fast.demo.stages import (
     ALIGNED,
+    CONTROL,
     FULL,
     LAST,
     PAIRED,
     STAGES,
     TWICE,
-    UNJUDGED,
     VARIANTS,
     finish,
     needed,
@@ -103,7 +103,7 @@ def result(runs, done) -> Seed:
 
 def test_each_run_starts_from_the_student_before_it(tmp_path):
     runs = dict(students(tmp_path, CONFIGS, seed=3, overrides=[], paired=True))
-    assert {*runs} == {*STAGES, UNJUDGED, FULL, *ALIGNED, *VARIANTS, TWICE} and len(runs) == 11
+    assert {*runs} == {*STAGES, CONTROL, FULL, *ALIGNED, *VARIANTS, TWICE} and len(runs) == 11
     assert all(cfg.run.seed == 3 for cfg in runs.values())
     assert len({cfg.run.dir for cfg in runs.values()}) == len(runs)
     chain = [*STAGES, *ALIGNED]
@@ -114,9 +114,9 @@ def test_each_run_starts_from_the_student_before_it(tmp_path):
 
 def test_what_is_unjudged_differs_by_its_adversary_alone(tmp_path):
     runs = dict(students(tmp_path, CONFIGS, seed=0, overrides=[], paired=True))
-    judged, unjudged = (config.to_dict(runs[name]) for name in (LAST, UNJUDGED))
-    changed = {d.partition(":")[0].partition(".")[0] for d in config.differences(judged, unjudged)}
-    assert changed == {"run", "da"} and runs[UNJUDGED].da is None
+    full, control = (config.to_dict(runs[name]) for name in (LAST, CONTROL))
+    changed = {d.partition(":")[0].partition(".")[0] for d in config.differences(full, control)}
+    assert changed == {"run", "da"} and runs[CONTROL].da is None
 
 
 def test_variants_differ_from_the_first_round_in_what_they_try_alone(tmp_path):
@@ -150,7 +150,7 @@ def test_a_run_needs_those_it_starts_from_and_no_others(tmp_path):
     runs = dict(students(tmp_path, CONFIGS, seed=0, overrides=[], paired=True))
     first, second = ALIGNED
     assert {name: set(needed(run, runs)) for name, run in runs.items()} == {
-        "CCD": set(), LAST: {"CCD"}, UNJUDGED: {"CCD"}, FULL: set(), first: {LAST}, second: {first},
+        "CCD": set(), LAST: {"CCD"}, CONTROL: {"CCD"}, FULL: set(), first: {LAST}, second: {first},
         "reflow alone": {LAST, first}, "DPO alone": {LAST, first}, PAIRED: {LAST, first}, TWICE: {PAIRED},
         "real winners": {LAST}}
 
@@ -164,7 +164,7 @@ def test_a_student_is_measured_once_it_is_trained_and_the_teacher_measured(tmp_p
         assert todo[5, name, ROWS].after == {(5, name, TRAINED), (5, TEACHER, ROWS)}
     for name in WATCHED:
         assert todo[5, name, PROGRESS].after == {(5, name, TRAINED)}
-    assert todo[5, UNJUDGED, TRAINED].after == {(5, "CCD", TRAINED)}
+    assert todo[5, CONTROL, TRAINED].after == {(5, "CCD", TRAINED)}
     assert next(iter(todo)) == (5, TEACHER, SAMPLES) and not todo[5, TEACHER, SAMPLES].after
 
 
@@ -289,9 +289,9 @@ def test_the_tables_have_the_papers_layouts(result):
     assert [(row[0], row[1]) for row in methods.rows[:7]] == [
         *((name, "") for name in measure.REAL_ROWS),
         *((TEACHER, str(n)) for n in (REFERENCE_STEPS, *STEPS[TEACHER])), ("CCD", "4")]
-    assert not {row[0] for row in methods.rows} & {UNJUDGED, *VARIANTS, TWICE}
+    assert not {row[0] for row in methods.rows} & {CONTROL, *VARIANTS, TWICE}
     settings = [row[0] for row in added.rows]
-    questions = [UNJUDGED, LAST, LAST, *ALIGNED, LAST, PAIRED, TWICE]
+    questions = [CONTROL, LAST, LAST, *ALIGNED, LAST, PAIRED, TWICE]
     assert settings == ["CCD", *questions, ALIGNED[0], *VARIANTS]
     assert [row[-1] for row in added.rows if row[0] == "CCD"][0] == "172.54"
     assert [row[0] for row in rounds.rows] == questions
@@ -318,17 +318,17 @@ def test_questions_about_runs_that_are_not_there_are_not_asked(runs, done):
     assert asked() == [[distilled, *questions, first], questions]
     assert asked(PAIRED, TWICE) == [[distilled, *questions[:2], first], questions[:2]]
     assert asked(PAIRED, TWICE, *VARIANTS, *ALIGNED) == [[distilled, questions[0]], questions[:1]]
-    assert asked(UNJUDGED, TWICE, *VARIANTS) == [[distilled, questions[1]], questions[1:2]]
+    assert asked(CONTROL, TWICE, *VARIANTS) == [[distilled, questions[1]], questions[1:2]]
 
 
 def test_the_page_shows_figures_6_and_8_the_samples_and_the_gain(result):
     html = render(page.TITLE, page.sections([result, result], clips=256), About({}))
     for said in ("temporal heads", "reflow alone from 5 to 4", "Frechet distance at 4 steps", "Win Diff",
-                 ALIGNED[1], "FVD in the paper", "12.5 times faster", "0.040 s a clip in place of 0.500 s",
+                 ALIGNED[1], "FVD in the paper", "12.5 times faster", "0.040 s per clip instead of 0.500 s",
                  f"This is {ALIGNED[0]}. {ALIGNED[0]} in 2 steps: 25.0 times faster",
                  "distillation&#x27;s, 4."):
         assert said in html, said
-    assert "Still to come" not in html and "nan" not in html
+    assert "Pending: shown" not in html and "nan" not in html
 
 
 def test_a_page_is_written_at_every_stage_and_says_what_is_still_to_come(runs, done):
@@ -337,14 +337,14 @@ def test_a_page_is_written_at_every_stage_and_says_what_is_still_to_come(runs, d
     for count in range(1, len(done) + 1):
         partial = seed_result(0, runs, dict(list(done.items())[:count]))
         html = render(page.TITLE, page.sections([partial], clips=256), About({}))
-        assert html.count("<canvas") >= shown and html.count("Still to come") <= waits
-        shown, waits = html.count("<canvas"), html.count("Still to come")
+        assert html.count("<canvas") >= shown and html.count("Pending: shown") <= waits
+        shown, waits = html.count("<canvas"), html.count("Pending: shown")
         if count == 1:
             assert "students&#x27; samples follow" in html and waits == 9 and "teacher, 25 steps" in html
     assert not waits
     resumed = {place: ended for place, ended in done.items() if place[-1] in (TRAINED, TIMES)}
     html = render(page.TITLE, page.sections([seed_result(0, runs, resumed)], clips=256), About({}))
-    assert "Still to come, after the teacher is sampled" in html        # other tasks may end before it
+    assert "Pending: shown after the teacher is sampled" in html        # other tasks may end before it
 
 
 def test_the_first_page_is_there_with_the_teachers_samples_and_the_last_is_whole(
@@ -354,7 +354,7 @@ def test_the_first_page_is_there_with_the_teachers_samples_and_the_last_is_whole
         for count, place in enumerate(done, 1):
             ended(place, dict(list(done.items())[:count]))
             pages.append(report.read_text())
-            assert ("grows from here" in capsys.readouterr().out) == (count == 1)
+            assert ("is updated from now on" in capsys.readouterr().out) == (count == 1)
         return done
 
     report, pages = tmp_path / "report.html", []
@@ -365,7 +365,7 @@ def test_the_first_page_is_there_with_the_teachers_samples_and_the_last_is_whole
     assert "teacher, 25 steps" in pages[0] and "of another day" not in pages[0]
     trained = [i for i, (_, _, kind) in enumerate(done) if kind == TRAINED]
     assert all(pages[i] == pages[i - 1] for i in trained)
-    for said in ("Still to come", "The demo is still running"):
+    for said in ("Pending: shown", "The demo is still running"):
         assert said in pages[1] and said not in pages[-1]
     assert "configs/demo data.batch=2" in pages[-1] and "<summary>CCD + DA</summary>" in pages[-1]
     assert f"for {len(done)} of {len(done)} tasks, {len(done)} core-seconds" in pages[-1]

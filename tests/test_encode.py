@@ -10,8 +10,8 @@ from pathlib import Path
 
 import encoders
 import made
+import pipeline
 import pytest
-import road
 import torch
 
 pytest.importorskip("pyarrow")
@@ -44,16 +44,16 @@ def own(videos, tmp_path) -> Path:
 
 def test_many_ranks_write_the_bytes_of_one(table, tmp_path):
     for world, name in ((1, "one"), (3, "three")):
-        work = road.job(table.path, tmp_path / name, passes=5)
+        work = pipeline.job(table.path, tmp_path / name, passes=5)
         for rank in reversed(range(world)):
             work.write(range(rank, work.shards, world), 2, rank, world)
     assert work.shards == 4
-    assert road.contents(tmp_path / "one") == road.contents(tmp_path / "three")
+    assert pipeline.contents(tmp_path / "one") == pipeline.contents(tmp_path / "three")
 
 
 def test_a_caption_is_encoded_once_and_stored_cut_to_its_length(table, tmp_path):
     codec = encoders.Toy()
-    work = road.job(table.path, tmp_path, codec, passes=2)
+    work = pipeline.job(table.path, tmp_path, codec, passes=2)
     work.write(range(work.shards), 2)
     captions = {table[row][2] for row in work.rows}
     assert Counter(codec.asked) == Counter(captions) and len(captions) < len(work.rows)
@@ -74,9 +74,10 @@ def test_shards_and_videos_give_what_the_codec_does(codec, videos, tmp_path):
     table = Index(videos / "index.parquet").table
     few = tmp_path / "few.parquet"
     parquet.write_table(table.slice(0, 3).replace_schema_metadata({"folder": str(videos / "set")}), few)
-    road.job(few, tmp_path, codec, dtype="float32").write([0], 2)
-    stored, online = road.shards_of(tmp_path, codec, pixels=True), road.videos_of(few, codec, pixels=True)
-    assert [road.place_of(stored, 0, p) for p in range(3)] == [road.place_of(online, 0, p) for p in range(3)]
+    pipeline.job(few, tmp_path, codec, dtype="float32").write([0], 2)
+    stored = pipeline.shards_of(tmp_path, codec, pixels=True)
+    online = pipeline.videos_of(few, codec, pixels=True)
+    assert all(pipeline.place_of(stored, 0, p) == pipeline.place_of(online, 0, p) for p in range(3))
     a, b = stored.clips("train", 3, 0), online.clips("train", 3, 0)
     x0, frames, image = codec.encode_pixels(a.pixels.float() / 127.5 - 1)
     for got in (a, b):
@@ -88,7 +89,7 @@ def test_shards_and_videos_give_what_the_codec_does(codec, videos, tmp_path):
 
 
 def test_each_pass_and_each_epoch_has_windows_of_its_own_the_same_from_both(videos, table):
-    stored, online = road.shards_of(videos / "shards"), road.videos_of(table.path)
+    stored, online = pipeline.shards_of(videos / "shards"), pipeline.videos_of(table.path)
     size, starts = len(online), []
     for epoch in range(3):
         a, b = (source.draw(size, 0, epoch * size) for source in (stored, online))
@@ -99,9 +100,9 @@ def test_each_pass_and_each_epoch_has_windows_of_its_own_the_same_from_both(vide
 
 
 def test_latents_are_stored_as_asked_and_widened_when_drawn(table, tmp_path, videos):
-    work = road.job(table.path, tmp_path)
+    work = pipeline.job(table.path, tmp_path)
     work.write(range(work.shards), 2)
-    half, full = road.shards_of(tmp_path), road.shards_of(videos / "shards")
+    half, full = pipeline.shards_of(tmp_path), pipeline.shards_of(videos / "shards")
     a, b = half.clips("train", 4, 0), full.clips("train", 4, 0)
     row = half.order.at(0, 0)
     assert half.files.shard("clips", row.shard).slot(row.slot)["x0"].dtype == torch.bfloat16
@@ -110,38 +111,38 @@ def test_latents_are_stored_as_asked_and_widened_when_drawn(table, tmp_path, vid
 
 
 def test_shards_of_something_else_are_refused(table, videos, tmp_path):
-    work = road.job(table.path, tmp_path)
+    work = pipeline.job(table.path, tmp_path)
     work.write(range(work.shards), 2)
-    with pytest.raises(ValueError, match=r"holds something else \(seed: 0 -> 1\).*another --out"):
-        road.job(table.path, tmp_path, seed=1).write([0], 1)
+    with pytest.raises(ValueError, match=r"was encoded with other settings \(seed: 0 -> 1\).*another --out"):
+        pipeline.job(table.path, tmp_path, seed=1).write([0], 1)
     with pytest.raises(ValueError, match=r"encoded with another codec \(dim: 8 -> 9\)"):
-        road.shards_of(tmp_path, encoders.Toy(9))
-    with pytest.raises(ValueError, match="no encode.json; make the shards with `swiftvideo encode`"):
-        road.shards_of(tmp_path / "none")
+        pipeline.shards_of(tmp_path, encoders.Toy(9))
+    with pytest.raises(ValueError, match="no encode.json; write the shards with `swiftvideo encode`"):
+        pipeline.shards_of(tmp_path / "none")
     file = shards.file_of(tmp_path, "clips", 0)
     raw = bytearray(file.read_bytes())
     raw[-1] ^= 1
     file.write_bytes(raw)
-    with pytest.raises(ValueError, match=r"clips-00000.*: damaged \(the bytes of slot \d+ are not"):
+    with pytest.raises(ValueError, match=r"clips-00000.*: damaged \(the bytes of slot \d+ differ"):
         work.write([0], 1)
     file.write_bytes(raw[:-9])
     with pytest.raises(ValueError, match="clips-00000.safetensors: damaged"):
-        road.shards_of(tmp_path)
+        pipeline.shards_of(tmp_path)
     file.unlink()
     with pytest.raises(ValueError, match="lacks 1 of 1 clips shards, clips-00000.safetensors the first"):
-        road.shards_of(tmp_path)
-    with pytest.raises(ValueError, match=r"no video lasts 59.97 s, as 961 frames at 16 a second do"):
-        road.job(table.path, tmp_path, framing=Framing(961, 16.0, 64, 64))
+        pipeline.shards_of(tmp_path)
+    with pytest.raises(ValueError, match=r"no video lasts 59.97 s, the length of 961 frames at 16 a second"):
+        pipeline.job(table.path, tmp_path, framing=Framing(961, 16.0, 64, 64))
 
 
 def test_a_video_gone_since_the_index_is_left_out_by_name(own, caplog):
     rows = Index(own / "index.parquet")
     gone = rows[2][0]
     (own / "set" / gone.path).unlink()
-    work = road.job(rows.path, own / "shards")
+    work = pipeline.job(rows.path, own / "shards")
     with caplog.at_level(logging.WARNING):
         work.write(range(work.shards), 2)
-    source = road.shards_of(own / "shards")
+    source = pipeline.shards_of(own / "shards")
     assert len(source) == len(rows) - 1
     lost = source.files.shard("clips", 0).header["lost"]
     assert list(lost) == [str(gone)] and "no longer decodes" in lost[str(gone)]
@@ -180,13 +181,13 @@ def test_two_ranks_go_on_as_one_and_as_three_without_repeat_or_hole(videos):
     """A step's clips are shared out as train/loop.py does: rank r of w takes each w-th micro-batch."""
     drawn, batch, step = [], 6, count()
     for ranks, steps in ((2, 3), (1, 2), (3, 9)):
-        sources = [road.shards_of(videos / "shards") for _ in range(ranks)]
+        sources = [pipeline.shards_of(videos / "shards") for _ in range(ranks)]
         for _ in range(steps):
             first, size = next(step) * batch, batch // ranks
             for rank in range(ranks):
                 one = sources[rank].draw(size, 5, first + rank * size)
                 drawn += [(x.sum().item(), caption) for x, caption in zip(one.x0, one.captions)]
-    whole = road.shards_of(videos / "shards")
+    whole = pipeline.shards_of(videos / "shards")
     alone = whole.draw(len(drawn), 5, 0)
     assert drawn == [(x.sum().item(), caption) for x, caption in zip(alone.x0, alone.captions)]
     size = len(whole.order.passes[0])
@@ -199,11 +200,11 @@ def test_two_ranks_go_on_as_one_and_as_three_without_repeat_or_hole(videos):
 def test_clips_held_out_are_never_trained_on(kind, videos, table):
     def opened(count: int):
         if kind == "shards":
-            return road.shards_of(videos / "shards", held_out=count)
-        return road.videos_of(table.path, held_out=count)
+            return pipeline.shards_of(videos / "shards", held_out=count)
+        return pipeline.videos_of(table.path, held_out=count)
 
     source = opened(4)
-    rows = [road.place_of(source, 0, p)[0] for p in range(len(source))]
+    rows = [pipeline.place_of(source, 0, p)[0] for p in range(len(source))]
     out = source.held["valid"] + source.held["test"]
     assert len(set(out)) == 8 and not set(out) & set(rows)
     assert len(set(rows)) == len(table) - 1 - 8                         # one is too short
@@ -222,18 +223,18 @@ def test_what_is_held_out_does_not_depend_on_the_run():
 
 def test_pixels_of_another_index_are_refused(own):
     rows = Index(own / "index.parquet")
-    road.job(rows.path, own / "shards").write([0], 2)
+    pipeline.job(rows.path, own / "shards").write([0], 2)
     made.film(own / "set/portrait.mp4", "libx264", made.constant(24, 70))
     index(own / "set", own / "captions.csv", rows.path)
-    with pytest.raises(ValueError, match="not the index that .* was encoded from; pixels want that one"):
-        road.shards_of(own / "shards", pixels=True)
+    with pytest.raises(ValueError, match="not the index that .* was encoded from; restore that one"):
+        pipeline.shards_of(own / "shards", pixels=True)
 
 
 # From videos.
 
 def test_a_video_that_no_longer_decodes_is_replaced_by_the_next_and_named_once(own, caplog):
     rows = Index(own / "index.parquet")
-    source = road.videos_of(rows.path)
+    source = pipeline.videos_of(rows.path)
     before = source.draw(len(source), 0, 0).captions
     gone = source.at(0, 3)[1]
     (own / "set" / rows[gone][0].path).write_bytes(b"gone")
@@ -252,7 +253,7 @@ def test_a_video_that_no_longer_decodes_is_replaced_by_the_next_and_named_once(o
 def test_a_caption_is_encoded_once_while_it_is_kept(table, monkeypatch):
     monkeypatch.setattr("swiftvideo_fast.data.videos.TEXTS", 3)
     codec = encoders.Toy()
-    source = road.videos_of(table.path, codec)
+    source = pipeline.videos_of(table.path, codec)
     drawn = [source.text(caption) for caption in ("a b", "c", "a b", "d", "e", "a b")]
     assert codec.asked == ["a b", "c", "d", "e", "a b"] and torch.equal(drawn[0], drawn[5])
     assert torch.equal(drawn[0], codec.text(["a b"])[0])
@@ -277,7 +278,7 @@ class Counted:
 
 
 def test_batches_drawn_ahead_are_those_of_the_source(videos):
-    plain = road.shards_of(videos / "shards")
+    plain = pipeline.shards_of(videos / "shards")
     ahead = Prefetched(Counted(plain), ahead=2)
     for position in (0, 6, 12, 18, 3, 9, 0):                            # rank 0 of 3, then somewhere else
         assert torch.equal(ahead.draw(2, 0, position).x0, plain.draw(2, 0, position).x0)
@@ -291,7 +292,7 @@ def test_batches_drawn_ahead_are_those_of_the_source(videos):
 
 
 def test_an_error_ahead_comes_when_its_batch_is_asked_for(videos):
-    ahead = Prefetched(Counted(road.shards_of(videos / "shards")))
+    ahead = Prefetched(Counted(pipeline.shards_of(videos / "shards")))
     for position in (98, 99):
         ahead.draw(1, 0, position)
     with pytest.raises(ValueError, match="nothing at 100"):

@@ -202,7 +202,7 @@ def test_fvd_by_published_networks_of_the_frames_they_are_for(done, words, monke
 
 def test_fvd_weights_that_are_not_there_are_one_line(ccd, capsys, tmp_path):
     out = "--out", tmp_path / "out", "--count", 16
-    assert f"{tmp_path}/none.pt: no such file; fvd-i3d wants i3d_pretrained" in refusal(
+    assert f"{tmp_path}/none.pt: no such file; fvd-i3d needs i3d_pretrained" in refusal(
         capsys, "--models", ccd, "--fvd", f"i3d={tmp_path}/none.pt", *out)
     assert not (tmp_path / "out").exists()
 
@@ -269,24 +269,24 @@ def test_an_aligned_student_has_the_guidance_of_the_run_it_started_from(inputs):
     first = student(inputs, "ccd", name="at 1.5", options={"guidance": 1.5}, sample={"shift": 3.0})
     aligned = student(inputs, "ta", model={"student": f"{first}/average.safetensors"}, sample={"shift": 3.0})
     twice = student(inputs, "ta", name="twice", model={"student": f"{aligned}/average.safetensors"})
-    assert teacher_of(aligned).how == Sample(shift=3.0, guidance=1.5)
-    assert teacher_of(twice).how == Sample(guidance=1.5)
-    assert teacher_of(twice, 2.0).how.guidance == 2.0
+    assert teacher_of(aligned).sampling == Sample(shift=3.0, guidance=1.5)
+    assert teacher_of(twice).sampling == Sample(guidance=1.5)
+    assert teacher_of(twice, 2.0).sampling.guidance == 2.0
     assert teacher_of(first).weights == inputs / "teacher.safetensors"
 
 
 def test_a_guidance_that_nobody_says_is_asked_for(inputs, capsys, tmp_path):
     out = "--out", tmp_path / "out", "--count", 16
     alone = student(inputs, "ta", name="alone")
-    assert "alone: its objective, ta, has no guidance of the teacher, nor has a run that it goes on from" in \
+    assert "alone: its objective, ta, has no teacher guidance, nor has a run that it started from" in \
         refusal(capsys, "--models", alone, *out)
     gone = student(inputs, "ta", name="gone", model={"student": "nowhere.safetensors"})
     assert "(nowhere.safetensors); want --guidance" in refusal(capsys, "--models", gone, *out)
     blind = student(inputs, "osv", name="blind")
     found = refusal(capsys, "--models", blind, *out)
-    assert "osv, has no guidance" in found, "its guidance is of the image, not of the text"
+    assert "osv, has no teacher guidance" in found, "its guidance is of the image, not of the text"
     scratch = student(inputs, "flow", name="scratch", model={"weights": None, "preset": "tiny"})
-    assert "scratch: its run started from no weights, so has no teacher" in refusal(
+    assert "scratch: its run was trained from scratch, without a teacher" in refusal(
         capsys, "--models", scratch, *out)
     assert main("--models", alone, "--guidance", 2, *out, "--dry-run") == 0
     assert "teacher: 25 steps by euler, shift 1, guidance 2" in capsys.readouterr().out
@@ -301,8 +301,8 @@ def test_what_a_reader_must_know_is_said(inputs, ccd, tmp_path, capsys):
     third = student(inputs, "ccd", name="third", model={"weights": str(inputs / "another.safetensors")})
     assert main("--models", ccd, other, third, "--count", 16, "--out", tmp_path, "--dry-run") == 0
     said = capsys.readouterr().out
-    assert "other learned from the teacher at guidance 1.5; it is shown at 3." in said
-    assert f"third learned from {inputs}/another.safetensors; the teacher shown is {inputs}/tea" in said
+    assert "other was distilled at guidance 1.5; the teacher is shown at 3." in said
+    assert f"third was distilled from {inputs}/another.safetensors; the teacher shown is {inputs}/t" in said
 
 
 # --- bad input -------------------------------------------------------------------------------------------
@@ -336,27 +336,27 @@ def test_a_wrong_command_line_is_told_apart(arguments, why, capsys):
 def test_a_model_is_named_by_its_folder_unless_it_is_given_a_name(path, name):
     if name is None:
         with pytest.raises(Exception, match="want a run's folder"):
-            models.given(path)
+            models.model_argument(path)
     else:
-        assert models.given(path).name == name
+        assert models.model_argument(path).name == name
 
 
 def test_models_that_cannot_be_compared_are_one_line(inputs, ccd, capsys, tmp_path):
     out = "--out", tmp_path / "out"
-    assert "--count 1; want 16 clips at least" in refusal(capsys, "--models", ccd, "--count", 1, *out)
-    assert "--count 2; want 16 clips at least" in refusal(capsys, "--models", ccd, "--count", 2, *out)
+    assert "--count 1; want at least 16 clips" in refusal(capsys, "--models", ccd, "--count", 1, *out)
+    assert "--count 2; want at least 16 clips" in refusal(capsys, "--models", ccd, "--count", 2, *out)
     assert "--models: none: no such run or weight file" in refusal(capsys, "--models", "none", *out)
     assert f"two are named ccd; name one, as in other={ccd}" in refusal(capsys, "--models", ccd, ccd, *out)
     bare = tmp_path / "bare.safetensors"
     weights.save(tiny.network(), bare)
-    assert "does not say by which config it was trained" in refusal(capsys, "--models", bare, ccd, *out)
+    assert "has no training config" in refusal(capsys, "--models", bare, ccd, *out)
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes((ccd / "average.safetensors").read_bytes()[:1000])
     assert f"{damaged}: damaged" in refusal(capsys, "--models", ccd, damaged, *out)
     codec = tmp_path / "codec.safetensors"
     tiny.fit_codec(tiny.CropSource(tiny.clips(), "train", frames=5, size=16), seed=1, count=32).save(codec)
     other = student(inputs, "ccd", name="other codec", model={"codec": str(codec)})
-    assert "other codec: its latents are of another codec" in refusal(capsys, "--models", ccd, other, *out)
+    assert "other codec: its codec (" in refusal(capsys, "--models", ccd, other, *out)
     gone = student(inputs, "ccd", name="no teacher", model={"weights": "gone.safetensors"})
     assert "gone.safetensors: no such file" in refusal(capsys, "--models", gone, *out)
     assert not (tmp_path / "out").exists()
@@ -369,10 +369,11 @@ def test_a_folder_of_other_settings_or_other_things_is_left_alone(done, words, i
     assert "(seed: 0 -> 1)" in refusal(capsys, *words, "--seed", 1, "--out", done)
     changed = student(inputs, "ccd", seed=5, name="changed")
     found = refusal(capsys, "--models", f"ccd={changed}", *words[3:], "--out", done)
-    assert "ccd-4/latents-00000.safetensors holds something else (weights: " in found and "--out" in found
+    assert "ccd-4/latents-00000.safetensors was written with other settings (weights: " in found
+    assert "--out" in found
     (tmp_path / "thesis.txt").write_text("")
-    assert f"{tmp_path}: is there and holds no evaluation" in refusal(capsys, *words, "--out", tmp_path)
-    assert "thesis.txt: is there" in refusal(capsys, *words, "--out", tmp_path / "thesis.txt")
+    assert f"{tmp_path}: exists and is not an evaluation" in refusal(capsys, *words, "--out", tmp_path)
+    assert "thesis.txt: exists" in refusal(capsys, *words, "--out", tmp_path / "thesis.txt")
     assert contents(done) == before and sorted(os.listdir(tmp_path)) == ["thesis.txt"]
 
 

@@ -82,7 +82,7 @@ def test_a_run_an_exported_student_and_the_teacher_on_the_clips_held_out(place, 
     assert main("evaluate", *words, "--out", tmp_path / "out") == 0
     assert "report: " in capsys.readouterr().out
     rows = json.loads((tmp_path / "out/figures.json").read_text())["rows"]
-    assert [(row["name"], row["steps"], row["how"]) for row in rows] == [
+    assert [(row["name"], row["steps"], row["sampling"]) for row in rows] == [
         ("teacher", 3, {"sampler": "euler", "shift": 3.0, "guidance": 3.0}),
         ("ccd", 2, {"sampler": "euler", "shift": 3.0, "guidance": 1.0}),
         ("exported", 2, {"sampler": "euler", "shift": 3.0, "guidance": 1.0})]
@@ -128,7 +128,7 @@ def test_clips_that_were_trained_on_are_refused_or_said(place, run, capsys, tmp_
     none, some = student(place, "none", held_out=0), student(place, "some", held_out=2)
     assert "none: its run held out no clips (data.held_out is 0)" in refusal(
         capsys, "--models", none, *out, COUNT)
-    assert "--count 6, and 5 clips are held out; want at most 5, none twice" in refusal(
+    assert "--count 6, but 5 clips are held out; want at most 5" in refusal(
         capsys, "--models", run, *out, 6)
     shutil.copytree(place / "latents", place / "gone")
     elsewhere = student(place, "elsewhere", folder="gone")

@@ -48,4 +48,4 @@ def test_what_is_there_is_not_overwritten_by_a_folder(tmp_path, capsys):
     weights.save(Wan(SMALL), tmp_path / "a.safetensors")
     (tmp_path / "out").mkdir()
     assert main(["export", str(tmp_path / "a.safetensors"), str(tmp_path / "out"), "--to", "diffusers"]) == 2
-    assert "out is there; choose another" in capsys.readouterr().err
+    assert "out exists; choose another" in capsys.readouterr().err

@@ -177,14 +177,14 @@ def test_a_wrong_file_is_one_error_that_says_what_is_wanted(weights, monkeypatch
     (weights / "bytes.pt").write_bytes(b"not a file of torch")
     cut = (weights / "i3d.pt").read_bytes()[:-200]
     (weights / "cut.pt").write_bytes(cut)
-    for file, says in (("missing.pt", "no such file; fvd-i3d wants i3d_pretrained_400.pt"),
+    for file, says in (("missing.pt", "no such file; fvd-i3d needs i3d_pretrained_400.pt"),
                        ("other.pt", "2 of its 2 .*, 1 are not its own, the first net.weight"),
                        ("narrow.pt", "2 of its 2 tensors are missing or of another shape, 0 are"),
                        ("more.pt", "0 of its 2 .*, 1 are not its own, the first head"),
-                       ("mae.pth", "2 are not its own"), ("code.pt", "not a file of tensors alone"),
+                       ("mae.pth", "2 are not its own"), ("code.pt", "not a file of tensors only"),
                        ("tensor.pt", "holds a Tensor"), ("linear.pt", "not StyleGAN-V's"),
-                       ("bytes.pt", "not a file of tensors alone"),
-                       ("cut.pt", "not a file of tensors alone")):
+                       ("bytes.pt", "not a file of tensors only"),
+                       ("cut.pt", "not a file of tensors only")):
         with pytest.raises(ValueError, match=says) as caught:
             load("fvd-i3d", weights / file)
         assert file in str(caught.value) and "\n" not in str(caught.value)
@@ -238,7 +238,7 @@ def test_the_command_measures_two_folders_and_caches_the_real_one(rng, weights, 
 
     cache = ["--cache", str(weights / "cache")]
     code, first = call("--frames", "10", *cache)
-    assert code == 0 and "3 real and 3 made clips of 10 frames at 16 fps, 24x16; I3D of TATS" in first
+    assert code == 0 and "3 real and 3 generated clips of 10 frames at 16 fps, 24x16; I3D of TATS" in first
     assert call("--frames", "10", *cache) == call("--frames", "10") == (0, first)
     asked = []
     monkeypatch.setattr(module, "videos", lambda of, *rest: asked.append(of.name) or videos(of, *rest))
@@ -246,7 +246,7 @@ def test_the_command_measures_two_folders_and_caches_the_real_one(rng, weights, 
     assert len([*(weights / "cache").iterdir()]) == 1
     (weights / "real/2.mp4").unlink()                       # another set of real videos
     code, said = call("--frames", "10", *cache)
-    assert code == 0 and said.splitlines()[1].startswith("2 real and 3 made clips")
+    assert code == 0 and said.splitlines()[1].startswith("2 real and 3 generated clips")
     code, said = call("--frames", "16")
     assert code == 2 and "real/0.mp4: 12 frames, 0.69 s; want 16 frames at 16 fps" in said
     (weights / "made/some.zip").write_bytes(b"no archive")

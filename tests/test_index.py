@@ -135,7 +135,7 @@ def test_what_has_no_one_caption_is_left_out_for_its_reason():
         "a/x.mp4": "a.csv says x.mp4, which is also b/x.mp4; give the path there",
         "b/x.mp4": "a.csv says x.mp4, which is also a/x.mp4; give the path there",
         "none.mp4": "no caption in a.csv", "two.mp4": "different captions in a.csv",
-        "empty.mp4": "an empty caption in a.csv", "gone.mp4": "named in a.csv, but there is no such file"}
+        "empty.mp4": "an empty caption in a.csv", "gone.mp4": "listed in a.csv, but there is no such file"}
 
 
 @pytest.mark.parametrize("raw, why", [
@@ -185,7 +185,7 @@ def test_a_missing_piece_and_a_damaged_archive_are_left_out_by_name(tmp_path):
     told = table(tmp_path / "a.csv", {"good.mp4": "good"})
     assert index(tmp_path, told, tmp_path / "i.parquet")[0] == 1
     why = rejected(tmp_path / "i.parquet")
-    assert "a piece before OpenVid_part7_partac is missing" in why["OpenVid_part7.zip"]
+    assert "a part before OpenVid_part7_partac is missing" in why["OpenVid_part7.zip"]
     assert "not a zip file" in why["OpenVid_part8.zip"]
 
 
@@ -260,7 +260,7 @@ def test_what_cannot_be_indexed_is_one_error(tmp_path):
         index(tmp_path / "none", told, tmp_path / "i.parquet")
     with pytest.raises(ValueError, match="no such file"):
         index(tmp_path, tmp_path / "none.csv", tmp_path / "i.parquet")
-    with pytest.raises(ValueError, match="no index .*swiftvideo index"):
+    with pytest.raises(ValueError, match="not an index .*swiftvideo index"):
         Index(tmp_path / "i.parquet")
     index(tmp_path, told, tmp_path / "i.parquet")
     with pytest.raises(ValueError, match="lists no video; see .*i.rejects.csv"):

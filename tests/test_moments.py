@@ -103,7 +103,7 @@ def test_bad_features_and_positions_are_refused_and_nothing_is_added():
     with pytest.raises(ValueError, match=r"\(5, 2\); want \(clips, 3\)"):
         seen.update(torch.zeros(5, 2))
     for positions in ([0, 1], [0, -1, 2], [[0], [1], [2]]):
-        with pytest.raises(ValueError, match=r"want one a clip, \(3,\), none negative"):
+        with pytest.raises(ValueError, match=r"want one per clip, \(3,\), none negative"):
             seen.update(torch.zeros(3, 3), positions)
     with pytest.raises(ValueError, match="3 features, the other 2"):
         seen.merge(Moments(2))

@@ -168,7 +168,7 @@ def test_the_demo_ends_with_how_to_call_swiftvideo(monkeypatch, capsys):
     monkeypatch.setattr(bootstrap.signal, "signal", lambda *given: None)
     monkeypatch.chdir(bootstrap.ROOT)
     assert bootstrap.main("demo", "demo", "true") == 0
-    assert capsys.readouterr().out.endswith("to have `swiftvideo` on the PATH: source .venv/bin/activate\n")
+    assert capsys.readouterr().out.endswith("to put `swiftvideo` on the PATH: source .venv/bin/activate\n")
     assert bootstrap.main("test", "dev", "true") == 0 and "PATH" not in capsys.readouterr().out
 
 

@@ -153,7 +153,7 @@ def test_a_finished_folder_is_only_read(written, monkeypatch):
 
 def test_no_pairs_and_damaged_pairs_are_named(inputs, written, tmp_path):
     cfg = config(inputs, tmp_path)
-    with pytest.raises(ValueError, match="pairs: no pairs here; make them with `swiftvideo pairs`"):
+    with pytest.raises(ValueError, match="pairs: no pairs here; write them with `swiftvideo pairs`"):
         opened(cfg)
     shutil.copytree(pairs.folder_of(written), pairs.folder_of(cfg))
     shard = pairs.folder_of(cfg) / "pairs-00001.safetensors"
@@ -165,7 +165,7 @@ def test_no_pairs_and_damaged_pairs_are_named(inputs, written, tmp_path):
             with pytest.raises(ValueError, match=f"{shard}: damaged .*; delete it and run `swiftvideo"):
                 use(cfg)
     (pairs.folder_of(cfg) / pairs.MANIFEST).write_text("[]")
-    with pytest.raises(ValueError, match="pairs.json: not the manifest of pairs .*; restore it, or take"):
+    with pytest.raises(ValueError, match="pairs.json: not the manifest of pairs .*; restore it, or choose"):
         opened(cfg)
 
 

@@ -30,10 +30,10 @@ def test_many_gpus_share_the_states_and_sequence_the_activations():
 
 def test_what_does_not_fit_is_given_the_cheapest_change_that_does():
     tight = Plan("14b", 8, 60)
-    words, mended = plan.mend(tight)
+    words, mended = plan.make_fit(tight)
     assert not tight.fits and mended.fits
     assert f"the cheapest change that makes it fit: {words}" in plan.report(tight)
-    assert plan.mend(Plan("14b", 8, 1)) is None
+    assert plan.make_fit(Plan("14b", 8, 1)) is None
 
 
 def test_every_change_takes_less():

@@ -153,7 +153,7 @@ def test_an_export_that_makes_other_frames_is_an_error_and_leaves_nothing(studen
     table = export.DIT.table
     q, k = "blocks.N.self_attn.q", "blocks.N.self_attn.k"
     monkeypatch.setattr(export, "DIT", Names("Wan", table | {q: table[k], k: table[q]}))
-    with pytest.raises(ValueError, match="frames of the exported pipeline are up to .* from ours"):
+    with pytest.raises(ValueError, match="frames of the exported pipeline differ by up to .* from ours"):
         export.export(find.find(student), "diffusers", tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -171,7 +171,7 @@ def test_the_released_layout_holds_twelve_keys_the_weights_and_the_encoders(dtyp
     assert {name: stored[name].dtype for name in stored} == dict.fromkeys(want, dtype)
     assert all(torch.equal(stored[name], want[name].to(dtype)) for name in stored)
     model = find.find(tmp_path / "out")
-    assert model.how == HOW and WanCodec(model.encoders).vae
+    assert model.sampling == HOW and WanCodec(model.encoders).vae
 
 
 # --- adapters --------------------------------------------------------------------------------------------
@@ -309,7 +309,7 @@ def test_a_released_folder_is_trained_sampled_and_exported(objective, base, row,
 
 def test_an_image_that_is_text_and_one_that_is_missing_are_named(student, tmp_path):
     (tmp_path / "a.png").write_text("no picture")
-    with pytest.raises(ValueError, match="a.png: no image .*; want a PNG, JPEG or WebP file"):
+    with pytest.raises(ValueError, match="a.png: not an image .*; want a PNG, JPEG or WebP file"):
         sample.run(arguments(student, "--image", tmp_path / "a.png", *SMALL))
     with pytest.raises(ValueError, match="b.png: no such image"):
         sample.run(arguments(student, "--image", tmp_path / "b.png", *SMALL))
@@ -326,7 +326,7 @@ def test_an_odd_size_is_named(words, message, row, student):
 
 
 def test_a_base_model_wants_teacher(row, base):
-    with pytest.raises(ValueError, match="a base model, which takes many steps and guidance; want --teacher"):
+    with pytest.raises(ValueError, match="a base model, which needs many steps and guidance; want --teacher"):
         sample.run(arguments(base, "--image", row.image, *SMALL))
 
 
@@ -341,11 +341,11 @@ def test_a_csv_without_the_columns_is_named(text, message, student, tmp_path):
 
 def test_a_run_whose_base_is_not_there_is_told_how_to_name_it(student, tmp_path):
     weights.save(released.network(), tmp_path / "a.safetensors", trained={"model": {"weights": "gone"}})
-    with pytest.raises(ValueError, match="started from gone, which is no model folder; name the base"):
+    with pytest.raises(ValueError, match="started from gone, which is not a model folder; name the base"):
         find.find(tmp_path / "a.safetensors").encoders                          # noqa: B018
     (tmp_path / "config.yaml").write_text("{}")
     with pytest.raises(ValueError, match="a run with neither average.safetensors nor a checkpoint"), \
-            find.opened(tmp_path):
+            find.open_model(tmp_path):
         pass
 
 
@@ -356,9 +356,10 @@ def test_what_cannot_be_exported_is_named(student, base, tmp_path):
         export.export(find.find(base), "diffusers", tmp_path / "a")
     model = find.find(student)
     with pytest.raises(ValueError, match="is sampled by consistency; want euler"):
-        export.export(replace(model, how=replace(HOW, sampler="consistency")), "diffusers", tmp_path / "a")
+        other = replace(model, sampling=replace(HOW, sampler="consistency"))
+        export.export(other, "diffusers", tmp_path / "a")
     weights.save(released.network(), tmp_path / "full.safetensors")
-    with pytest.raises(ValueError, match="full.safetensors: its teacher, which it does not name, is"):
+    with pytest.raises(ValueError, match="full.safetensors: its teacher .not named in the file. is"):
         export.export(find.find(tmp_path / "full.safetensors"), "peft", tmp_path / "a.safetensors")
     toy = type(released.network())(replace(released.SIZES, time_scale=10.0))
     weights.save(toy, tmp_path / "toy.safetensors")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from swiftvideo_fast.report.about import About, here
+from swiftvideo_fast.report.about import About, environment
 from swiftvideo_fast.report.charts import Chart, Curves, Series, logged
 from swiftvideo_fast.report.page import Headline, Pending, Text, write_report
 from swiftvideo_fast.report.samples import Column, Samples, encoded, sprite_sheet
@@ -66,7 +66,7 @@ def test_the_page_is_one_well_formed_file_that_fetches_nothing(tmp_path, section
     assert set(re.findall(r"https?://[^\s\"']+|url\(|@import|fetch\(", page)) == {"http://www.w3.org/2000/svg"}
     assert "A &lt;title&gt;" in page and "A &lt; B &amp; C." in page and "<code>make demo</code>" in page
     assert "2 &lt;cores&gt; · abc" in page and "<pre>a: &lt;b&gt;</pre>" in page and "&lt;new&gt;" in page
-    assert "Still to come, after the adversary." in page
+    assert "Pending: shown after the adversary." in page
     assert list((tmp_path / "run").iterdir()) == [tmp_path / "run" / "report.html"]
 
 
@@ -122,7 +122,7 @@ def test_a_large_clip_is_shrunk_to_256_pixels_and_its_shape_kept(rng):
 
 
 def test_a_column_with_a_clip_too_few_is_refused_by_name():
-    with pytest.raises(ValueError, match="2 names, but 'b' has 1; want a clip a name in every column"):
+    with pytest.raises(ValueError, match="2 names, but 'b' has 1; want one clip per name in every column"):
         still = torch.zeros(3, 1, 8, 8)
         Samples("", ["x", "y"], [Column("a", [still] * 2)], {"c": [Column("b", [still])]}).html()
     with pytest.raises(ValueError, match="0 names, but no columns"):
@@ -148,7 +148,7 @@ def test_a_constant_is_said_in_words_and_not_drawn():
     moving = Chart("loss", [Series("y", [5, 6], [2.0, 2.1])])
     html = Curves("", [constant, moving], note="Of one run.").html()
     assert html.count("<svg") == 1 and "Of one run." in html
-    assert "Constant, hence not drawn: weight, 2." in html
+    assert "Constant, not drawn: weight, 2." in html
     assert Chart("one point", [Series("y", [5], [2.0])]).constant() is None     # a point is drawn
     assert "nan" not in constant.svg()
 
@@ -176,7 +176,7 @@ def test_noise_on_a_constant_is_not_blown_up(log_y):
 
 
 def test_the_facts_are_of_this_machine_and_checkout():
-    facts = here()
+    facts = environment()
     assert "threads" in facts["machine"] or torch.cuda.is_available()
     assert torch.__version__ in facts["software"] and re.search(r"20\d\d, \d\d:\d\d", facts["date"])
     assert re.match(r"commit [0-9a-f]{10}|swiftvideo_fast \d", facts["commit"])

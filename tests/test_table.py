@@ -25,7 +25,7 @@ RATES = {"CCD": (1e-3, 1e-2), "CCD + DA": (1e-3, 1e-2), PAIRED: (1e-3,), layout.
 FEW = [*RATES, "CCD, half", "CCD + DA, 7/10", "DPO alone"]
 
 
-class Crops(work.KeptCrops):
+class Crops(work.CachedCrops):
     footage = staticmethod(lambda height: tiny.clips())
 
 

@@ -136,8 +136,8 @@ def test_names_are_prompts_where_a_file_can_be_called_so():
     (lambda made: [clip(made, video="broken.mp4")], "broken.mp4: no readable video"),
     (lambda made: [clip(made, video="missing.mp4")], "missing.mp4: no readable video"),
     (lambda made: [clip(made, video="wide.png")], "want a .mp4"),
-    (lambda made: [clip(made, image="missing.png")], "missing.png: not an image"),
-    (lambda made: [clip(made, image="0.mp4")], "0.mp4: not an image"),
+    (lambda made: [clip(made, image="missing.png")], "missing.png: not a readable image"),
+    (lambda made: [clip(made, image="0.mp4")], "0.mp4: not a readable image"),
     (lambda made: [], "there is none"),
 ])
 def test_what_vbench_would_trip_over_is_refused_and_nothing_is_written(made, tmp_path, wrong, says):
@@ -145,7 +145,7 @@ def test_what_vbench_would_trip_over_is_refused_and_nothing_is_written(made, tmp
         prepare(tmp_path / "out", wrong(made))
     assert [*tmp_path.iterdir()] == []
     (tmp_path / "out").mkdir()
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="exists; choose another folder"):
         prepare(tmp_path / "out", [clip(made)])
 
 
@@ -173,7 +173,7 @@ def test_the_suite_must_be_whole(made, tmp_path):
             prepare(tmp_path / "other", clips, info)
     for key, value in (("image_name", "../../../out.jpg"), ("prompt_en", "a/b"), ("dimension", 7)):
         info.write_text(json.dumps([entries[0] | {key: value}]))
-        with pytest.raises(ValueError, match="lacks dimensions, or no file can be called"):
+        with pytest.raises(ValueError, match="lacks dimensions, or it or its image is no valid"):
             prepare(tmp_path / "other", clips, info)
     assert not (tmp_path / "other").exists()
 
@@ -215,7 +215,7 @@ def test_columns_are_weighted_means_of_scaled_dimensions():
     partial = Scores({"aesthetic_quality": 0.5, "i2v_subject": 1.0}, {"aesthetic_quality": 1,
                                                                       "i2v_subject": 1})
     assert partial.columns() == {"I2V subject": 100.0}
-    assert "not there yet: subject_consistency" in str(partial) and "frame quality" in str(partial)
+    assert "missing: subject_consistency" in str(partial) and "frame quality" in str(partial)
 
 
 def test_results_that_are_no_scores_are_refused(tmp_path):

@@ -166,7 +166,7 @@ def test_names_come_back_from_diffusers():
 
 @pytest.mark.parametrize("name", ["blocks.0.norm9.weight", "blocks.x.norm3.weight", "norm3.weight", "head"])
 def test_an_unknown_name_is_an_error(name):
-    with pytest.raises(ValueError, match=re.escape(f"{name}: no parameter of Wan")):
+    with pytest.raises(ValueError, match=re.escape(f"{name}: not a parameter of Wan")):
         to_diffusers({name: torch.zeros(1)})
 
 

@@ -119,7 +119,7 @@ def test_the_vaes_names_are_those_of_diffusers_converter():
 
 @pytest.mark.parametrize("names", [UMT5, CLIP, VAE], ids=["umT5", "CLIP", "VAE"])
 def test_an_unknown_name_is_an_error(names: Names):
-    with pytest.raises(ValueError, match="decoder.attic.weight: no parameter of "):
+    with pytest.raises(ValueError, match="decoder.attic.weight: not a parameter of "):
         names.of("decoder.attic.weight")
 
 
@@ -362,10 +362,10 @@ def with_code(file):
 
 
 BAD = {
-    "code": ("original", "vae", with_code, "Wan2.1_VAE.pth: damaged, or holds code .*none of it was run"),
-    "a pickle": ("original", "vae", lambda f: f.write_bytes(pickle.dumps(Code())), "holds code"),
+    "code": ("original", "vae", with_code, "Wan2.1_VAE.pth: damaged, or contains code .*none of it was run"),
+    "a pickle": ("original", "vae", lambda f: f.write_bytes(pickle.dumps(Code())), "contains code"),
     "truncated": ("original", "text", cut, "umt5-xxl-enc-bf16.pth: damaged"),
-    "no table": ("original", "vae", lambda f: torch.save([torch.zeros(1)], f), "holds no table of tensors"),
+    "no table": ("original", "vae", lambda f: torch.save([torch.zeros(1)], f), "not a dict of tensors"),
     "another VAE": ("original", "vae", lambda f: torch.save({"decoder.conv_in.weight": torch.zeros(1)}, f),
                     "not the Wan 2.1 VAE .*it holds decoder.conv_in.weight"),
     "text for image": ("original", "image", lambda f: torch.save({"norm.weight": torch.zeros(2)}, f),

@@ -129,13 +129,13 @@ def drop_tensor(place):
 BAD = {
     "truncated": ("original", cut, r"diffusion_pytorch_model.safetensors: damaged.*; download it again"),
     "shard missing": ("sharded", lambda p: next(p.glob("*-00002-of-00003.safetensors")).unlink(),
-                      r"00002-of-00003.safetensors: no such file; .*index.json names it"),
+                      r"00002-of-00003.safetensors: no such file; .*index.json lists it"),
     "no weights": ("original", lambda p: (p / folder.FILE).unlink(), r"model.safetensors: no such file"),
     "T2V": ("original", lambda p: changed(p, in_dim=16, model_type="t2v"),
             r"a text-to-video \(T2V\) checkpoint, of 16 input channels; want an image-to-video one, of 36"),
     "Control": ("videox", lambda p: changed(p, in_dim=48), r"a Control checkpoint, of 48 input channels"),
     "camera": ("videox", lambda p: changed(p, in_dim=32), r"a camera control checkpoint, of 32 input"),
-    "other channels": ("original", lambda p: changed(p, in_dim=20), r"config.json: makes no Wan.*20 input"),
+    "other channels": ("original", lambda p: changed(p, in_dim=20), r"config.json: not a Wan.*20 input"),
     "no config": ("original", lambda p: (p / "config.json").unlink(), r"no config.json; want a Wan model"),
     "unknown class": ("original", lambda p: changed(p, _class_name="VaceWanModel"),
                       r"_class_name is 'VaceWanModel'; want one of WanModel, WanTransformer3DModel"),
@@ -146,7 +146,7 @@ BAD = {
                     r"does not fit: blocks.0.ffn.0.bias: found \(80,\)"),
     "other frequencies": ("original", lambda p: changed(p, freq_dim=128),
                           r"time_embedding.0.weight: found \(48, 256\), want \(48, 128\)"),
-    "heads": ("original", lambda p: changed(p, num_heads=5), r"makes no Wan network .*dim 48 over 5 heads"),
+    "heads": ("original", lambda p: changed(p, num_heads=5), r"not a Wan network .*dim 48 over 5 heads"),
     "a tensor missing": ("original", drop_tensor, r"head.head.bias: found nothing, want \(64,\)"),
 }
 

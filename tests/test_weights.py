@@ -63,7 +63,7 @@ def test_a_folder_without_a_model_is_named(tmp_path):
 @pytest.mark.parametrize("header", [None, {"format": "pt"}])
 def test_a_foreign_file_is_not_ours(header, tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors", header)
-    with pytest.raises(ValueError, match="header names no network sizes; want a file written by swiftvideo"):
+    with pytest.raises(ValueError, match="header has no network sizes; want a file written by swiftvideo"):
         weights.load(tmp_path / "foreign.safetensors")
 
 
@@ -71,7 +71,7 @@ def test_a_foreign_file_is_not_ours(header, tmp_path):
                                    json.dumps(asdict(tiny.SIZES) | {"wings": 2})])
 def test_sizes_that_make_no_network_are_shown(sizes, tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "odd.safetensors", {"config": sizes})
-    with pytest.raises(ValueError, match="odd.safetensors: its header's sizes, .* make no network"):
+    with pytest.raises(ValueError, match="odd.safetensors: its header's sizes, .* are not a network"):
         weights.load(tmp_path / "odd.safetensors")
 
 

@@ -24,42 +24,45 @@ from swiftvideo_fast.train.preflight import check_writable
 from swiftvideo_fast.train.recipe import TABLES, Tables
 
 BAD_INPUT = ValueError, OSError, ImportError, FloatingPointError
-RESUMES = "; the same command goes on from where it was"
+RESUMES = "; repeat the command to resume"
 
 
 def main(arguments: list[str] | None = None, tables: Tables = TABLES) -> int:
-    """Run one command; bad input is one line on stderr and exit code 2.  tables: the plugs of configs."""
+    """Runs one command; returns its exit code.  Bad input prints one line on stderr and returns 2.
+
+    tables: objectives, sources and families that configs may name.
+    """
     args = parser().parse_args(arguments)
     args.tables = tables
-    said = f"swiftvideo {args.name}:"
+    prefix = f"swiftvideo {args.name}:"
     try:
-        with one_line_warnings(said):
+        with one_line_warnings(prefix):
             args.command(args)
             sys.stdout.flush()
-    except BrokenPipeError:                     # of a pager that was left
+    except BrokenPipeError:                     # a pager was closed
         sys.stdout = open(os.devnull, "w")      # noqa: SIM115  (for the flush at exit)
         return 141
     except BAD_INPUT as why:
-        print(said, why, file=sys.stderr)
+        print(prefix, why, file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as why:
         if not is_out_of_memory(why):
             raise
-        print(said, f"out of memory: {str(why).splitlines()[0]}; lower engine.micro (clips a backward pass), "
-              "set model.recompute=blocks, or see what fits with `swiftvideo plan`", file=sys.stderr)
+        print(prefix, f"out of memory: {str(why).splitlines()[0]}; lower engine.micro (clips per backward "
+              "pass), set model.recompute=blocks, or see what fits with `swiftvideo plan`", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(said, f"interrupted{RESUMES if args.resumes else ''}", file=sys.stderr)
+        print(prefix, f"interrupted{RESUMES if args.resumes else ''}", file=sys.stderr)
         return 130
     return 0
 
 
 @contextmanager
-def one_line_warnings(said: str) -> Generator[None]:
-    """Warnings meant for users (UserWarning) as one line, without the line of source."""
+def one_line_warnings(prefix: str) -> Generator[None]:
+    """Prints UserWarnings as one line, without the source line."""
     def line(message, category, filename, lineno, source=None) -> str:
         if issubclass(category, UserWarning):
-            return f"{said} {' '.join(str(message).split())}\n"
+            return f"{prefix} {' '.join(str(message).split())}\n"
         return usual(message, category, filename, lineno, source)
 
     usual, warnings.formatwarning = warnings.formatwarning, line
@@ -75,7 +78,7 @@ def is_out_of_memory(why: Exception) -> bool:
 
 
 class Version(argparse.Action):
-    """--version: ours, the commit, torch's and Python's, found only when asked for."""
+    """--version: prints our version and commit, and those of torch and Python."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         of, python = commit(), ".".join(map(str, sys.version_info[:3]))
@@ -88,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     top = Parser(prog="swiftvideo", description=__doc__)
     top.example = "swiftvideo train configs/demo/ccd.yaml run.steps=400"
     top.add_argument("--version", action=Version, nargs=0, help="versions and commit")
-    top.add_argument("--local_rank", help=argparse.SUPPRESS)        # what the deepspeed launcher passes
+    top.add_argument("--local_rank", help=argparse.SUPPRESS)        # passed by the deepspeed launcher
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(run, name: str, about: str, example: str = "", resumes: bool = False) -> Parser:
@@ -98,42 +101,43 @@ def parser() -> argparse.ArgumentParser:
         p.example = example
         return p
 
-    p = command(index.run, "index", "a folder of videos and a csv of captions to one table", resumes=True,
+    p = command(index.run, "index", "index a folder of videos and a csv of captions", resumes=True,
                 example="swiftvideo index VIDEOS --captions captions.csv --out index.parquet")
     index.add_arguments(p)
-    p = command(run_encode, "encode", "the videos of an index to shards of latents; many ranks may share",
+    p = command(run_encode, "encode", "encode the videos of an index to shards of latents, on many ranks",
                 "swiftvideo encode index.parquet --out latents --codec Wan2.1-Fun-1.3B-InP", resumes=True)
     encode.add_arguments(p)
-    p.add_argument("--family", default="wan", help="of the codec: wan or toy (default: wan)")
-    p.add_argument("--codec", help="as model.codec: the file or folder that the family's codec is read from")
-    p.add_argument("--weights", help="as model.weights: a network's, for the sizes that the codec wants")
-    p.add_argument("--preset", help="as model.preset, in place of --weights")
+    p.add_argument("--family", default="wan", help="codec family: wan or toy (default: wan)")
+    p.add_argument("--codec", help="as model.codec: the codec's file or folder")
+    p.add_argument("--weights", help="as model.weights: a network, whose sizes some codecs need")
+    p.add_argument("--preset", help="as model.preset, instead of --weights")
 
     training.add_commands(command)
     sampling.add_commands(command)
 
     p = command(evaluate.run, "evaluate", "compare models on the same held-out clips: table and page",
                 "swiftvideo evaluate --models runs/ccd runs/da --steps 4 2", resumes=True)
-    p.add_argument("--steps", type=sampling_steps, nargs="+", default=[4], help="of each model (default: 4)")
+    p.add_argument("--steps", type=sampling_steps, nargs="+", default=[4],
+                   help="sampling steps of each model (default: 4)")
     p.add_argument("--count", type=clips, default=256, help="clips (default: 256)")
-    p.add_argument("--seed", type=natural, default=0, help="of clips and noise")
+    p.add_argument("--seed", type=natural, default=0, help="seed of clips and noise")
     evaluate.add_arguments(p)
 
-    p = command(release.export.run, "export", "write a student for others to load, and check it",
+    p = command(release.export.run, "export", "write a student in another program's format, and verify it",
                 "swiftvideo export runs/ccd student --to diffusers")
     release.export.add_arguments(p)
-    p = command(run_plan, "plan", "memory, work and traffic of a run, and what makes it fit",
+    p = command(run_plan, "plan", "estimate a run's memory, FLOPs and communication, and how to make it fit",
                 "swiftvideo plan --preset 1.3b --gpus 8 --memory 80")
     plan.add_arguments(p)
-    command(run_doctor, "doctor", "what this machine has, what is missing, and the command that installs it")
+    command(run_doctor, "doctor", "list devices and packages, and the commands that install missing ones")
 
     p = command(run_demo, "demo", "distil, measure and report on real clips, in minutes", resumes=True)
     p.add_argument("overrides", nargs="*", default=[], metavar="key.subkey=value",
                    help="replace values of the configs")
-    p.add_argument("--dir", type=Path, default=Path("runs/demo"), help="where runs and report go")
+    p.add_argument("--dir", type=Path, default=Path("runs/demo"), help="folder of runs and report")
     p.add_argument("--configs", type=Path, default=Path("configs/demo"), help="folder of the demo's configs")
     p.add_argument("--seeds", type=positive, default=1, help="repeat with this many seeds and report means")
-    p.add_argument("--clips", type=positive, default=256, help="held-out clips a seed")
+    p.add_argument("--clips", type=positive, default=256, help="held-out clips per seed")
     return top
 
 

@@ -12,8 +12,8 @@ CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with three changes: a command's config and its key=value overrides may stand anywhere on the
-    line, an unknown option is the command's own error, and errors end with an example."""
+    """argparse with three changes: config and key=value overrides may be anywhere on the line, unknown
+    options are errors of the subcommand, and errors end with an example."""
 
     example = ""
 
@@ -35,11 +35,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n{example}")
 
     def _split(self, words: list[str]) -> tuple[list[str], list[str]]:
-        """(the other words, the config first; the overrides).  The value of an option is neither: --prompt
+        """Returns (other words, with the config first; overrides).  Option values are no overrides: --prompt
         a=b."""
         configs, rest, overrides, before = [], [], [], ""
         for word in words:
-            free = self._takes("overrides") and not self._wants_value(before)
+            free = self._takes("overrides") and not self._needs_value(before)
             if free and OVERRIDE.match(word) and not Path(word).is_file():
                 overrides.append(word)
             elif free and self._takes("config") and word.endswith((".yaml", ".yml")):
@@ -49,8 +49,8 @@ class Parser(argparse.ArgumentParser):
             before = word
         return [*configs, *rest], overrides
 
-    def _wants_value(self, word: str) -> bool:
-        """Whether the next word is the value of this option (not of --steps, which takes several)."""
+    def _needs_value(self, word: str) -> bool:
+        """Returns whether the next word is this option's value (False for --steps, which takes several)."""
         if not word.startswith("--") or "=" in word:
             return False
         named = [action for action in self._actions if any(name.startswith(word)
@@ -63,11 +63,11 @@ class Parser(argparse.ArgumentParser):
         chosen = [f"{name} {bare}" for name, action in options.items() if bare in (action.choices or ())]
         near = chosen or difflib.get_close_matches(word.partition("=")[0], options, n=1, cutoff=0.75)
         if OVERRIDE.match(word.lstrip("-")) and self._takes("overrides"):
-            near = [word.lstrip("-")]                       # a setting, written as an option
+            near = [word.lstrip("-")]                       # an override, written as an option
         if SETTING.fullmatch(word.lstrip("-")) and self._takes("overrides"):
             near = [f"{bare}=VALUE"]
         kind = "option" if word.startswith("-") else "argument"
-        return f"unknown {kind} {word}; " + (f"perhaps {near[0]}" if near else "--help lists those it knows")
+        return f"unknown {kind} {word}; " + (f"perhaps {near[0]}" if near else "--help lists the known ones")
 
     def _takes(self, what: str) -> bool:
         return any(action.dest == what for action in self._actions)

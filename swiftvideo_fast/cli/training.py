@@ -1,4 +1,4 @@
-"""The commands that train, what leads up to them, and the list of runs: train, pairs, align, codec, runs."""
+"""The commands train, pairs, align, codec and runs."""
 
 import argparse
 from collections.abc import Callable
@@ -22,15 +22,15 @@ from swiftvideo_fast.train.rounds import make_pairs, rounds, run_ta_rounds
 
 
 def add_commands(command: Callable[..., Parser]) -> None:
-    """command: (what runs, name, help, example, resumes) -> its parser."""
+    """Adds the commands.  command(function, name, help, example, resumes) returns a subparser."""
     p = configured(command(
-        run_train, "train", "train or distil; a run cut short goes on from its last checkpoint, a finished "
-        "one when run.steps is raised", "swiftvideo train configs/demo/ccd.yaml run.steps=400", resumes=True))
+        run_train, "train", "train or distil; resumes an interrupted run, and extends a finished one when "
+        "run.steps is raised", "swiftvideo train configs/demo/ccd.yaml run.steps=400", resumes=True))
     p.add_argument("--resume", choices=("auto", "never"), default="auto",
-                   help="auto: from the newest good checkpoint in run.dir; never: refuse where there is one")
+                   help="auto: from the newest good checkpoint in run.dir; never: an error if there is one")
 
     p = configured(command(
-        run_pairs, "pairs", "sample a student's preferences, for alignment; many ranks may share",
+        run_pairs, "pairs", "sample a student's preference pairs for alignment, on many ranks",
         "swiftvideo pairs configs/demo/ta.yaml --steps 8 4", resumes=True))
     p.add_argument("--steps", type=sampling_steps, nargs=2, metavar=("WINNER", "LOSER"),
                    help="as objective.steps")
@@ -39,7 +39,7 @@ def add_commands(command: Callable[..., Parser]) -> None:
     add_ranks(p)
 
     p = configured(command(
-        run_align, "align", "rounds of alignment: pairs, training, and again from what came of it",
+        run_align, "align", "rounds of alignment, each: sample pairs, then train on them",
         "swiftvideo align configs/demo/ta.yaml --steps 8 4 2", resumes=True))
     p.add_argument("--steps", type=sampling_steps, nargs="+", default=[8, 4, 2],
                    help="8 4 2: a round of 8 against 4 steps, then one of 4 against 2")
@@ -49,12 +49,12 @@ def add_commands(command: Callable[..., Parser]) -> None:
         "swiftvideo codec configs/demo/ccd.yaml model.codec=my.safetensors"))
     p.add_argument("--force", action="store_true", help="replace the file")
 
-    p = command(run_runs, "runs", "the runs in a folder: steps, state, last loss, age", "swiftvideo runs")
+    p = command(run_runs, "runs", "list the runs in a folder: steps, state, loss, age", "swiftvideo runs")
     p.add_argument("folder", type=Path, nargs="?", default=Path("runs"), help="default: runs")
 
 
 def configured(p: Parser) -> Parser:
-    """A command of a config and overrides."""
+    """Adds the arguments of commands that take a config and overrides."""
     p.add_argument("config", help="a YAML file, such as configs/demo/ccd.yaml")
     p.add_argument("overrides", nargs="*", default=[], metavar="key.subkey=value",
                    help="replace the file's values; anywhere on the line")
@@ -66,20 +66,20 @@ def run_train(args: argparse.Namespace) -> None:
     cfg = args.tables.load(args.config, args.overrides)
     last = checkpoint.newest(Path(cfg.run.dir))
     if args.resume == "never" and last:
-        raise ValueError(f"{last} is there, and --resume never; choose another run.dir, or --resume auto")
+        raise ValueError(f"{last} exists, with --resume never; choose another run.dir, or --resume auto")
     if args.dry_run:
         return describe(cfg, args.tables)
     _print_weights(recipe.train(cfg, args.tables))
 
 
 def describe(cfg: Config, tables: Tables) -> None:
-    """The resolved config and what it amounts to, once nothing stands in its way; writes nothing."""
+    """Checks a run without writing anything; prints its resolved config and summary."""
     run, last = recipe.dry_run(cfg, tables), checkpoint.newest(Path(cfg.run.dir))
     print(yaml.safe_dump(config.to_dict(cfg), sort_keys=False), end="")
     print(f"# network: {run.parameters:,} parameters, {run.trained:,} of them trained")
     print(f"# data: {run.data}")
     print(f"# tokens a clip: {run.tokens}; {cfg.run.steps} steps of {cfg.data.batch} clips")
-    print(f"# would write to {cfg.run.dir}" + (f", going on from {last.name}" if last else ""))
+    print(f"# would write to {cfg.run.dir}" + (f", resuming from {last.name}" if last else ""))
 
 
 def run_pairs(args: argparse.Namespace) -> None:
@@ -97,10 +97,10 @@ def run_pairs(args: argparse.Namespace) -> None:
 
 def run_align(args: argparse.Namespace) -> None:
     cfg, steps = aligning(args, args.overrides), args.steps
-    said = " ".join(map(str, steps))
-    want(len(steps) > 1, "--steps", said, "two or more, a winner's and a loser's a round")
-    want(all(winner > loser for winner, loser in zip(steps, steps[1:], strict=False)), "--steps", said,
-         "numbers that fall, such as 8 4 2: the winner of a round has more steps than the loser")
+    text = " ".join(map(str, steps))
+    want(len(steps) > 1, "--steps", text, "two or more: each round has a winner's and a loser's")
+    want(all(winner > loser for winner, loser in zip(steps, steps[1:], strict=False)), "--steps", text,
+         "decreasing numbers, such as 8 4 2: the winner of a round has more steps than the loser")
     if args.dry_run:
         check_start(cfg, args.tables)
         for one in rounds(cfg, steps):
@@ -116,7 +116,7 @@ def _print_weights(folder: Path) -> None:
 
 
 def aligning(args: argparse.Namespace, overrides: list[str]) -> Config:
-    """The config, which must be one of alignment."""
+    """Returns the config; ValueError unless its objective is ta."""
     cfg = args.tables.load(args.config, overrides)
     if not isinstance(cfg.objective, Ta):
         raise ValueError(f"{args.config}: objective.name is {cfg.objective.name}; want ta")
@@ -124,7 +124,7 @@ def aligning(args: argparse.Namespace, overrides: list[str]) -> Config:
 
 
 def check_start(cfg: Config, tables: Tables) -> None:
-    """What stands in the way of sampling pairs; the training is rehearsed once they are there."""
+    """Raises the errors that sampling pairs would; training can be checked once the pairs exist."""
     recipe.dry_run_pairs(Parts(cfg, tables))
 
 
@@ -138,7 +138,7 @@ def run_codec(args: argparse.Namespace) -> None:
     want(not file.is_dir(), "model.codec", f"{file}, a folder", "the name of a file")
     check_writable("model.codec", file.parent)
     if file.exists() and not args.force:
-        raise ValueError(f"{file} is there; name another file with model.codec=..., or --force to replace it")
+        raise ValueError(f"{file} exists; name another file with model.codec=..., or --force to replace it")
     if args.dry_run:
         print(f"would fit to {len(source.windows)} clips and write {file}")
         return

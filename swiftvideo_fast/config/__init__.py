@@ -1,4 +1,4 @@
-"""A run as data: YAML plus dotted overrides into frozen dataclasses, checked before anything is allocated."""
+"""Configs: YAML plus dotted overrides to frozen dataclasses, checked before anything is allocated."""
 
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -14,32 +14,32 @@ __all__ = ["Config", "Engine", "Model", "Optim", "Plugs", "Run", "Sample", "Time
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """YAML in which a duplicate key is an error; PyYAML lets the last one win."""
+    """A YAML loader that rejects duplicate keys; PyYAML lets the last one win."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
             scalar = isinstance(key, yaml.ScalarNode)
             if not scalar or key.value in seen:
-                problem = f"the key {key.value!r} is given twice" if scalar else "a key is no single word"
+                problem = f"the key {key.value!r} is given twice" if scalar else "a key is not a single word"
                 raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
 def read(path: Path | str, overrides: list[str] = ()) -> dict:
-    """The tree of a YAML file, with `a.b=value` overrides (values are YAML); ValueError names the file.
+    """Returns a YAML file as a nested dict, with `a.b=value` overrides (values are YAML).
 
-    base: a config in whose place the file stands, but for the keys that it has itself.  Configs and weights
-    that are not where they are named are looked for among the shipped ones.
+    base: a config that this file's keys override.  Configs and weights that do not exist at their paths are
+    searched among the shipped ones.  ValueError names the file.
     """
     tree = _sections(path)
     if "base" in tree:
-        name, own = tree.pop("base"), tree
+        name, overriding = tree.pop("base"), tree
         strict.want(isinstance(name, str), f"{path}: base", repr(name), "the path of a config")
         tree = _sections((shipped.find(path) or Path(path)).parent / name)
-        strict.want("base" not in tree, f"{path}: base", name, "a config that has none itself")
-        for key, value in own.items():
+        strict.want("base" not in tree, f"{path}: base", name, "a config without base")
+        for key, value in overriding.items():
             both = isinstance(value, dict) and isinstance(tree.get(key), dict)
             tree[key] = tree[key] | value if both else value
     try:
@@ -55,14 +55,14 @@ def read(path: Path | str, overrides: list[str] = ()) -> dict:
 
 
 def _sections(path: Path | str) -> dict:
-    """The tree of one file."""
+    """Returns one YAML file as a nested dict."""
     found = shipped.find(path)
     if found is None:
         raise ValueError(f"{path}: no such config; shipped are {', '.join(shipped.configs())}")
     try:
         tree = yaml.load(found.read_text(), UniqueKeys)
     except OSError as why:
-        raise ValueError(f"{path}: no readable config ({why.strerror})") from why
+        raise ValueError(f"{path}: not readable ({why.strerror})") from why
     except (yaml.YAMLError, UnicodeDecodeError) as why:
         reason = " ".join(str(why).replace(' in "<unicode string>",', " at").split())
         raise ValueError(f"{path}: not YAML: {reason}") from why
@@ -74,12 +74,13 @@ def _sections(path: Path | str) -> dict:
 
 
 def from_dict(tree: dict, plugs: Plugs) -> Config:
-    """The inverse of `to_dict`; plugs: the options' classes of objective, data and da."""
+    """Returns the Config of a nested dict, the inverse of `to_dict`.  plugs: option dataclasses of objective,
+    data and da.  ValueError names key, found and wanted."""
     return strict.build(Config, tree, plugs=plugs)
 
 
 def to_dict(config: Config) -> dict:
-    """Plain values, as YAML and JSON give them back; objective and data carry their names."""
+    """Returns a config as a nested dict of YAML and JSON values, with the names of objective and data."""
     tree = asdict(config)
     for section in ("objective", "data"):
         tree[section] = {"name": getattr(config, section).name} | tree[section]
@@ -87,9 +88,9 @@ def to_dict(config: Config) -> dict:
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """"optim.lr: 0.001 -> 0.002" for every key that differs between two configs of `to_dict`.
+    """Returns "optim.lr: 0.001 -> 0.002" for every differing key of two nested dicts.
 
-    Not those of the engine, on which no result depends.
+    Ignores the section engine, on which results do not depend.
     """
     a, b = (strict.flatten({key: value for key, value in tree.items() if key != "engine"})
             for tree in (old, new))

@@ -1,4 +1,4 @@
-"""Types of values on the command line; what they refuse is argparse's one-line error."""
+"""argparse types of the command line; bad values are argparse's one-line errors."""
 
 import argparse
 import math
@@ -6,19 +6,19 @@ import os
 
 import torch
 
-MOST_STEPS = 10_000             # of a sampler
+MOST_STEPS = 10_000             # sampling steps
 MOST_CLIPS = 100_000
 
 
 def natural(text: str) -> int:
-    """The type of a seed on the command line."""
+    """argparse type of seeds: an integer, 0 or more."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r}; want 0 or more")
     return int(text)
 
 
 def positive(text: str) -> int:
-    """The type of a count on the command line."""
+    """argparse type of counts: a positive integer."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r}; want a positive number")
     return int(text)
@@ -31,14 +31,14 @@ def sampling_steps(text: str) -> int:
 
 
 def clips(text: str) -> int:
-    """The type of a count of clips that are made at once."""
+    """argparse type of clip counts: 1 to MOST_CLIPS."""
     if (count := positive(text)) > MOST_CLIPS:
         raise argparse.ArgumentTypeError(f"{text!r}; want at most {MOST_CLIPS:,} clips")
     return count
 
 
 def weight(text: str) -> float:
-    """The type of a guidance."""
+    """argparse type of guidance scales: a finite number, 0 or more."""
     if not 0 <= (value := _number(text)) < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r}; want a number, 0 or more")
     return value
@@ -58,7 +58,7 @@ def _number(text: str) -> float:
 
 
 def device(text: str) -> torch.device:
-    """The type of --device."""
+    """argparse type of --device."""
     try:
         found = torch.device(text)
     except RuntimeError as why:
@@ -69,7 +69,7 @@ def device(text: str) -> torch.device:
 
 
 def size(text: str) -> tuple[int, int]:
-    """(width, height) of 832x480."""
+    """argparse type of sizes such as 832x480; returns (width, height)."""
     width, _, height = text.partition("x")
     if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
         raise argparse.ArgumentTypeError(f"{text!r}; want WIDTHxHEIGHT, such as 832x480")
@@ -77,7 +77,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def add_ranks(parser: argparse.ArgumentParser) -> None:
-    """--rank and --world, of processes that share out one command's work."""
+    """Adds --rank and --world, for commands whose work is split over processes."""
     parser.add_argument("--rank", type=natural, default=os.environ.get("RANK", "0"),
                         help="default: $RANK or 0")
     parser.add_argument("--world", type=positive, default=os.environ.get("WORLD_SIZE", "1"),

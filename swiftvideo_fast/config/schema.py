@@ -1,4 +1,4 @@
-"""The sections that every run has.  Options of plugs (objective, data, da) are in the plugs' own files."""
+"""The sections of every config.  Options of objective, data and da are defined next to their classes."""
 
 from dataclasses import dataclass, field
 
@@ -10,17 +10,17 @@ COUNT = Limit(lambda x: 0 < x <= 10**9, "a positive number, at most a billion")
 
 @dataclass(frozen=True)
 class Run:
-    """Where and how long.
+    """The run: folder, length, logging.
 
-    dir: the run's folder.  steps: optimizer steps.  seed: of every draw.  save_every: steps between
-    checkpoints.  log_every: steps between lines of the log.  keep: newest checkpoints kept.  watch_every:
-    steps between samples of held-out clips, 0 for none; left out: a quarter of the run.  wandb: project that
-    receives what the log receives.
+    dir: the run's folder.  steps: optimizer steps.  seed: seed of every random draw.  save_every: steps
+    between checkpoints.  log_every: steps between log entries.  keep: newest checkpoints kept.  watch_every:
+    steps between samples of held-out clips, 0 for none; default: a quarter of the run.  wandb: project to log
+    to.
     """
 
     dir: str = option(Limit(lambda x: x.strip() != "" and not x.startswith("~") and "$" not in x,
-                            "a folder, its home and variables written out (a shell expands ~ only at the "
-                            "start of a word, YAML expands nothing)"))
+                            "a folder without ~ or $ (a shell expands ~ only at the start of a word, YAML "
+                            "expands nothing)"))
     steps: int = option(COUNT)
     seed: int = option(NATURAL, 0)
     save_every: int = option(POSITIVE, 500)
@@ -32,13 +32,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Model:
-    """The networks' files.
+    """The networks.
 
-    family: kind of network and codec.  preset: sizes of a network trained from scratch; weights: the file
-    to start from (and the teacher, where the objective has one).  Exactly one of the two.  student: a file to
-    start from in place of the teacher's.  codec: the codec's file, where the family wants one.  recompute:
-    what the student's backward runs again: nothing, blocks (least memory, a third more time), or blocks but
-    attention (self-attention's outputs are kept).  The bits are the same.
+    family: kind of network and codec.  preset: sizes of a network trained from scratch; weights: file or
+    folder of the initial weights and of the teacher.  Exactly one of the two.  student: initial weights if
+    not the teacher's.  codec: the codec's file or folder, if the family needs one.  recompute: activation
+    checkpointing of the student: nothing, blocks (least memory, a third more time), or blocks but attention
+    (self-attention's outputs are kept).  Results are bit-identical.
     """
 
     family: str = "wan"
@@ -50,15 +50,15 @@ class Model:
 
     @property
     def start(self) -> str | None:
-        """The file that training starts from."""
+        """File or folder of the initial weights."""
         return self.student or self.weights
 
 
 @dataclass(frozen=True)
 class Times:
-    """The time sampler of training (Table 2d): t = sigmoid(n), n ~ N(mean, std^2).
+    """The distribution of training times (Table 2d): t = sigmoid(n), n ~ N(mean, std^2).
 
-    mean, std: of n.  uniform: t ~ U(0, 1) in place of it.
+    mean, std: of n.  uniform: t ~ U(0, 1) instead.
     """
 
     mean: float = -0.6
@@ -70,9 +70,9 @@ class Times:
 class Optim:
     """AdamW.
 
-    lr: after the warm-up.  schedule: constant, or cosine to zero at run.steps.  warmup: steps from zero to
-    lr.  betas, weight_decay: AdamW's.  clip: largest norm of the gradient.  moments: bits of each moment; 8
-    takes bitsandbytes.  max_skips: consecutive steps of non-finite gradient tolerated before aborting.
+    lr: learning rate after warm-up.  schedule: constant, or cosine to zero at run.steps.  warmup: steps of
+    linear warm-up.  betas, weight_decay: AdamW's.  clip: maximum gradient norm.  moments: bits per moment; 8
+    needs bitsandbytes.  max_skips: consecutive steps of non-finite gradient tolerated before aborting.
     """
 
     lr: float = option(POSITIVE)
@@ -88,13 +88,13 @@ class Optim:
 
 @dataclass(frozen=True)
 class Engine:
-    """How the work is spread; but for rounding, and for the draws, which depend on micro, it changes nothing.
+    """Distribution and storage; results change by rounding only, and by random draws, which depend on micro.
 
-    name: plain (one process, every tensor whole) or zero3 (DeepSpeed, any number of processes).  micro: clips
-    a backward pass; null: a step's share of each replica in one.  dtype: of the stored weights, float32 or
-    bfloat16 (masters stay float32).  offload: masters and moments on the CPU (zero3).  sequence: processes
-    that share the tokens of a clip (zero3; it must divide tokens and heads).  deterministic: on a GPU, only
-    kernels whose results repeat to the bit (docs/distributed.md says at what cost).
+    name: plain (one process, no sharding) or zero3 (DeepSpeed, any number of processes).  micro: clips per
+    backward pass; null: a replica's clips of a step in one pass.  dtype: storage of weights, float32 or
+    bfloat16 (masters stay float32).  offload: masters and moments on the CPU (zero3).  sequence:
+    sequence-parallel processes per clip (zero3; must divide tokens and heads).  deterministic: on a GPU,
+    bit-reproducible kernels only (cost: docs/distributed.md).
     """
 
     name: str = option(one_of("plain", "zero3"), "plain")
@@ -107,10 +107,11 @@ class Engine:
 
 @dataclass(frozen=True)
 class Sample:
-    """How the student is sampled, saved with its weights.
+    """Sampling settings of the student, saved with its weights.
 
-    sampler: euler; consistency, with fresh noise each step; flowmap, for networks of two times.  shift: of
-    the times, s t / (1 + (s - 1) t).  guidance: 1 for a student, whose teacher's is distilled into it.
+    sampler: euler; consistency, with fresh noise each step; flowmap, for networks of two times.  shift: time
+    shift s, t -> s t / (1 + (s - 1) t).  guidance: guidance scale; 1 for a student, which has the teacher's
+    distilled into it.
     """
 
     sampler: str = option(one_of("euler", "consistency", "flowmap"), "euler")
@@ -120,10 +121,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Config:
-    """The whole run.  ValueError names the key whose value is out of its limits.
+    """The config of a run.  ValueError names a key whose value is out of its limits.
 
-    The sections objective, data, da are the options of plugs, from train/recipe.py's tables; each class has
-    its `name`.  ema: decay of the student's average, a step.
+    The sections objective, data and da are option dataclasses from the tables of train/recipe.py, selected by
+    `name`.  ema: decay of the student's average per step.
     """
 
     run: Run
@@ -143,6 +144,6 @@ class Config:
         want(bool(m.preset) != bool(m.weights), "model", f"preset {m.preset!r} and weights {m.weights!r}",
              "exactly one of the two")
         want(bool(m.weights) or not m.student, "model.student", repr(m.student),
-             "none without model.weights: from scratch a network starts at model.preset")
+             "none without model.weights: training from scratch uses model.preset")
         want(e.name == "zero3" or (not e.offload and e.sequence == 1), "engine.name", e.name,
              "zero3 for engine.offload and engine.sequence")

@@ -1,7 +1,7 @@
-"""The configs and the demo's weights that come with the package, found by name from any folder.
+"""Lookup of shipped configs and demo weights by name, from any folder.
 
-A path that exists is taken as it is.  Else `demo/ccd.yaml` and `configs/demo/ccd.yaml` both name the file
-that a wheel carries in swiftvideo_fast/configs, and a checkout in configs.
+A path that exists is used as it is.  Otherwise `demo/ccd.yaml` and `configs/demo/ccd.yaml` both name the
+shipped file, in swiftvideo_fast/configs of a wheel or configs of a checkout.
 """
 
 import os
@@ -13,14 +13,14 @@ FOLDER = (WHEELS if WHEELS.is_dir() else CHECKOUTS).resolve()
 
 
 def find(path: Path | str) -> Path | None:
-    """The file, the shipped one of that name, or None."""
+    """Returns the path if it exists, else the shipped file of that name, else None."""
     path = Path(path)
-    if os.path.exists(path):            # which is False, and no error, for a name too long for the disk
+    if os.path.exists(path):            # False, not an error, for names too long for the file system
         return path
     inside = FOLDER.joinpath(*path.parts[path.parts[:1] == (FOLDER.name,):])
     return inside if os.path.isfile(inside) and FOLDER in inside.resolve().parents else None
 
 
 def configs() -> list[str]:
-    """Names of the shipped configs."""
+    """Returns the names of the shipped configs."""
     return sorted(str(file.relative_to(FOLDER)) for file in FOLDER.rglob("*.yaml"))

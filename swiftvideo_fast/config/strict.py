@@ -1,4 +1,4 @@
-"""Plain values into frozen dataclasses; what is unknown, missing, of a wrong type or out of limits raises.
+"""Nested dicts to frozen dataclasses; unknown or missing keys, wrong types and values out of limits raise.
 
 A limit is declared with its field:
 
@@ -16,12 +16,12 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 
 import yaml
 
-Plugs = Mapping[str, Mapping[str, type] | type]         # field of the root -> its dataclass, or those by name
+Plugs = Mapping[str, Mapping[str, type] | type]         # field of the root -> dataclass, or name -> dataclass
 
 
 @dataclass(frozen=True)
 class Limit:
-    """holds(value) for every value but None; wanted: what the error says."""
+    """A constraint: holds(value) for every value except None.  wanted: its description in errors."""
 
     holds: Callable[[typing.Any], bool]
     wanted: str
@@ -39,12 +39,12 @@ def one_of(*names: str) -> Limit:
 
 
 def option(limit: Limit, default: object = MISSING) -> typing.Any:
-    """A dataclass field with a limit; without a default it is required."""
+    """Returns a dataclass field with a limit; without a default it is required."""
     return field(default=default, metadata={"limit": limit})
 
 
 def check(section: object, where: str = "") -> None:
-    """ValueError naming the first key whose value is out of its limit, nested sections included."""
+    """Raises ValueError naming the first key whose value is out of its limit, in nested sections too."""
     for f in fields(section):
         value, key = getattr(section, f.name), _join(where, f.name)
         limit = f.metadata.get("limit")
@@ -57,9 +57,9 @@ def check(section: object, where: str = "") -> None:
 
 
 def build(cls: type, tree: object, where: str = "", plugs: Plugs = types.MappingProxyType({})) -> typing.Any:
-    """An instance of the dataclass `cls`, nested ones included.  where: the dotted path of `tree`.
+    """Returns an instance of dataclass `cls`, nested ones included.  where: dotted path of `tree`.
 
-    plugs: the dataclasses of the fields of `cls` that others bring; among several the key `name` chooses.
+    plugs: dataclasses of fields that `cls` leaves open; among several, the key `name` selects.
     """
     known = {f.name: f for f in fields(cls)}
     if not isinstance(tree, dict):
@@ -79,7 +79,7 @@ def build(cls: type, tree: object, where: str = "", plugs: Plugs = types.Mapping
 
 
 def override(tree: dict, text: str) -> None:
-    """Set one value of a nested dict from "key.subkey=value", the value in YAML."""
+    """Sets one value of a nested dict from "key.subkey=value", with a YAML value."""
     key, equals, value = text.partition("=")
     *sections, last = key.split(".")
     if not equals or not all([*sections, last]):
@@ -90,7 +90,7 @@ def override(tree: dict, text: str) -> None:
             tree[section] = {}
         tree = tree[section]
         if not isinstance(tree, dict):
-            raise ValueError(f"override {text!r}: {section} is {tree!r} and no section")
+            raise ValueError(f"override {text!r}: {section} is {tree!r}; want a section")
     try:
         tree[last] = yaml.safe_load(value)
     except yaml.YAMLError as why:
@@ -106,19 +106,19 @@ def flatten(tree: dict, where: str = "") -> dict[str, object]:
 
 
 def plain(tree: dict) -> dict:
-    """The tree with its tuples as lists, as YAML and JSON give them back."""
+    """Returns the nested dict with tuples as lists, as YAML and JSON load them."""
     lists = {dict: plain, tuple: list}
     return {key: lists.get(type(value), lambda x: x)(value) for key, value in tree.items()}
 
 
 def want(holds: bool, where: str, found: object, wanted: str) -> None:
-    """The check behind every bad value."""
+    """Raises ValueError "WHERE is FOUND; want WANTED" unless `holds`."""
     if not holds:
         raise ValueError(f"{where} is {found}; want {wanted}")
 
 
 def known_name(where: str, found: object, known: Iterable[str]) -> None:
-    """The check of a name; the message has the nearest known one."""
+    """Raises ValueError, with the nearest known name, unless `found` is known."""
     known = list(known)
     want(found in known, where, repr(found), f"one of {known}, perhaps {_closest(found, known)!r}")
 
@@ -146,7 +146,7 @@ def _value(wanted: object, value: object, where: str, optional: bool = False):
 
 
 def _as_float(value: object) -> object:
-    """An int, or text such as 1e-4, which YAML does not take for a number; anything else as it is."""
+    """Converts an int, or text such as 1e-4, which YAML loads as text; returns anything else unchanged."""
     try:
         return float(value) if type(value) in (int, str) else value
     except (ValueError, OverflowError):
@@ -154,7 +154,7 @@ def _as_float(value: object) -> object:
 
 
 def _as_int(value: object) -> object:
-    """A whole number written as 1e3, which YAML takes for text, or as 1.0; anything else as it is."""
+    """Converts a whole number written as 1e3, which YAML loads as text, or 1.0; else returns it unchanged."""
     number = _as_float(value) if type(value) is str else value
     whole = type(number) is float and number.is_integer()
     return int(number) if whole else value
@@ -168,7 +168,7 @@ def _choose(named: Mapping[str, type], tree: object, where: str):
 
 
 def _nearest(cls: type, key: object, where: str, plugs: Plugs) -> str:
-    """The known key most like `key`, of this section or of one below it, should the section be forgotten."""
+    """Returns the known key most like `key`, in this section or, if the section was omitted, one below it."""
     hints = typing.get_type_hints(cls) | dict(plugs)
     names = {f.name: _join(where, f.name) for f in fields(cls)}
     for section in names.copy():

@@ -1,1 +1,1 @@
-"""Files to clips to crops: every draw seeded, every split by time."""
+"""Data: video index, decoding, encoded shards, TA pairs, the demo's crops; sources that draw from them."""

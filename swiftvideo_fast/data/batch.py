@@ -1,4 +1,4 @@
-"""A batch of clips as a value: latents, conditions, captions."""
+"""A batch of clips: latents, conditions, captions, optionally pixels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -11,7 +11,7 @@ from swiftvideo_fast.models.condition import Condition
 
 @dataclass(frozen=True)
 class Batch:
-    """x0: (B, C, T, H, W) latents.  pixels: (B, 3, frames, height, width) uint8, where they are kept."""
+    """x0: (B, C, T, H, W) latents.  pixels: (B, 3, frames, height, width) uint8, or None."""
 
     x0: Tensor
     condition: Condition
@@ -22,25 +22,25 @@ class Batch:
         return len(self.x0)
 
     def __getitem__(self, rows) -> "Batch":
-        return replace(self, **self._picked(rows))
+        return replace(self, **self._selected(rows))
 
-    def _picked(self, rows) -> dict:
+    def _selected(self, rows) -> dict:
         picked = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
         pixels = None if self.pixels is None else self.pixels[rows]
         return {"x0": self.x0[rows], "condition": self.condition[rows],
                 "captions": [self.captions[i] for i in picked], "pixels": pixels}
 
-    def filmed(self, frames: slice) -> Tensor:
-        """Kept pixels in [-1, 1]."""
+    def real_pixels(self, frames: slice) -> Tensor:
+        """Returns the source pixels of some frames, (B, 3, T, H, W) in [-1, 1]."""
         return self.pixels[:, :, frames].float() / 127.5 - 1
 
     def to(self, device: torch.device) -> "Batch":
-        own = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: x.to(device) for name, x in own.items() if hasattr(x, "to")})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: x.to(device) for name, x in values.items() if hasattr(x, "to")})
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
-    """The rows of several, in order; they share one null text."""
+    """Returns the concatenation of batches, with the null text of the first."""
     first = batches[0].condition
     image = None if first.image is None else torch.cat([b.condition.image for b in batches])
     condition = Condition(torch.cat([b.condition.frames for b in batches]),

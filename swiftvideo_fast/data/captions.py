@@ -1,7 +1,7 @@
 """Captions from a csv, matched to files by name.
 
-The csv has the columns `video` and `caption`, as OpenVid-1M.csv does; other columns are ignored.  `video` is
-a path in the folder (or in the archive), or a bare file name where only one file has it.
+The csv has the columns `video` and `caption`, as OpenVid-1M.csv; other columns are ignored.  `video` is a
+path in the folder (or in the archive), or a bare file name if it is unique.
 """
 
 import csv
@@ -16,7 +16,7 @@ COLUMNS = "video", "caption"
 
 
 def read(path: Path) -> dict[str, set[str]]:
-    """{video: its captions, without repeats}.  ValueError when the file is not such a csv."""
+    """Returns {video: set of its captions}.  ValueError when the file is not such a csv."""
     csv.field_size_limit(sys.maxsize if sys.maxsize < 2**31 else 2**31 - 1)
     captions: dict[str, set[str]] = {}
     try:
@@ -38,7 +38,7 @@ def read(path: Path) -> dict[str, set[str]]:
 
 def match(places: Iterable[Place], captions: dict[str, set[str]],
           source: str) -> tuple[dict[Place, str], dict[Place, str]]:
-    """({file: caption}, {file: why it has none}); rows of `source` without a file are among the latter."""
+    """Returns ({file: caption}, {file: reason for having none}), the latter with csv rows without a file."""
     places = list(places)
     by_path = group(places, lambda place: _name(place.path))
     by_name = group(places, lambda place: _name(PurePosixPath(place.path).name))
@@ -46,7 +46,7 @@ def match(places: Iterable[Place], captions: dict[str, set[str]],
     for name, texts in captions.items():
         found = by_path.get(name) or by_name.get(name) or []
         if not found:
-            rejected[Place("", name)] = f"named in {source}, but there is no such file"
+            rejected[Place("", name)] = f"listed in {source}, but there is no such file"
         for place in found:
             text = next(iter(texts))
             if len(found) > 1:
@@ -65,5 +65,5 @@ def match(places: Iterable[Place], captions: dict[str, set[str]],
 
 
 def _name(text: str) -> str:
-    """One spelling of a name: macOS writes accents apart from their letters."""
+    """Normalises a name to NFC; macOS stores accents decomposed."""
     return unicodedata.normalize("NFC", text.strip()).removeprefix("./")

@@ -1,4 +1,4 @@
-"""A file decoded: the only module that talks to a video decoder for pixels."""
+"""Reading and writing whole clips: the demo's videos, and samples as H.264."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +19,7 @@ DEMO_CAPTIONS = {
 
 @dataclass(frozen=True)
 class Clip:
-    """frames: uint8 (T, H, W, 3), RGB.  fps: frames a second."""
+    """frames: uint8 (T, H, W, 3), RGB.  fps: frames per second."""
 
     name: str
     caption: str
@@ -28,9 +28,9 @@ class Clip:
 
 
 def decode(path: Path | str, *, height: int) -> tuple[np.ndarray, float]:
-    """(frames uint8 (T, height, W, 3), fps), scaled to `height` with the aspect kept and W even.
+    """Returns (frames uint8 (T, height, W, 3), fps), scaled to `height` with the aspect kept and W even.
 
-    ValueError names the file when it is missing, damaged or no video.
+    ValueError, naming the file, when it is missing, damaged or not a video.
     """
     file = probe(path)
     width = 2 * max(1, round(file.width * height / file.height / 2))
@@ -41,14 +41,14 @@ def decode(path: Path | str, *, height: int) -> tuple[np.ndarray, float]:
 
 @cache
 def demo_clips(height: int = 72) -> tuple[Clip, ...]:
-    """The three real clips of the demo, scaled to `height` rows; decoded once in a process."""
+    """Returns the demo's three real clips, scaled to `height` rows; cached per process."""
     paths = packaged_clips(list(DEMO_CAPTIONS))
     decoded = ((p.stem, *decode(p, height=height)) for p in paths)
     return tuple(Clip(name, DEMO_CAPTIONS[name], fps, frames) for name, frames, fps in decoded)
 
 
 def write_video(path: Path | str, clip_3THW: Tensor, fps: int = 25) -> None:
-    """Write (3, T, H, W) in [-1, 1] as H.264, H and W even.  Atomic."""
+    """Writes a clip (3, T, H, W) in [-1, 1] as H.264, atomically.  ValueError unless H and W are even."""
     C, _, H, W = clip_3THW.shape
     if C != 3 or H % 2 or W % 2:
         raise ValueError(f"write_video: clip is {tuple(clip_3THW.shape)}; want (3, T, H, W), H and W even")
@@ -56,7 +56,7 @@ def write_video(path: Path | str, clip_3THW: Tensor, fps: int = 25) -> None:
 
 
 def write_frames(path: Path | str, frames_THWC: np.ndarray, fps: int) -> None:
-    """Write uint8 (T, H, W, 3) as H.264, H and W even.  Atomic."""
+    """Writes uint8 (T, H, W, 3), H and W even, as H.264, atomically."""
     import av
 
     with atomic_write(path) as tmp, av.open(str(tmp), "w") as container:

@@ -1,7 +1,7 @@
-"""Seeded random space-time crops: a window of frames seen through a camera that holds still or pans.
+"""Seeded random space-time crops of the demo's clips, with a static or panning crop window.
 
-Panning and running time backwards keep the future from being given by the first frame, and nothing says which
-way the camera goes: a sampler of few steps that averages over the ways is seen to blur.
+With random panning and time reversal, the first frame and the caption do not determine the clip.  A few-step
+sampler that averages over the possible motions then visibly blurs.
 """
 
 import warnings
@@ -25,7 +25,7 @@ from swiftvideo_fast.provenance import device_memory
 from swiftvideo_fast.seeds import seed_of
 
 PANS = 0, 1, -1     # still, right, left
-CHUNK = 256         # crops encoded at once
+CHUNK = 256         # crops per encoding batch
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Crops:
 class CropSource:
     """Crops of `frames` frames of size x size pixels from one split of the clips.
 
-    speed: the pan in pixels a frame, whole pixels at a time.  pace: the clip's frames that go by in one of
-    the crop's; what falls between two of them is a blend.  A clip none of whose shots fits the window is
-    listed in `skipped`; ValueError when nothing fits.
+    speed: panning in pixels per frame, rounded down to whole pixels.  pace: source frames per output frame
+    (interpolated).  Clips without a shot that fits the window are listed in `skipped`; ValueError when no
+    clip fits.
     """
 
     def __init__(self, clips: list[Clip], part: str, *, frames: int, size: int, speed: float = 0.5,
@@ -51,12 +51,12 @@ class CropSource:
         self.frames, self.size, self.speed, self.pace = frames, size, speed, pace
         self.span = 1 + ceil(pace * (frames - 1))
         reach = size + int(speed * (frames - 1))
-        held = max(frames, self.span)
+        window = max(frames, self.span)
         self.skipped, self.windows, self.captions = [], [], []
         for clip in clips:
             T, H, W, _ = clip.frames.shape
             change = changes(clip.frames)
-            runs = [r for s in shots(change) for r in split(s, held, change)[part] if len(r) >= self.span]
+            runs = [r for s in shots(change) for r in split(s, window, change)[part] if len(r) >= self.span]
             if not runs or size > H or reach > W:
                 self.skipped.append(f"{clip.name} ({T} frames of {W}x{H}) has no {part} window of "
                                     f"{self.span} frames of {reach}x{size}")
@@ -67,7 +67,7 @@ class CropSource:
             raise ValueError("no clip fits the window: " + "; ".join(self.skipped))
 
     def draw(self, count: int, seed: int) -> Crops:
-        """`count` crops; the same seed gives the same crops.  Clips are drawn evenly, shots by length."""
+        """Draws `count` crops as a function of the seed.  Clips are drawn uniformly, shots by length."""
         rng = np.random.default_rng(seed)
         drawn = [self._one(rng) for _ in range(count)]
         stacked = np.stack([pixels for pixels, _ in drawn])
@@ -86,14 +86,14 @@ class CropSource:
         x0 = rng.integers(window.shape[2] - self.size - xs.max() + 1)
         y0 = rng.integers(window.shape[1] - self.size + 1)
 
-        def seen(frames: np.ndarray) -> np.ndarray:
+        def cropped(frames: np.ndarray) -> np.ndarray:
             return np.stack([window[i, y0:y0 + self.size, x:x + self.size]
                              for i, x in zip(frames, x0 + xs, strict=True)])
 
         at = self.pace * np.arange(self.frames)
         before, after = np.floor(at).astype(int), np.ceil(at).astype(int)
         part = (at - before).astype(np.float32)[:, None, None, None]
-        crop = ((1 - part) * seen(before) + part * seen(after)).round().astype(np.uint8)
+        crop = ((1 - part) * cropped(before) + part * cropped(after)).round().astype(np.uint8)
         return crop, self.captions[which]
 
 
@@ -101,9 +101,9 @@ class CropSource:
 class CropOptions(SourceOptions):
     """Crops of the demo's clips.
 
-    frames: of a crop, 4n + 1.  size: of a crop, pixels.  height: that clips are scaled to, pixels.  speed:
-    of the camera's pan, pixels a frame.  pace: source frames per output frame (interpolated).  pool: crops
-    encoded ahead.
+    frames: frames per crop, 4n + 1.  size: side of a crop in pixels.  height: clips are scaled to this
+    height, pixels.  speed: panning, pixels per frame.  pace: source frames per output frame (interpolated).
+    pool: crops encoded in advance.
     """
 
     name: ClassVar[str] = "crops"
@@ -120,11 +120,11 @@ class CropOptions(SourceOptions):
 
 
 class EncodedCrops:
-    """The source `crops`: a pool of encoded crops held in memory."""
+    """The source `crops`: a pool of encoded crops in memory."""
 
     Options = CropOptions
-    prefetch = False                            # it is in memory
-    footage = staticmethod(demo_clips)          # height -> the clips that are cropped
+    prefetch = False                            # drawing indexes memory
+    footage = staticmethod(demo_clips)          # height -> the clips to crop
 
     def __init__(self, options: CropOptions, codec: Codec, seed: int, pixels: bool = False):
         self.options, self.codec, self.seed, self.pixels = options, codec, seed, pixels
@@ -140,18 +140,18 @@ class EncodedCrops:
         return self.clips("train", self.options.pool, self.seed)
 
     def _check_pool(self) -> None:
-        """ValueError when the pool would not fit in the machine's memory."""
+        """Raises ValueError when the pool would not fit in the machine's memory."""
         o, one = self.options, self.cropper(self.options, "train").draw(1, self.seed)
         x0, condition = self.codec.encode(one.pixels, one.captions)
         kept = [x0, condition.frames, condition.text, condition.image]
-        a_crop = sum(x.nbytes for x in kept if x is not None) + self.pixels * one.pixels.numel()
+        per_crop = sum(x.nbytes for x in kept if x is not None) + self.pixels * one.pixels.numel()
         held = device_memory(torch.device("cpu"))
-        want(o.pool * a_crop <= held, "data.pool", o.pool, f"at most {held // a_crop}: a crop takes "
-             f"{a_crop / 1e6:.3g} MB, all {o.pool * a_crop / 1e9:,.0f} GB, and this machine has "
+        want(o.pool * per_crop <= held, "data.pool", o.pool, f"at most {held // per_crop}: a crop takes "
+             f"{per_crop / 1e6:.3g} MB, all {o.pool * per_crop / 1e9:,.0f} GB, and this machine has "
              f"{held / 1e9:.0f} GB")
 
     def clips(self, split: str, count: int, seed: int, first: int = 0) -> Batch:
-        """Warns of clips that are left out."""
+        """As Source.clips; warns about clips that are left out."""
         source, batches, end = self.cropper(self.options, split), [], first + count
         for clip in source.skipped:
             warnings.warn(f"left out: {clip}", stacklevel=2)
@@ -172,11 +172,11 @@ class EncodedCrops:
 
     @classmethod
     def cropper(cls, options: CropOptions, split: str) -> CropSource:
-        """The crops of a split, before any codec."""
+        """Returns the crops of a split, as pixels."""
         return CropSource(list(cls.footage(options.height)), split, frames=options.frames, size=options.size,
                           speed=options.speed, pace=options.pace)
 
 
 def fit_codec(source: CropSource, seed: int, count: int = 512) -> PcaCodec:
-    """The codec of `count` seeded crops."""
+    """Fits the demo's PCA codec to `count` seeded crops."""
     return PcaCodec.fit(source.draw(count, seed_of(seed, "codec")).pixels)

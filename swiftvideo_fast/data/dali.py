@@ -1,8 +1,8 @@
-"""DALI's video decoder: NVDEC on a GPU, and on the CPU for the codecs that it has there.
+"""DALI's video decoder: NVDEC on a GPU; on the CPU for VP8, VP9 and MJPEG.
 
-DALI is given a file's bytes and our frame indices: no reader's idea of a frame rate comes in.  It converts
-from YUV by BT.601 whatever the file says; files of BT.709 are corrected afterwards.  What it cannot decode,
-or would convert with other colours, goes to PyAV.
+DALI receives a file's bytes and frame indices from the index, so its own frame-rate logic is not used.  It
+converts YUV by BT.601 whatever the file declares; BT.709 files are corrected afterwards.  PyAV decodes
+formats that DALI cannot decode or would convert to wrong colours.
 """
 
 import importlib.util
@@ -21,8 +21,8 @@ from swiftvideo_fast.data.probe import Video
 
 CODECS = {"cpu": {"vp8", "vp9", "mjpeg"}, "cuda": {"vp8", "vp9", "av1", "mpeg4", "h264", "hevc"}}
 LUMA = {"601": (0.299, 0.114), "709": (0.2126, 0.0722)}         # Kr, Kb
-BT709, UNKNOWN, BT601 = 1, 2, {5, 6}                            # FFmpeg's numbers of matrices
-FITTED = 8          # frames resized at once: as float32, a frame of 3840x2160 takes 100 MB
+BT709, UNKNOWN, BT601 = 1, 2, {5, 6}                            # FFmpeg's matrix numbers
+RESIZED = 8         # frames resized at once: as float32, a frame of 3840x2160 takes 100 MB
 
 
 def installed() -> bool:
@@ -33,17 +33,17 @@ def installed() -> bool:
 
 
 class Dali:
-    """A pipeline a thread, each with a decoder of its own."""
+    """The DALI decoder, with one pipeline per thread.  ImportError without DALI."""
 
     def __init__(self, device: torch.device):
         if not installed():
-            raise ImportError("decoder=dali wants DALI: pip install 'swiftvideo_fast[dali]'")
+            raise ImportError("decoder=dali needs DALI: pip install 'swiftvideo_fast[dali]'")
         self.device, self.other = device, PyAv(smooth=True)
         self._local, self._log_once = threading.local(), LogOnce()
         self.name = f"dali on {device.type}, else {self.other.name}"
 
     def takes(self, video: Video) -> bool:
-        """8 bits, 4:2:0, limited range, a matrix that can be put right."""
+        """Returns whether DALI decodes this video: known codec and matrix, 8 bits, 4:2:0, limited range."""
         return (video.codec in CODECS[self.device.type] and video.pixels == "yuv420p" and not video.full
                 and video.matrix in {BT709, UNKNOWN, *BT601})
 
@@ -59,11 +59,11 @@ class Dali:
             reason = str(why).splitlines()[-1]
             raise ValueError(f"{place}: DALI does not decode it ({reason}); use decoder=pyav or index the "
                              "folder again") from why
-        parts = (recolour(part) if video.matrix == BT709 else part for part in frames.split(FITTED))
+        parts = (recolour(part) if video.matrix == BT709 else part for part in frames.split(RESIZED))
         return torch.cat([fit(part, video, framing) for part in parts]).permute(3, 0, 1, 2)
 
     def frames(self, raw: bytes, indices: np.ndarray) -> Tensor:
-        """uint8 (T, H, W, 3) as stored, on the device."""
+        """Returns the frames at `indices`, uint8 (T, H, W, 3) in stored size, on the device."""
         if getattr(self._local, "pipeline", None) is None:
             self._local.pipeline = pipeline(self.device)
         pipe = self._local.pipeline
@@ -72,11 +72,11 @@ class Dali:
         decoded, = pipe.run()
         if self.device.type == "cpu":
             return torch.from_numpy(np.array(decoded.at(0)))
-        return torch.from_dlpack(decoded[0]).clone()            # the next run writes over it
+        return torch.from_dlpack(decoded[0]).clone()            # the next run overwrites it
 
 
 def pipeline(device: torch.device) -> Any:
-    """(bytes, frames) -> the decoded frames; one sample a run, no run ahead."""
+    """Returns a DALI pipeline (bytes, frames) -> decoded frames, one sample per run, without prefetching."""
     from nvidia.dali import fn, pipeline_def, types
 
     on_gpu = device.type == "cuda"
@@ -94,13 +94,13 @@ def pipeline(device: torch.device) -> Any:
 
 
 def recolour(frames_THWC: Tensor) -> Tensor:
-    """RGB that was converted by BT.601 to what BT.709 gives.  Colours that were clipped stay clipped."""
+    """Corrects RGB that was converted by BT.601 to BT.709.  Clipped colours stay clipped."""
     matrix = torch.from_numpy(_to_rgb("709") @ np.linalg.inv(_to_rgb("601"))).float().to(frames_THWC.device)
     return (frames_THWC.float() @ matrix.T).round_().clamp_(0, 255).byte()
 
 
 def _to_rgb(name: str) -> np.ndarray:
-    """(Y, Cb, Cr) to (R, G, B), both centred at zero colour difference."""
+    """Returns the matrix (Y, Cb, Cr) -> (R, G, B), with Cb and Cr centred at zero."""
     r, b = LUMA[name]
     g = 1 - r - b
     return np.array([[1, 0, 2 * (1 - r)],

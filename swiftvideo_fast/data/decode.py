@@ -1,7 +1,7 @@
-"""A window of a video as pixels: frames chosen by their time stamps, resized and cropped to one size.
+"""Decodes a window of a video: frames selected by time stamp, cropped and resized to one size.
 
-Layout of a window: uint8 (3, T, H, W).  The frames are those nearest to start, start + 1/rate, ..., whatever
-the file's own rate and however it varies.
+Layout of a window: uint8 (3, T, H, W).  Its frames are those nearest to start, start + 1/rate, ..., for any
+constant or varying frame rate of the file.
 """
 
 import logging
@@ -30,7 +30,7 @@ SMOOTH = 2 | 0x2000 | 0x40000       # swscale: bilinear, chroma interpolated, ac
 
 @dataclass(frozen=True)
 class Framing:
-    """What a window is: frames at `rate` a second, in pixels of width x height."""
+    """The format of a window: `frames` frames at `rate` per second, width x height pixels."""
 
     frames: int = 61
     rate: float = 16.0
@@ -40,15 +40,15 @@ class Framing:
     def __post_init__(self):
         if self.frames < 2 or self.rate <= 0 or self.width < 1 or self.height < 1:
             raise ValueError(f"Framing: {self.frames} frames at {self.rate}, {self.width}x{self.height}; "
-                             "want 2 frames or more and all of it positive")
+                             "want 2 frames or more, the rest positive")
 
     @property
     def seconds(self) -> float:
-        """What a video must last, first frame to last: half a frame may be lacking."""
+        """The minimum length of a video, first to last frame; half a frame may be missing."""
         return float(self._span)
 
     def fits(self, seconds: np.ndarray) -> np.ndarray:
-        """Which videos, by their lengths, have a window; starts() is positive for them."""
+        """Returns a mask of videos, by their lengths in seconds, that contain a window (starts() > 0)."""
         return seconds > self.seconds + 1e-9
 
     @property
@@ -60,32 +60,32 @@ class Framing:
         return Fraction(2 * self.frames - 3, 2) / self._rate
 
     def starts(self, video: Video) -> int:
-        """How many of the video's frames, from its first, a window may begin at; 0 when it is too short."""
+        """Returns the number of frames, from the first, at which a window may start; 0 if too short."""
         last = int(video.times[-1]) - ceil(self._span / video.tick)
         return int(np.searchsorted(video.times, last, side="right"))
 
     def choose(self, video: Video, start: int) -> np.ndarray:
-        """Indices of the frames nearest to times[start] + k / rate; of two as near, the earlier."""
+        """Returns indices of the frames nearest to times[start] + k / rate, ties to the earlier."""
         rate, tick = self._rate, video.tick
         times = (video.times - video.times[0]) * (tick.numerator * rate.numerator)
-        step = rate.denominator * tick.denominator              # in the same unit, so that ties are exact
+        step = rate.denominator * tick.denominator              # integer arithmetic: ties are exact
         wanted = times[start] + step * np.arange(self.frames)
         after = np.searchsorted(times, wanted).clip(1, len(times) - 1)
         return np.where(wanted - times[after - 1] <= times[after] - wanted, after - 1, after)
 
 
 class Decoder(Protocol):
-    """name: what decides the pixels, for manifests.  Safe to call from several threads."""
+    """A thread-safe video decoder.  name: identifies its pixels in manifests."""
 
     name: str
 
     def window(self, folder: Path, place: Place, video: Video, indices: np.ndarray,
                framing: Framing) -> Tensor:
-        """uint8 (3, T, H, W).  ValueError when the file no longer gives these frames."""
+        """Returns a window, uint8 (3, T, H, W).  ValueError when the file no longer has these frames."""
 
 
 def decoder(which: str, device: torch.device | str = "cpu") -> Decoder:
-    """By name; auto is DALI's NVDEC on a GPU where DALI is installed, else PyAV."""
+    """Returns a decoder by name; auto is DALI (NVDEC) on a GPU if installed, else PyAV."""
     if which not in DECODERS:
         raise ValueError(f"decoder is {which!r}; want one of {', '.join(DECODERS)}")
     from swiftvideo_fast.data import dali
@@ -97,9 +97,9 @@ def decoder(which: str, device: torch.device | str = "cpu") -> Decoder:
 
 
 class PyAv:
-    """FFmpeg on the CPU, a thread a window.
+    """FFmpeg on the CPU, one thread per window.
 
-    smooth: interpolate the chroma, as DALI does, at twelve times the cost of the conversion (1.3 ms against
+    smooth: interpolates chroma, as DALI does, at twelve times the cost of the conversion (1.3 ms against
     0.11 ms for a frame of 832x480, a third of its decoding; one core of a shared CPU, November 2026).
     """
 
@@ -117,12 +117,12 @@ class PyAv:
         for slot, time in enumerate(video.times[indices].tolist()):
             wanted.setdefault(time, []).append(slot)
         shape = len(indices), framing.height, framing.width, 3
-        out = torch.from_numpy(np.empty(shape, np.uint8))       # numpy asks for huge pages, torch does not
-        scaler = av.video.reformatter.VideoReformatter()        # a frame's own would start threads
+        out = torch.from_numpy(np.empty(shape, np.uint8))       # numpy allocates huge pages, torch does not
+        scaler = av.video.reformatter.VideoReformatter()        # frame.reformat would start threads
 
         def take(frame: "av.VideoFrame") -> None:
-            how = SMOOTH if self.smooth else None
-            rgb = scaler.reformat(frame, format="rgb24", interpolation=how, threads=1).to_ndarray()
+            flags = SMOOTH if self.smooth else None
+            rgb = scaler.reformat(frame, format="rgb24", interpolation=flags, threads=1).to_ndarray()
             fitted = fit(torch.from_numpy(rgb)[None], video, framing)[0]
             for slot in wanted.pop(frame.pts):
                 out[slot].copy_(fitted)
@@ -133,7 +133,7 @@ class PyAv:
         except (av.error.FFmpegError, OSError) as why:
             raise ValueError(f"{place}: no longer decodes ({why}); index the folder again") from why
         if wanted:
-            raise ValueError(f"{place}: {len(wanted)} frames of its index are not in it, the first at "
+            raise ValueError(f"{place}: {len(wanted)} indexed frames are missing, the first at "
                              f"{float(min(wanted) * video.tick):.2f} s; index the folder again")
         return out.permute(3, 0, 1, 2)
 
@@ -143,10 +143,10 @@ def _opened(source) -> object:
 
 
 def _visit(container, times: list[int], video: Video, take: Callable) -> None:
-    """take(frame) for each frame shown at one of `times` (sorted), decoding from the keyframe before them.
+    """Calls take(frame) for each frame at one of `times` (sorted), decoding from the keyframe before them.
 
-    A seek may land on a keyframe that is shown after the first frame wanted (B-frames of an open group come
-    before it, and decode wrongly without the group before): then it goes back further.
+    A seek may land on a keyframe displayed after the first wanted frame (B-frames of an open GOP precede it
+    in display order and need the previous GOP); then it seeks further back.
     """
     stream = next(s for s in container.streams.video if s.codec_context is not None and s.codec_context.width)
     stream.thread_type = "NONE"
@@ -174,7 +174,7 @@ def _visit(container, times: list[int], video: Video, take: Callable) -> None:
 
 
 def fit(frames_THWC: Tensor, video: Video, framing: Framing) -> Tensor:
-    """Upright, cropped about the centre to the framing's aspect, and resized to it.  uint8, any device."""
+    """Rotates frames upright, centre-crops to the framing's aspect, and resizes.  uint8, any device."""
     x = torch.rot90(frames_THWC, round(video.rotation / 90), (1, 2)) if video.rotation else frames_THWC
     aspect = video.aspect if round(video.rotation / 90) % 2 == 0 else 1 / video.aspect
     H, W = x.shape[1:3]
@@ -191,7 +191,7 @@ def fit(frames_THWC: Tensor, video: Video, framing: Framing) -> Tensor:
 
 
 class LogOnce:
-    """Logs once which decoder takes a codec."""
+    """Logs, once per codec, which decoder decodes it."""
 
     def __init__(self):
         self.codecs, self.lock = set(), threading.Lock()

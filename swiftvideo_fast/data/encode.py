@@ -1,7 +1,7 @@
-"""swiftvideo encode: the windows of an index to shards of latents and conditions (data/shards.py).
+"""swiftvideo encode: encodes the windows of an index to shards of latents and conditions (data/shards.py).
 
-Text first, once a distinct caption, then the windows, in the order of the index.  Start as many processes as
-there are GPUs: each takes every world-th shard.  The same command again does what is missing.
+Encodes each distinct caption once, then the windows, in index order.  Start one process per GPU: each encodes
+every world-th shard.  Repeating the command writes missing shards only.
 """
 
 import argparse
@@ -42,22 +42,22 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Without the choice of the codec: that is the family's."""
-    parser.add_argument("index", type=Path, help="a file by `swiftvideo index`")
+    """Adds the options of `encode`, except those of the codec, which the CLI adds."""
+    parser.add_argument("index", type=Path, help="file written by `swiftvideo index`")
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
-    parser.add_argument("--frames", type=positive, default=61, help="of a window: 4n + 1 (default: 61)")
+    parser.add_argument("--frames", type=positive, default=61, help="frames per window, 4n + 1 (default: 61)")
     parser.add_argument("--rate", type=positive_number, default=16.0,
-                        help="frames a second of a window (default: 16)")
+                        help="frames per second of a window (default: 16)")
     parser.add_argument("--size", type=size, default=(832, 480), metavar="WxH",
-                        help="of a window (default: 832x480)")
-    parser.add_argument("--passes", type=positive, default=1, help="windows of each video (default: 1)")
-    parser.add_argument("--seed", type=natural, default=0, help="decides where in a video its windows begin")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16", help="of the stored tensors")
+                        help="window size in pixels (default: 832x480)")
+    parser.add_argument("--passes", type=positive, default=1, help="windows per video (default: 1)")
+    parser.add_argument("--seed", type=natural, default=0, help="seed of the windows' start times")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16", help="storage dtype")
     parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
-                        help="where the codec and DALI's decoder run (default: the GPU, if there is one)")
+                        help="device of codec and DALI decoder (default: the GPU, if there is one)")
     parser.add_argument("--decoder", choices=DECODERS, default="auto", help="auto: DALI on a GPU, else PyAV")
     parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1,
-                        help="windows decoded at once")
+                        help="windows decoded in parallel")
     add_ranks(parser)
 
 
@@ -66,7 +66,7 @@ def framing_of(args: argparse.Namespace) -> Framing:
 
 
 def run(args: argparse.Namespace, codec: Codec) -> None:
-    """codec: the family's."""
+    """Runs `swiftvideo encode`.  codec: the family's codec."""
     check_ranks(args)
     job = Job(Index(args.index), args.out, codec, framing_of(args), seed=args.seed, passes=args.passes,
               dtype=args.dtype, decode=decoder(args.decoder, args.device), device=args.device)
@@ -76,9 +76,9 @@ def run(args: argparse.Namespace, codec: Codec) -> None:
 
 
 class Job:
-    """All that decides a folder's bytes, and the writing of any part of it.
+    """An encoding job: everything that determines the folder's bytes, and methods that write its shards.
 
-    Window number n is of video rows[n % len(rows)], pass n // len(rows).
+    Window n is of video rows[n % len(rows)], pass n // len(rows).
     """
 
     def __init__(self, index: Index, out: Path, codec: Codec, framing: Framing, *, decode: Decoder,
@@ -91,9 +91,9 @@ class Job:
                         for row in np.flatnonzero(~fits).tolist()}
         if not self.rows:
             longest = index.seconds.max()
-            raise ValueError(f"{index.path}: no video lasts {framing.seconds:.2f} s, as {framing.frames} "
-                             f"frames at {framing.rate:g} a second do; the longest lasts {longest:.2f} s. "
-                             "Ask for fewer --frames")
+            raise ValueError(f"{index.path}: no video lasts {framing.seconds:.2f} s, the length of "
+                             f"{framing.frames} frames at {framing.rate:g} a second; the longest lasts "
+                             f"{longest:.2f} s; want fewer --frames")
         self.captions = sorted({"", *(index.captions[row] for row in self.rows)})       # "" is the null text
         self.number = {caption: number for number, caption in enumerate(self.captions)}
         self.windows = passes * len(self.rows)
@@ -110,40 +110,40 @@ class Job:
         return -(-self.windows // shards.CLIPS)
 
     def write(self, numbers: Iterable[int], threads: int, rank: int = 0, world: int = 1) -> None:
-        """Write the shards of these numbers, and every world-th of the text, where they are missing.
+        """Writes the missing ones of these shards, and of every world-th text shard.
 
-        Rank 0 writes the manifest and the rejects.  ValueError when the folder holds something else.
+        Rank 0 also writes manifest and rejects.  ValueError when the folder was encoded with other settings.
         """
-        self._agree(rank)
+        self._check_manifest(rank)
         for shard in range(rank, -(-len(self.captions) // shards.TEXTS), world):
             self._write_text(shard)
-        todo = [s for s in numbers if not shards.is_whole(shards.file_of(self.out, "clips", s), self.about)]
-        jobs = [n for s in todo for n in self._of(s)]
+        todo = [s for s in numbers if not shards.is_written(shards.file_of(self.out, "clips", s), self.about)]
+        jobs = [n for s in todo for n in self._windows_of(s)]
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            decoded = ahead(pool, self._window, jobs, 2 * threads)
+            decoded = map_ahead(pool, self._window, jobs, 2 * threads)
             shown = tqdm(total=self.windows, initial=self.windows - len(jobs), desc=f"encode, rank {rank}",
                          unit=" clips", mininterval=1)
             for shard in todo:
                 self._write_clips(shard, decoded, shown)
             shown.close()
 
-    def _agree(self, rank: int) -> None:
+    def _check_manifest(self, rank: int) -> None:
         file = self.out / shards.MANIFEST
         if file.exists() and (changed := differences(shards.read_manifest(self.out), self.about)):
-            raise ValueError(f"{self.out} holds something else ({'; '.join(changed)}); choose another --out, "
-                             "or the values it was made by")
+            raise ValueError(f"{self.out} was encoded with other settings ({'; '.join(changed)}); choose "
+                             "another --out, or restore these values")
         if rank == 0:
             with atomic_write(file) as tmp:
                 tmp.write_text(sealed.seal(self.about, indent=1) + "\n")
             rejects = {self.index[row][0]: why for row, why in self.rejects.items()}
             write_rejects(self.out / "rejects.csv", rejects)
 
-    def _of(self, shard: int) -> range:
+    def _windows_of(self, shard: int) -> range:
         return range(shard * shards.CLIPS, min((shard + 1) * shards.CLIPS, self.windows))
 
     def _write_text(self, shard: int) -> None:
         file = shards.file_of(self.out, "text", shard)
-        if shards.is_whole(file, self.about):
+        if shards.is_written(file, self.about):
             return
         captions = self.captions[shard * shards.TEXTS:(shard + 1) * shards.TEXTS]
         cut = []
@@ -155,7 +155,7 @@ class Job:
         shards.write(file, {"text": torch.cat(cut), "ends": ends}, self.about, captions)
 
     def _window(self, number: int) -> tuple[int, int, int, Tensor | str]:
-        """(pass, row, start, pixels, or why the video no longer decodes)."""
+        """Returns (pass, row, start, pixels, or the reason why the video no longer decodes)."""
         turn, which = divmod(number, len(self.rows))
         row = self.rows[which]
         place, video, _ = self.index[row]
@@ -168,7 +168,7 @@ class Job:
 
     def _write_clips(self, shard: int, decoded: Iterator, shown: tqdm) -> None:
         rows, parts, lost = [], [], {}
-        for _ in self._of(shard):
+        for _ in self._windows_of(shard):
             turn, row, start, pixels = next(decoded)
             if isinstance(pixels, str):
                 lost[str(self.index[row][0])] = pixels
@@ -186,17 +186,17 @@ class Job:
 
 
 def to_unit(pixels: Tensor) -> Tensor:
-    """uint8 to [-1, 1]."""
+    """Converts uint8 to float in [-1, 1]."""
     return pixels.float() / 127.5 - 1
 
 
 def length_of(text_LE: Tensor) -> int:
-    """Up to the last token that is not zero."""
+    """Returns the number of tokens up to the last non-zero one."""
     return int(text_LE.ne(0).any(1).nonzero().max()) + 1 if text_LE.ne(0).any() else 0
 
 
-def ahead(pool: ThreadPoolExecutor, work: Callable, jobs: Iterable, count: int) -> Iterator:
-    """work(job) in the order of the jobs, `count` of them under way."""
+def map_ahead(pool: ThreadPoolExecutor, work: Callable, jobs: Iterable, count: int) -> Iterator:
+    """Yields work(job) in order, with `count` jobs submitted ahead."""
     running: deque = deque()
     for job in jobs:
         running.append(pool.submit(work, job))

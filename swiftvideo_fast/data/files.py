@@ -1,7 +1,6 @@
-"""The video files of a folder, those inside its zip archives among them.
+"""The video files of a folder, including those inside zip archives.
 
-An archive may be split: OpenVid_part73_partaa, _partab, ... are read as one OpenVid_part73.zip, without a
-copy on the disk.
+Split archives (OpenVid_part73_partaa, _partab, ...) are read in place as one OpenVid_part73.zip.
 """
 
 import io
@@ -14,13 +13,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-PIECE = re.compile(r"(.+)_part([a-z]{2,})")
-LEFT_OUT = {".csv", ".parquet", ".journal", ".md", ".json"}     # what lies beside videos
+PART = re.compile(r"(.+)_part([a-z]{2,})")
+IGNORED = {".csv", ".parquet", ".journal", ".md", ".json"}      # suffixes of files that are not videos
 
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """Where a file is.  archive: the zip that holds it, or "".  Paths are relative to the folder."""
+    """The location of a file.  archive: its zip file, or "".  Paths are relative to the folder."""
 
     archive: str
     path: str
@@ -30,7 +29,7 @@ class Place:
 
 
 def walk(folder: Path) -> tuple[dict[Place, int], dict[Place, str]]:
-    """({file: bytes}, {archive: why it cannot be read}), both in the order of their paths."""
+    """Returns ({file: bytes}, {archive: why it cannot be read}), by path.  ValueError without a folder."""
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; want the folder that holds the videos")
     found, unread, archives = {}, {}, set()
@@ -40,9 +39,9 @@ def walk(folder: Path) -> tuple[dict[Place, int], dict[Place, str]]:
             continue
         if path.suffix == ".zip":
             archives.add(inside.as_posix())
-        elif piece := PIECE.fullmatch(path.name):
-            archives.add((inside.parent / f"{piece[1]}.zip").as_posix())
-        elif path.suffix not in LEFT_OUT:
+        elif part := PART.fullmatch(path.name):
+            archives.add((inside.parent / f"{part[1]}.zip").as_posix())
+        elif path.suffix not in IGNORED:
             found[Place("", inside.as_posix())] = path.stat().st_size
     for archive in sorted(archives):
         try:
@@ -53,18 +52,18 @@ def walk(folder: Path) -> tuple[dict[Place, int], dict[Place, str]]:
         for member in members:
             hidden = any(part.startswith((".", "__MACOSX")) for part in member.filename.split("/"))
             named = member.filename and not member.is_dir() and not hidden
-            if named and Path(member.filename).suffix not in LEFT_OUT:
+            if named and Path(member.filename).suffix not in IGNORED:
                 found[Place(archive, member.filename)] = member.file_size
     return dict(sorted(found.items())), unread
 
 
 def open_file(folder: Path, place: Place) -> Path | io.BytesIO:
-    """What a decoder opens: the path, or the bytes of an archive's member.  ValueError outside the folder."""
+    """Returns a path or an archive member's bytes, for a decoder.  ValueError outside the folder."""
     return io.BytesIO(read(folder, place)) if place.archive else _inside(folder, place.path)
 
 
 def read(folder: Path, place: Place) -> bytes:
-    """All bytes of a file.  ValueError when its archive does not give them."""
+    """Returns the bytes of a file.  ValueError when its archive cannot be read."""
     if not place.archive:
         return _inside(folder, place.path).read_bytes()
     try:
@@ -75,39 +74,39 @@ def read(folder: Path, place: Place) -> bytes:
 
 @lru_cache(maxsize=256)
 def open_archive(folder: Path, archive: str) -> zipfile.ZipFile:
-    """A zip file, or the pieces of one; kept open, as a directory of thousands of members takes a while."""
+    """Opens a zip file or the parts of one.  Cached: a directory of thousands of members reads slowly."""
     path = _inside(folder, archive)
-    return zipfile.ZipFile(path if path.exists() else Joined(pieces(path)))
+    return zipfile.ZipFile(path if path.exists() else Concatenated(parts(path)))
 
 
 def _inside(folder: Path, path: str) -> Path:
-    """Members of archives are read by name and never unpacked, so that a path is the one way out."""
+    """Returns folder / path; ValueError if outside the folder.  Archive members are never unpacked."""
     if Path(path).is_absolute() or ".." in Path(path).parts:
         raise ValueError(f"{path}: not inside {folder}; index the folder again")
     return folder / path
 
 
-def pieces(path: Path) -> list[Path]:
-    """NAME_partaa, NAME_partab, ... of NAME.zip.  ValueError when one of them is missing."""
-    beside = path.parent.glob(f"{path.stem}_part*")
-    found = {match[2]: p for p in beside if (match := PIECE.fullmatch(p.name)) and match[1] == path.stem}
+def parts(path: Path) -> list[Path]:
+    """Returns NAME_partaa, NAME_partab, ... of NAME.zip.  ValueError when one is missing."""
+    candidates = path.parent.glob(f"{path.stem}_part*")
+    found = {match[2]: p for p in candidates if (match := PART.fullmatch(p.name)) and match[1] == path.stem}
     names = sorted(found)
     for number, name in enumerate(names):
         if number != _number(name):
-            raise ValueError(f"a piece before {found[name].name} is missing; download it again")
+            raise ValueError(f"a part before {found[name].name} is missing; download it again")
     return [found[name] for name in names]
 
 
 def _number(letters: str) -> int:
-    """aa, ab, ... az, ba, ...: 0, 1, ... as `split` counts."""
+    """Returns the index of a suffix of `split`: aa, ab, ... az, ba, ... are 0, 1, ..."""
     number = 0
     for letter in letters:
         number = 26 * number + ord(letter) - ord("a")
     return number
 
 
-class Joined(io.RawIOBase):
-    """Several files read as one, end to end."""
+class Concatenated(io.RawIOBase):
+    """Several files read as one concatenated file."""
 
     def __init__(self, paths: list[Path]):
         self.files = [path.open("rb") for path in paths]
@@ -147,7 +146,7 @@ class Joined(io.RawIOBase):
 
 
 def group(places, key) -> dict[str, list[Place]]:
-    """Places by key(place)."""
+    """Returns places grouped by key(place)."""
     groups = defaultdict(list)
     for place in places:
         groups[key(place)].append(place)

@@ -1,10 +1,10 @@
-"""swiftvideo index: a folder of videos and a csv of captions to one table of what can be trained on.
+"""swiftvideo index: a folder of videos and a csv of captions to one table of usable videos.
 
-    index.parquet           a row a video: where it is, its caption, format, and the time stamp of each frame
-    index.rejects.csv       what is left out, and why
-    index.parquet.journal   while it runs: a line a file looked at, so that a run cut short goes on
+    index.parquet           one row per video: location, caption, format, time stamp of each frame
+    index.rejects.csv       rejected videos with the reason
+    index.parquet.journal   while running: one line per probed file, to resume after an interruption
 
-The table depends on the files and the csv alone: not on the order of the processes, nor on interruptions.
+The table depends on the files and the csv alone, not on process order or interruptions.
 """
 
 import argparse
@@ -40,7 +40,7 @@ CRASHED = "the decoder crashes on it"
 
 
 class Index:
-    """A finished index.  Rows are read as they are asked for."""
+    """A finished index, memory-mapped.  ValueError when the file is damaged, not an index, or empty."""
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
@@ -52,10 +52,10 @@ class Index:
             about = {key.decode(): value.decode() for key, value in self.table.schema.metadata.items()}
             self.folder = self.path.parent / about["folder"]
             if "sha256" in about and about["sha256"] != _digest(self.table, about["folder"]):
-                raise ValueError("its rows are not those that were written")
+                raise ValueError("its rows differ from those written")
         except (ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError) as why:
             why = " ".join(str(why).split())
-            raise ValueError(f"{path}: no index ({why}); make one with `swiftvideo index`") from None
+            raise ValueError(f"{path}: not an index ({why}); write one with `swiftvideo index`") from None
         if not len(self.table):
             raise ValueError(f"{path}: lists no video; see {rejects_of(self.path)}")
 
@@ -63,7 +63,7 @@ class Index:
         return len(self.table)
 
     def __getitem__(self, row: int) -> tuple[Place, Video, str]:
-        """(place, video, caption)."""
+        """Returns (place, video, caption)."""
         values, = self.table.slice(row, 1).to_pylist()
         place, caption = Place(values.pop("archive"), values.pop("path")), values.pop("caption")
         for derived in ("frames", "fps", "vfr", "seconds"):
@@ -72,7 +72,7 @@ class Index:
 
     @cached_property
     def seconds(self) -> np.ndarray:
-        """From each video's first frame to its last."""
+        """Length of each video, first to last frame."""
         return self.table["seconds"].to_numpy()
 
     @cached_property
@@ -85,7 +85,7 @@ class Index:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="videos, in folders and zip archives (split ones as well)")
+    parser.add_argument("folder", type=Path, help="videos, in folders and (split) zip archives")
     parser.add_argument("--captions", type=Path, required=True, metavar="CSV",
                         help="columns video and caption, as in OpenVid-1M.csv")
     parser.add_argument("--out", type=Path, required=True, metavar="PARQUET", help="the index to write")
@@ -103,7 +103,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def index(folder: Path, csv_file: Path, out: Path, workers: int = 1) -> tuple[int, dict[Place, str]]:
-    """Write the index.  (videos in it, {what is left out: why}).  The same call goes on where one was cut."""
+    """Writes the index; returns (number of videos, {rejected: reason}).  Resumes an interrupted call.
+
+    ValueError without the folder or the csv.
+    """
     _parquet()
     if not csv_file.is_file():
         raise ValueError(f"{csv_file}: no such file; want a csv with the columns video and caption")
@@ -136,7 +139,7 @@ def rejects_of(out: Path) -> Path:
 
 
 def write_rejects(path: Path, rejects: dict[Place, str]) -> None:
-    """A csv of files and reasons.  Atomic."""
+    """Writes a csv of files and reasons, atomically."""
     with atomic_write(path) as tmp, tmp.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file)
         table.writerow(["file", "reason"])
@@ -144,7 +147,7 @@ def write_rejects(path: Path, rejects: dict[Place, str]) -> None:
 
 
 def _probe(folder: Path, place: Place) -> dict:
-    """{"video": ...} or {"reason": ...}."""
+    """Returns {"video": ...} or {"reason": ...}."""
     try:
         return {"video": probe(files.open_file(folder, place)).as_dict()}
     except (ValueError, OSError) as why:
@@ -152,7 +155,7 @@ def _probe(folder: Path, place: Place) -> dict:
 
 
 def _probed(folder: Path, places: list[Place], workers: int) -> Iterator[tuple[Place, dict]]:
-    """Each place with its result, as they come.  A file that kills its process is found and named."""
+    """Yields (place, result) in completion order.  Survives files that crash their worker process."""
     if workers < 2 or len(places) < 2:
         yield from ((place, _probe(folder, place)) for place in places)
         return
@@ -173,10 +176,10 @@ def _probed(folder: Path, places: list[Place], workers: int) -> Iterator[tuple[P
                         yield running.pop(future), result
         except BrokenProcessPool:
             for place in running.values():
-                yield place, _alone(context, folder, place)
+                yield place, _probe_isolated(context, folder, place)
 
 
-def _alone(context, folder: Path, place: Place) -> dict:
+def _probe_isolated(context, folder: Path, place: Place) -> dict:
     try:
         with ProcessPoolExecutor(1, context) as pool:
             return pool.submit(_probe, folder, place).result()
@@ -185,7 +188,7 @@ def _alone(context, folder: Path, place: Place) -> dict:
 
 
 def _read_journal(path: Path, found: dict[Place, int]) -> dict[Place, dict]:
-    """Results of files that are still as they were; a last line cut short is taken off."""
+    """Returns the journal's results of files with unchanged size; truncates an incomplete last line."""
     done, good = {}, 0
     if path.exists():
         with path.open("rb") as lines:
@@ -198,7 +201,7 @@ def _read_journal(path: Path, found: dict[Place, int]) -> dict[Place, dict]:
                 if line.pop("bytes") == found.get(place):
                     done[place] = line
         os.truncate(path, good)
-        log.info("%s: goes on after %d files", path, len(done))
+        log.info("%s: resuming after %d files", path, len(done))
     return done
 
 
@@ -237,13 +240,13 @@ def _write(out: Path, folder: Path, rows: dict[Place, tuple[dict, str, int]]) ->
 
 
 def _digest(table: "pyarrow.Table", folder: str) -> str:
-    """sha256 of the rows' values and of the folder; the same for any chunks."""
+    """Returns the sha256 of the rows' values and the folder, independent of chunking."""
     from pyarrow import compute, types
 
     found = hashlib.sha256(f"{folder} {len(table)} {table.column_names}".encode())
     for column in table.columns:
         kind = column.type.value_type if types.is_list(column.type) else column.type
-        found.update(str(kind).encode())                        # a list's own type changes on disk
+        found.update(str(kind).encode())                        # list types change when written
         if types.is_string(column.type):
             found.update(compute.binary_length(column).to_numpy().tobytes())
             found.update("".join(column.to_pylist()).encode())

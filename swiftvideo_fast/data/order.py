@@ -1,7 +1,6 @@
-"""Which clip comes at which position: every clip once an epoch, in a new order each time.
+"""The order of clips: every clip once per epoch, reshuffled each epoch.
 
-The order is a function of (seed, position) alone: not of the ranks, nor of how many there are, nor of where a
-run was interrupted.
+The clip is a function of (seed, position) alone, independent of ranks, world size and interruptions.
 """
 
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ T = TypeVar("T")
 
 
 class Order(Generic[T]):
-    """passes: the clips of one epoch after another; after the last the first comes again."""
+    """Maps positions to clips.  passes: the clips of consecutive epochs, repeated cyclically."""
 
     def __init__(self, passes: Sequence[Sequence[T]]):
         self.passes = [items for items in passes if len(items)]
@@ -29,7 +28,7 @@ class Order(Generic[T]):
         return self.passes[which][number]
 
     def place(self, seed: int, position: int) -> tuple[int, int, int]:
-        """(epoch, pass, number of the clip in it)."""
+        """Returns (epoch, pass, index of the clip in that pass)."""
         cycle, rest = divmod(position, self.total)
         which = int(np.searchsorted(self.ends, rest, side="right"))
         within = rest - int(self.ends[which] - len(self.passes[which]))
@@ -43,7 +42,7 @@ def _shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def held_out(rows: Sequence[int], count: int) -> dict[str, list[int]]:
-    """{"valid", "test"}: `count` rows each, the same in every run of one index."""
+    """Returns {"valid", "test"}: `count` rows each, a function of the rows alone."""
     shuffled = torch.randperm(len(rows), generator=generator(0, "held out")).tolist()
     valid, test = shuffled[:count], shuffled[count:2 * count]
     return {"valid": [rows[i] for i in valid], "test": [rows[i] for i in test]}

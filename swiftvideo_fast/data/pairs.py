@@ -1,10 +1,10 @@
-"""Preferences on disk: pairs of clips from one noise and one condition, the winner and the loser.
+"""TA pairs on disk: winner and loser clips from the same noise and condition.
 
-    pairs.json                  what the pairs are of: student, steps, ladders, seed, count, ...
-    pairs-00000.safetensors     SHARD pairs; in the header what they are of, and a sha256 of each pair
+    pairs.json                  what the pairs depend on: student, steps, ladders, seed, count, ...
+    pairs-00000.safetensors     SHARD pairs; the header has the same, and a sha256 of each pair
 
-A shard is whole or absent and depends on nothing but its number, so many ranks write one folder, and a folder
-cut short is finished to the same bytes.
+Shards are written atomically and depend on their number alone, so many ranks write one folder, and an
+interrupted folder is completed to the same bytes.
 """
 
 import json
@@ -32,33 +32,32 @@ CLIPS, PER_CLIP, NULL_TEXT = ("x0", "loser", "noise"), ("frames", "text", "image
 
 @dataclass(frozen=True)
 class Pairs(Batch):
-    """x0: the winners.  loser, noise: as x0; noise is what both were sampled from."""
+    """x0: the winners.  loser, noise: shaped as x0; both clips were sampled from `noise`."""
 
     loser: Tensor
     noise: Tensor
 
-    def _picked(self, rows) -> dict:
-        return super()._picked(rows) | {"loser": self.loser[rows], "noise": self.noise[rows]}
+    def _selected(self, rows) -> dict:
+        return super()._selected(rows) | {"loser": self.loser[rows], "noise": self.noise[rows]}
 
 
 class PairShards:
-    """A finished folder, held against its digests at once, each pair again when it is drawn.
+    """A finished folder of pairs.  Digests are checked on opening, and again when a pair is drawn.
 
-    codec: the identity of the config's codec.
-
-    ValueError names what is missing, damaged, or of another student or other options than the config's.
+    codec: the identity of the config's codec.  ValueError for shards that are missing, damaged, or of another
+    student or other options than the config's.
     """
 
-    prefetch = False                    # a pair is read in a millisecond
+    prefetch = False                    # reading a pair takes a millisecond
 
     def __init__(self, cfg: Config, codec: dict):
         folder, about = folder_of(cfg), describe(cfg, codec)
-        agree(folder, about)
+        check_manifest(folder, about)
         if not (folder / MANIFEST).exists():
-            raise ValueError(f"{folder}: no pairs here; make them with `swiftvideo pairs`")
+            raise ValueError(f"{folder}: no pairs here; write them with `swiftvideo pairs`")
         self.count = about["count"]
         self.files = [_file(folder, shard) for shard in range(shards(self.count))]
-        missing = [file.name for file in self.files if not is_whole(file, about)]
+        missing = [file.name for file in self.files if not is_written(file, about)]
         if missing:
             raise ValueError(f"{folder} lacks {len(missing)} of {len(self.files)} shards, {missing[0]} the "
                              "first; finish them with `swiftvideo pairs`")
@@ -71,7 +70,7 @@ class PairShards:
         return f"{self.count} pairs in {self.files[0].parent}"
 
     def draw(self, count: int, seed: int, position: int) -> Pairs:
-        """`count` pairs drawn with replacement; the same (seed, position) draws the same."""
+        """Draws `count` pairs with replacement, as a function of (seed, position)."""
         rows = [divmod(row, SHARD) for row in draw_rows(len(self), count, seed, position).tolist()]
         picked = [self.shards[shard].pair(slot) for shard, slot in rows]
         tensors = {name: torch.stack([tensors[name] for tensors in picked]) for name in picked[0]}
@@ -87,7 +86,7 @@ class PairShards:
 class Shard:
     """An open file of pairs.  header: {"about", "captions", "digests", "null_text"}.
 
-    ValueError when the file holds other pairs, or is damaged: in its header at once, in a pair when that is
+    ValueError when the file holds other pairs or is damaged: the header is checked on opening, a pair on
     read.
     """
 
@@ -104,7 +103,7 @@ class Shard:
             raise ValueError(f"{file} holds other pairs ({changed}); delete {file.parent}")
 
     def pair(self, slot: int) -> dict[str, Tensor]:
-        """What has a row a pair."""
+        """Returns one pair's tensors by name."""
         try:
             found = {name: self.opened.get_slice(name)[slot] for name in self.names}
         except (SafetensorError, IndexError) as why:
@@ -119,14 +118,14 @@ class Shard:
         return self._checked(found, self.header["null_text"])[NULL_TEXT]
 
     def check(self) -> None:
-        """Read all of it."""
+        """Reads every pair and checks its digest."""
         self.null_text()
         for slot in range(len(self.header["digests"])):
             self.pair(slot)
 
     def _checked(self, tensors: dict[str, Tensor], digest: str) -> dict[str, Tensor]:
         if sealed.digest(tensors) != digest:
-            raise self._damaged(f"{', '.join(tensors)}: not the bytes that were written")
+            raise self._damaged(f"{', '.join(tensors)}: bytes differ from those written")
         return tensors
 
     def _damaged(self, why: object) -> ValueError:
@@ -134,7 +133,7 @@ class Shard:
 
 
 def describe(cfg: Config, codec: dict) -> dict:
-    """What decides the bytes of a config's pairs."""
+    """Returns everything that determines the bytes of a config's pairs."""
     o, s = cfg.objective, cfg.sample
     data = {key: value for key, value in asdict(cfg.data).items() if key not in ("pool", "batch")}
     return {"student": weights.digest(cfg.model.start)} | codec | {
@@ -147,47 +146,46 @@ def folder_of(cfg: Config) -> Path:
 
 
 def write(cfg: Config, codec: dict, numbers: Iterable[int], make: Callable[[int, int], Pairs]) -> None:
-    """Write the shards of these numbers that are not there yet; make(shard, size) gives one's pairs.
+    """Writes the missing ones of these shards; make(shard, size) returns a shard's pairs.
 
-    Who writes shard 0 writes the manifest.  What is there is only read, so any number of processes may look
-    over a finished folder at once.  ValueError when the folder holds other pairs.
+    The writer of shard 0 writes the manifest.  Existing files are only read, so several processes may check a
+    finished folder concurrently.  ValueError when the folder holds other pairs.
     """
     folder, about = folder_of(cfg), describe(cfg, codec)
-    agree(folder, about)
+    check_manifest(folder, about)
     for shard in numbers:
         file = _file(folder, shard)
-        there = is_whole(file, about)
+        written = is_written(file, about)
         if shard == 0 and not (folder / MANIFEST).exists():
             with atomic_write(folder / MANIFEST) as tmp:
                 tmp.write_text(json.dumps(about, indent=1) + "\n")
-        if not there:
+        if not written:
             pairs = make(shard, min(SHARD, about["count"] - shard * SHARD))
             with atomic_write(file) as tmp:
                 tmp.write_bytes(_packed(pairs, about))
 
 
 def shards(count: int) -> int:
-    """How many hold `count` pairs."""
+    """Returns the number of shards for `count` pairs."""
     return -(-count // SHARD)
 
 
-def agree(folder: Path, about: dict) -> None:
-    """ValueError with the keys that differ when the folder holds other pairs."""
+def check_manifest(folder: Path, about: dict) -> None:
+    """Raises ValueError, listing the differing keys, when the folder holds other pairs."""
     try:
         changed = differences(json.loads((folder / MANIFEST).read_text()), about)
     except FileNotFoundError:
         return
     except (OSError, ValueError, AttributeError) as why:
-        raise ValueError(f"{folder / MANIFEST}: not the manifest of pairs ({why}); restore it, or take "
+        raise ValueError(f"{folder / MANIFEST}: not the manifest of pairs ({why}); restore it, or choose "
                          "another objective.pairs") from why
     if changed:
         raise ValueError(f"{folder} holds other pairs ({'; '.join(changed)}); choose another "
-                         "objective.pairs, "
-                         "or the values they were made by")
+                         "objective.pairs, or restore these values")
 
 
-def is_whole(file: Path, about: dict) -> bool:
-    """Whether a shard is there; ValueError when it is damaged or holds other pairs."""
+def is_written(file: Path, about: dict) -> bool:
+    """Returns whether a shard exists; ValueError when it is damaged or holds other pairs."""
     if not file.exists():
         return False
     Shard(file, about).check()
@@ -195,7 +193,7 @@ def is_whole(file: Path, about: dict) -> bool:
 
 
 def _packed(pairs: Pairs, about: dict) -> bytes:
-    """One key of metadata: safetensors does not keep the order of several."""
+    """Serialises a shard.  One metadata key, because safetensors does not preserve the order of several."""
     condition = {name: x for name, x in vars(pairs.condition).items() if x is not None}
     tensors = {name: getattr(pairs, name).contiguous() for name in CLIPS} | condition
     digests = [sealed.digest({name: x[slot] for name, x in tensors.items() if name != NULL_TEXT})

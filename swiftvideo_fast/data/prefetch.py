@@ -1,7 +1,7 @@
-"""Batches drawn ahead of the step that wants them, on a thread and a CUDA stream of their own.
+"""Prefetching: draws batches ahead of the step, on a separate thread and CUDA stream.
 
-A source draws by position, so what comes next is known: the positions of a run go up by one stride.  A wrong
-guess costs a draw, never a wrong batch.
+A source draws by position, and a run's positions increase by a constant stride, so the next ones are
+predicted.  A wrong prediction costs an extra draw; the batch is always right.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,9 +13,9 @@ from swiftvideo_fast.data.source import Drawn
 
 
 class Prefetched:
-    """source, with `ahead` batches on the device before they are asked for."""
+    """A source with `ahead` batches prefetched to the device."""
 
-    prefetch = False                    # it is done
+    prefetch = False                    # already prefetched
 
     def __init__(self, source: Drawn, device: torch.device | str = "cpu", ahead: int = 2):
         self.source, self.device, self.ahead = source, torch.device(device), ahead
@@ -28,7 +28,7 @@ class Prefetched:
         return self.source.summary()
 
     def draw(self, count: int, seed: int, position: int) -> Batch:
-        """As the source's, on the device."""
+        """As source.draw, on the device."""
         key = count, seed, position
         drawn = self.coming.pop(key, None) or self.pool.submit(self._draw, key)
         going_on = self.last is not None and self.last[:2] == key[:2] and position > self.last[2]
@@ -46,7 +46,7 @@ class Prefetched:
             here = torch.cuda.current_stream(self.device)
             for tensor in (batch.x0, batch.pixels, *vars(batch.condition).values()):
                 if tensor is not None:
-                    tensor.record_stream(here)          # else its memory could be drawn into again too early
+                    tensor.record_stream(here)          # no reuse of its memory before then
         return batch
 
     def _draw(self, key: tuple[int, int, int]) -> tuple[Batch, "torch.cuda.Event | None"]:
@@ -58,6 +58,6 @@ class Prefetched:
                 return batch, self.stream.record_event()
 
     def close(self) -> None:
-        """Let go of what is being drawn, and close the source."""
+        """Cancels pending draws and closes the source."""
         self.pool.shutdown(wait=True, cancel_futures=True)
         self.source.close()

@@ -1,7 +1,7 @@
-"""One video file decoded from end to end: what it is, when each frame is shown, or why it is of no use.
+"""Probes a video file by decoding it completely: format, time stamps of frames, or why it is rejected.
 
-Every frame is decoded.  Headers lie: a download cut short, a damaged middle and a frame rate that varies show
-only in the frames, and reading the file costs about as long as decoding it.
+Every frame is decoded, because headers are unreliable: a truncated download, a damaged middle or a varying
+frame rate shows only in the frames.  Reading the file takes about as long as decoding it.
 """
 
 import io
@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
-SLACK = 0.1     # seconds that a whole file's streams may end before its header's duration, or a tenth of it
-EVEN = 0.05     # share of the median interval that the others may differ by in a file of constant rate
+SLACK = 0.1     # seconds, or fraction of the duration, by which streams may end before the header's duration
+EVEN = 0.05     # relative deviation of frame intervals from their median at a constant frame rate
 
 
 @dataclass(frozen=True)
 class Video:
-    """What a decoder and the index need of a file.
+    """Format and time stamps of a video file, as the decoders and the index need them.
 
-    width, height: as stored, before `rotation` degrees counter-clockwise.  aspect: of one stored pixel.
-    matrix: FFmpeg's number of the YUV matrix.  full: luma from 0 to 255 (else 16 to 235).
+    width, height: as stored, before rotating by `rotation` degrees counter-clockwise.  aspect: of a stored
+    pixel.  matrix: FFmpeg's number of the YUV matrix.  full: luma from 0 to 255 (else 16 to 235).
     times: time stamps in display order, in ticks of `tick` seconds.
     """
 
@@ -37,7 +37,7 @@ class Video:
 
     @property
     def seconds(self) -> float:
-        """From the first frame to the last."""
+        """Seconds from the first frame to the last."""
         return float((self.times[-1] - self.times[0]) * self.tick)
 
     @property
@@ -46,13 +46,13 @@ class Video:
 
     @property
     def vfr(self) -> bool:
-        """Whether the frame rate varies, by more than the rounding to ticks."""
+        """Whether the frame rate varies by more than the rounding to ticks."""
         gaps = np.diff(self.times)
         middle = np.median(gaps)
         return bool(np.abs(gaps - middle).max() > max(1, EVEN * middle))
 
     def as_dict(self) -> dict:
-        """Plain numbers and strings; `of` is the way back."""
+        """Returns plain numbers and strings; the inverse of `of`."""
         return asdict(self) | {"tick": [self.tick.numerator, self.tick.denominator],
                                "times": [int(self.times[0]), *np.diff(self.times).tolist()]}
 
@@ -62,7 +62,7 @@ class Video:
 
 
 def probe(source: Path | io.BytesIO) -> Video:
-    """ValueError with the reason when the file is no video, or not a whole one."""
+    """Returns the file's Video.  ValueError, with the reason, when not a video, damaged or truncated."""
     import av
 
     size = source.stat().st_size if isinstance(source, Path) else len(source.getbuffer())

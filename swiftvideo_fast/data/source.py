@@ -1,4 +1,4 @@
-"""Where a run's clips come from."""
+"""The source protocol: clips by (seed, position)."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -13,50 +13,49 @@ from swiftvideo_fast.seeds import generator
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """Of every source: its own options extend these, under the `name` that data.name chooses it by.
+    """Base options of every source; data.name selects the source by its options' `name`.
 
-    batch: clips an optimizer step, over all ranks.
+    batch: clips per optimizer step, over all ranks.
     """
 
     name: ClassVar[str]
     batch: int = option(POSITIVE, 16)
 
     def shape(self, latent: Latent) -> tuple[int, int, int]:
-        """(T, H, W) of its clips' latents; ValueError for a size the codec does not take."""
+        """Returns the latent shape (T, H, W) of a clip; ValueError for a size the codec does not accept."""
         raise NotImplementedError
 
 
 class Drawn(Protocol):
-    """What training draws from, by position.  prefetch: whether drawing takes long enough to be done ahead of
-    the step, on a thread (data/prefetch.py)."""
+    """Training batches by position.  prefetch: whether draw is slow enough for data/prefetch.py."""
 
     prefetch: ClassVar[bool]
 
     def draw(self, count: int, seed: int, position: int) -> Batch:
-        """`count` training clips; the same (seed, position) draws the same."""
+        """Returns `count` training clips, a function of (seed, position)."""
 
     def summary(self) -> str:
-        """One line for --dry-run: what there is to draw, what is left out.  ValueError as drawing would."""
+        """Returns one line for --dry-run: clips available and left out.  ValueError where draw raises it."""
 
     def close(self) -> None:
-        """Let go of threads and files; nothing is drawn after it."""
+        """Releases threads and files; draw must not be called afterwards."""
 
 
 class Source(Drawn, Protocol):
-    """Clips of a data section.  Options: a SourceOptions.  pixels: batches keep their pixels as well."""
+    """The clips of a data section.  Options: a SourceOptions.  pixels: batches include pixels."""
 
     Options: type[SourceOptions]
 
     def __init__(self, options: SourceOptions, codec: Codec, seed: int, pixels: bool = False): ...
 
     def clips(self, split: str, count: int, seed: int, first: int = 0) -> Batch:
-        """Clips `first` to first + count of a split: train, valid or test.  Clip n depends on the split, the
-        seed and n."""
+        """Returns clips first to first + count - 1 of a split: train, valid or test.  Clip n is a function of
+        split, seed and n."""
 
     def size(self, split: str) -> int | None:
-        """How many clips a split has, after which `clips` begins again; None where there is no end."""
+        """Returns the number of clips of a split, after which `clips` repeats; None if unlimited."""
 
 
 def draw_rows(rows: int, count: int, seed: int, position: int) -> torch.Tensor:
-    """(count,) row numbers below `rows`, drawn with replacement."""
+    """Draws (count,) row numbers below `rows`, with replacement."""
     return torch.randint(rows, (count,), generator=generator(seed, "clips", position))

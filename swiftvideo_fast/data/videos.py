@@ -1,6 +1,6 @@
-"""Training from the videos themselves: windows decoded and encoded as they are drawn, nothing stored.
+"""The source `videos`: decodes and encodes windows on the fly, without stored latents.
 
-Epoch e takes the windows that pass e of `swiftvideo encode` takes, given the same seed.
+Epoch e uses the windows of pass e of `swiftvideo encode` with the same seed.
 """
 
 import logging
@@ -25,18 +25,17 @@ from swiftvideo_fast.models.family import Codec, Latent
 from swiftvideo_fast.seeds import seed_of
 
 log = logging.getLogger(__name__)
-TEXTS = 4096        # captions whose embeddings are kept
-TRIES = 8           # videos in a row that fail to decode before it is an error
+TEXTS = 4096        # caption embeddings cached
+TRIES = 8           # consecutive videos that fail to decode before an error
 
 
 @dataclass(frozen=True)
 class VideoOptions(SourceOptions):
-    """Windows of videos, decoded and encoded while training.
+    """Windows of videos, decoded and encoded during training.
 
-    index: of `swiftvideo index`.  frames: of a window, 4n + 1.  rate: frames a second.  width, height:
-    pixels, multiples of 16.  held_out: clips kept from training for each of validation and test; with 0,
-    both are shown clips of training.  decoder: PyAV, DALI, or what this machine has.  threads: windows
-    decoded at once.
+    index: written by `swiftvideo index`.  frames: frames per window, 4n + 1.  rate: frames per second.
+    width, height: pixels, multiples of 16.  held_out: clips kept from training for each of validation and
+    test; with 0, both use training clips.  decoder: pyav, dali or auto.  threads: windows decoded at once.
     """
 
     name = "videos"
@@ -54,9 +53,9 @@ class VideoOptions(SourceOptions):
 
 
 class VideoSource:
-    """Clips of an index, each once an epoch, in an order drawn from (seed, epoch).
+    """Clips of an index, each once per epoch, in an order drawn from (seed, epoch).
 
-    A video that no longer decodes is replaced by the next one in the index that does, and named in the log.
+    A video that no longer decodes is replaced by the next decodable one in the index, and logged.
     """
 
     Options = VideoOptions
@@ -83,14 +82,14 @@ class VideoSource:
         return self.order.total
 
     def draw(self, count: int, seed: int, position: int) -> Batch:
-        """The clips at positions position to position + count of the run."""
+        """Returns the clips at positions position to position + count - 1 of the run."""
         return self.batch([self.at(seed, p) for p in range(position, position + count)], seed)
 
     def close(self) -> None:
         self.pool.shutdown(cancel_futures=True)
 
     def at(self, seed: int, position: int) -> tuple[int, int]:
-        """(epoch, row of the index)."""
+        """Returns (epoch, index row)."""
         epoch, which, number = self.order.place(seed, position)
         return epoch, self.order.passes[which][number]
 
@@ -99,7 +98,7 @@ class VideoSource:
         return f"{self.order.total} videos; {short} too short for a window, {out} held out"
 
     def clips(self, split: str, count: int, seed: int, first: int = 0) -> Batch:
-        """Clips held out (of training, where none are), in an order drawn from the seed."""
+        """Returns held-out clips (training clips if none are held out), in an order drawn from the seed."""
         order = Order([self.held[split]]) if self.held.get(split) else self.order
         return self.batch([(0, order.at(seed, p)) for p in range(first, first + count)], seed)
 
@@ -117,7 +116,7 @@ class VideoSource:
         return Batch(x0.float(), condition, captions, pixels=pixels if self.pixels else None)
 
     def window(self, epoch: int, row: int, seed: int) -> tuple[Tensor, str]:
-        """(uint8 (3, T, H, W), caption)."""
+        """Returns (pixels uint8 (3, T, H, W), caption).  ValueError after TRIES undecodable videos."""
         number = bisect_left(self.rows, row)
         for attempt in range(TRIES):
             row = self.rows[(number + attempt) % len(self.rows)]
@@ -134,7 +133,7 @@ class VideoSource:
         raise ValueError(f"{TRIES} videos in a row do not decode, the last: {failure}")
 
     def text(self, caption: str) -> Tensor:
-        """(L, E), kept cut to its length."""
+        """Returns a caption's embedding, (L, E), zero-padded; cached without padding."""
         if caption not in self.texts:
             encoded = self.codec.encode_text([caption])[0].to(self.device)
             self.texts[caption] = encoded[:length_of(encoded)].clone()

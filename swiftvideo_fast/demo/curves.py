@@ -1,4 +1,4 @@
-"""The demo's curves, by the logs of its runs: training, the paper's Figures 6 and 8, the adversary."""
+"""The demo's charts, from the logs of its runs: training, the paper's Figures 6 and 8, the adversary."""
 
 from statistics import fmean
 
@@ -9,7 +9,7 @@ from swiftvideo_fast.demo.stages import ALIGNED, FIRST, FULL, LAST, STAGES, VARI
 from swiftvideo_fast.report.charts import Chart, Curves, Series, logged
 from swiftvideo_fast.report.page import Pending, Section
 
-FAINT = "Faint: as logged; strong: a running mean of it."
+FAINT = "Faint: as logged; strong: running mean."
 
 
 def adversary(result: Seed) -> Section:
@@ -17,17 +17,17 @@ def adversary(result: Seed) -> Section:
     if LAST not in result.logs:
         return Pending(title, f"{LAST} is trained")
     log = result.logs[LAST]
-    told = [logged(log, f"held out/{kind}", name=f"{kind} heads") for kind in KINDS]
+    accuracy = [logged(log, f"held out/{kind}", name=f"{kind} heads") for kind in KINDS]
     return Curves(title, [
-        Chart("share of held-out pairs told apart", told, x_label="step"),
+        Chart("accuracy of the heads on held-out pairs", accuracy, x_label="step"),
         Chart("loss of the heads", [logged(log, "critic/loss", smooth=3)], x_label="step"),
         Chart("gradient at x0-hat, as a ratio to the distillation's",
               [logged(log, "gradient/ratio", smooth=3)], x_label="step")],
-        note=f"Where the heads tell nothing apart their share is 1/2 and their loss 2 a head. {FAINT}")
+        note=f"At chance, the accuracy is 1/2 and the loss 2 per head. {FAINT}")
 
 
 def alignment(results: list[Seed]) -> Section:
-    """Figure 6, the mean over seeds, and Figure 8, of the first."""
+    """Returns Figure 6, averaged over seeds, and Figure 8, of the first seed."""
     title, first = "Curves of trajectory alignment", results[0]
     names = {ALIGNED[0]: "DPO + reflow"} | {name: name for name in VARIANTS}
     names = {name: shown for name, shown in names.items() if all(name in r.progress for r in results)}
@@ -43,7 +43,7 @@ def alignment(results: list[Seed]) -> Section:
         Chart("Win Diff", differences["win_diff"], x_label="step"),
         Chart("implicit accuracy", differences["accuracy"], x_label="step")],
         note=f"The first round, as in the paper's Figures 6 and 8. The distance is on {PROGRESS_CLIPS} "
-             f"validation clips, not on the tables' clips: of fewer clips it is larger. {FAINT}")
+             f"validation clips, not the tables' clips, and larger for fewer clips. {FAINT}")
 
 
 def training(result: Seed) -> Section:
@@ -62,4 +62,4 @@ def training(result: Seed) -> Section:
     return Curves("Curves of training", [
         *map(loss, names), chart("tangent ‖g‖ before normalisation", "tangent"),
         chart("dF/dt, root mean square", "dF_dt")],
-        note=f"The losses are of different norms, not to be compared. {FAINT}")
+        note=f"The losses have different norms and cannot be compared. {FAINT}")

@@ -1,4 +1,4 @@
-"""Measurements of one network or one clip set each, so that a process pool can share them."""
+"""The demo's measurements, each of one network or one set of clips: units of work for a process pool."""
 
 import time
 from dataclasses import replace
@@ -18,17 +18,17 @@ from swiftvideo_fast.seeds import seed_of
 from swiftvideo_fast.train.recipe import FILES, TABLES, Parts, Tables
 from swiftvideo_fast.train.rounds import averages
 
-PROGRESS_CLIPS = 48                                         # validation clips that progress is measured on
+PROGRESS_CLIPS = 48                                         # validation clips for measuring progress
 SHOWN = 6                                                   # clips in the report,
-FIRST_BATCH = 32                                            # chosen from those measured first
-TIMED, TIMINGS = 4, 5                                       # clips a timed batch, times each is timed
-REAL_ROWS = {"real, the same frames": "test", "real, the training's": "train"}      # crops, of which split
+FIRST_BATCH = 32                                            # chosen among the first of those measured
+TIMED, TIMINGS = 4, 5                                       # clips per timed batch, repetitions
+REAL_ROWS = {"real, the same frames": "test", "real, the training's": "train"}      # split of the crops
 Measured = dict[int, tuple[dict[str, float], np.ndarray]]   # steps -> figures, pixels of the clips shown
 
 
 @lru_cache(2)
 def benchmark(cfg: Config, part: str, count: int, tables: Tables = TABLES) -> Benchmark:
-    """Of the clips a config names.  A process keeps two, the table's and progress's: they hold pixels."""
+    """Returns the benchmark of a config's clips.  Caches two per process: the tables' and progress's."""
     parts = Parts(cfg, tables)
     return Benchmark(parts.clips.clips(part, count, cfg.run.seed), parts.codec, cfg.run.seed)
 
@@ -40,23 +40,23 @@ def network(cfg: Config, file: Path | str, tables: Tables = TABLES) -> Call:
 
 def preview(cfg: Config, clips: int, steps: tuple[int, ...],
             tables: Tables = TABLES) -> tuple[list[str], np.ndarray, dict[int, np.ndarray]]:
-    """Captions and pixels of the clips shown, and the teacher's samples of them.
+    """Returns captions and pixels of the clips shown, and the teacher's samples of them.
 
-    Only the first batch is sampled, so this takes seconds; teacher_rows samples the same bits again.
+    Samples the first batch only, which takes seconds; teacher_rows reproduces the same bits.
     """
     parts, net = Parts(cfg, tables), network(cfg, cfg.model.weights, tables)
     first = parts.clips.clips("test", min(clips, FIRST_BATCH), cfg.run.seed)
-    real, how = parts.codec.decode(first.x0), Sample(guidance=cfg.objective.guidance)
+    real, sampling = parts.codec.decode(first.x0), Sample(guidance=cfg.objective.guidance)
     at = different(real)
-    made = {n: sample(net, first, n, how, cfg.run.seed)[at] for n in (REFERENCE_STEPS, *steps)}
+    made = {n: sample(net, first, n, sampling, cfg.run.seed)[at] for n in (REFERENCE_STEPS, *steps)}
     return ([first.captions[i] for i in at], real[at].numpy(),
             {n: parts.codec.decode(z).numpy() for n, z in made.items()})
 
 
 def different(clips: Tensor) -> list[int]:
-    """SHOWN of the clips: the first, then always the one that is farthest from the nearest of those.
+    """Returns the indices of SHOWN clips by farthest-point sampling, starting with the first.
 
-    Far by the mean colours of a clip's four quarters, which the eye tells apart where pixels differ anyhow.
+    The distance is between mean colours of a clip's four quarters, which are visible differences.
     """
     colours, found = F.adaptive_avg_pool3d(clips, (1, 2, 2)).flatten(1).double(), [0]
     nearest = (colours - colours[0]).square().mean(1)
@@ -69,7 +69,7 @@ def different(clips: Tensor) -> list[int]:
 
 def teacher_rows(cfg: Config, clips: int, steps: tuple[int, ...], file: Path,
                  tables: Tables = TABLES) -> Measured:
-    """`file` then holds its samples of REFERENCE_STEPS, for the trajectory errors of all."""
+    """Measures the teacher; writes its REFERENCE_STEPS-step samples to `file`, for trajectory errors."""
     bench, net = benchmark(cfg, "test", clips, tables), network(cfg, cfg.model.weights, tables)
     guidance = cfg.objective.guidance
     reference = bench.reference(net, guidance)
@@ -81,11 +81,11 @@ def teacher_rows(cfg: Config, clips: int, steps: tuple[int, ...], file: Path,
 
 def student_rows(cfg: Config, clips: int, steps: tuple[int, ...], file: Path, run: Config,
                  tables: Tables = TABLES) -> Measured:
-    """The student that `run` ended with, on the clips of `cfg`."""
-    bench, how = benchmark(cfg, "test", clips, tables), run.sample
+    """Measures the final student of `run` on the clips of `cfg`."""
+    bench, sampling = benchmark(cfg, "test", clips, tables), run.sample
     net = network(run, Path(run.run.dir) / FILES[AVERAGE], tables)
     reference = load_file(file)["reference"]
-    return {n: row(bench, bench.sample(net, n, replace(how, guidance=1.0)), reference) for n in steps}
+    return {n: row(bench, bench.sample(net, n, replace(sampling, guidance=1.0)), reference) for n in steps}
 
 
 def row(bench: Benchmark, z: Tensor, reference: Tensor) -> tuple[dict[str, float], np.ndarray]:
@@ -94,7 +94,7 @@ def row(bench: Benchmark, z: Tensor, reference: Tensor) -> tuple[dict[str, float
 
 
 def real_rows(cfg: Config, clips: int, tables: Tables = TABLES) -> dict[str, dict[str, float]]:
-    """Distances of as many other real crops: of the frames measured, of those the teacher learned from."""
+    """Returns distances of other real crops, of the test frames and of the training frames."""
     bench, found, seed = benchmark(cfg, "test", clips, tables), {}, seed_of(cfg.run.seed, "other crops")
     for name, part in REAL_ROWS.items():
         pixels = bench.codec.decode(Parts(cfg, tables).clips.clips(part, clips, seed).x0)
@@ -104,10 +104,10 @@ def real_rows(cfg: Config, clips: int, tables: Tables = TABLES) -> dict[str, dic
 
 def timings(cfg: Config, run: Config, teacher_steps: tuple[int, ...], student_steps: tuple[int, ...],
             tables: Tables = TABLES) -> dict[tuple[bool, int], float]:
-    """(is it a student, steps) -> wall seconds a clip of sampling TIMED clips at once on one core.
+    """Returns (is a student, steps) -> wall seconds per clip, sampling TIMED clips in a batch on one core.
 
-    Interleaved rounds, the least of TIMINGS each.  The students are networks of the teacher's sizes, so that
-    the one of `run` stands for all; the teacher takes two evaluations a step where it is guided.
+    Interleaved rounds; the minimum of TIMINGS.  All students have the teacher's sizes, so `run` represents
+    them; a guided teacher takes two evaluations per step.
     """
     clips = Parts(cfg, tables).clips.clips("test", TIMED, cfg.run.seed)
     teacher, student = cfg.model.weights, Path(run.run.dir) / FILES[AVERAGE]
@@ -117,15 +117,15 @@ def timings(cfg: Config, run: Config, teacher_steps: tuple[int, ...], student_st
     least = dict.fromkeys(places, float("inf"))
     for _ in range(TIMINGS):
         for student, steps in places:
-            net, how = nets[student]
+            net, sampling = nets[student]
             began = time.perf_counter()
-            sample(net, clips, steps, how, cfg.run.seed)
+            sample(net, clips, steps, sampling, cfg.run.seed)
             least[student, steps] = min(least[student, steps], time.perf_counter() - began)
     return {place: seconds / len(clips) for place, seconds in least.items()}
 
 
 def progress(cfg: Config, run: Config, steps: int) -> dict[int, float]:
-    """Step of a run -> Frechet distance to validation clips then."""
+    """Returns step of a run -> Frechet distance to validation clips."""
     bench, call = benchmark(cfg, "valid", PROGRESS_CLIPS), Parts(run).family.call
     return {step: bench.distance(bench.codec.decode(bench.sample(partial(call, net), steps, Sample())))
             for step, net in averages(run)}

@@ -1,6 +1,6 @@
-"""A process pool with dependencies: each task runs in a process of one thread, once its inputs exist.
+"""A process pool with dependencies: each task runs in a single-threaded process once its inputs exist.
 
-A second thread speeds one run of so small a network up by a quarter; a second run doubles throughput.
+For so small a network a second thread speeds up one run by a quarter; a second process doubles throughput.
 """
 
 import multiprocessing
@@ -14,12 +14,12 @@ from typing import Any
 
 import torch
 
-Place = tuple                   # of a task: its name
+Place = tuple                   # name of a task
 
 
 @dataclass(frozen=True)
 class Task:
-    """call(*args), in another process, once the tasks named in `after` have ended."""
+    """Calls call(*args) in another process, once the tasks named in `after` have ended."""
 
     call: Callable
     args: tuple
@@ -28,7 +28,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Ended:
-    """value: what a task returned.  core_seconds: of its process; a process's first task pays the imports."""
+    """value: a task's return value.  core_seconds: CPU time, including imports for a process's first task."""
 
     value: Any
     core_seconds: float
@@ -37,7 +37,8 @@ class Ended:
 def run_tasks(tasks: dict[Place, Task],
               ended: Callable[[Place, dict[Place, Ended]], None] = lambda task, results: None
               ) -> dict[Place, Ended]:
-    """Begins tasks in their order where cores are short; the first error ends all.
+    """Runs tasks in the given order as dependencies and cores permit; returns results.  The first error ends
+    all.
 
     ended: called in this process after every task, with its name and all results so far.
     """
@@ -63,22 +64,22 @@ def run_tasks(tasks: dict[Place, Task],
 
 
 def run(call: Callable, *args: Any) -> Ended:
-    """In a worker."""
+    """Runs a task in a worker."""
     global counted
     value = call(*args)
     before, counted = counted, time.process_time()
     return Ended(value, counted - before)
 
 
-counted = 0.0                   # core seconds of this worker that belong to tasks that have ended
+counted = 0.0                   # this worker's core seconds of ended tasks
 
 
 def begin() -> None:
-    """Initialiser of a worker: one thread; the worker exits when its parent does."""
+    """Initialises a worker: one thread; exits with its parent."""
     torch.set_num_threads(1)
 
-    def end_with_it() -> None:
+    def exit_with_parent() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    threading.Thread(target=end_with_it, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()

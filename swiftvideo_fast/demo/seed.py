@@ -1,4 +1,4 @@
-"""One seed of the demo: what there is to do, and what has come of it so far."""
+"""One seed of the demo: its tasks, and their results so far."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +11,13 @@ from swiftvideo_fast.demo import measure
 from swiftvideo_fast.demo.pool import Ended, Place, Task
 from swiftvideo_fast.demo.stages import (
     ALIGNED,
+    CONTROL,
     FIRST,
     FULL,
     LAST,
     PAIRED,
     ROUNDS,
     TWICE,
-    UNJUDGED,
     VARIANTS,
     finish,
     needed,
@@ -29,11 +29,11 @@ from swiftvideo_fast.train.log import read_log
 TEACHER, REAL = "teacher", "real"
 TRAINED, ROWS, PROGRESS = "trained", "measured", "watched"                  # kinds of tasks
 SAMPLES, TIMES = "sampled", "timed"
-STEPS = {                                       # that each is measured at
+STEPS = {                                       # sampling steps that each is measured at
     TEACHER: (4, 2, 1),                         # and REFERENCE_STEPS
     FIRST: (4, 2),
     LAST: (8, 4, 2),
-    UNJUDGED: (4, 2),
+    CONTROL: (4, 2),
     FULL: (4, 2, 1),
     **dict.fromkeys(ALIGNED, (4, 2)),
     **dict.fromkeys(VARIANTS, (4,)),
@@ -44,10 +44,9 @@ WATCHED = ALIGNED[0], *VARIANTS                 # runs whose progress is charted
 
 @dataclass(frozen=True)
 class Seed:
-    """What is there of it: figures, logs and the samples shown, by name and steps; steps None: real clips.
+    """Results so far: figures, logs and samples by (name, steps); steps is None for real clips.
 
-    pixels[REAL, None]: the clips shown as they are.  progress: run of alignment -> step -> Frechet distance
-    at 4 steps.
+    pixels[REAL, None]: the real clips.  progress: alignment run -> step -> Frechet distance at 4 steps.
     """
 
     captions: list[str] = field(default_factory=list)
@@ -58,7 +57,7 @@ class Seed:
 
 
 def tasks(seed: int, runs: dict[str, Config], clips: int, folder: Path) -> dict[Place, Task]:
-    """All of them: what is shown first before what takes long, each student measured once it is trained."""
+    """Returns all tasks of a seed: previews before long tasks, each student measured once it is trained."""
     cfg, file = runs[FIRST], folder / "reference.safetensors"
     steps = sorted({n for name in runs for n in STEPS[name]}, reverse=True)
 
@@ -81,7 +80,7 @@ def tasks(seed: int, runs: dict[str, Config], clips: int, folder: Path) -> dict[
 
 
 def result(seed: int, runs: dict[str, Config], done: dict[Place, Ended]) -> Seed:
-    """What its tasks have returned so far, in one."""
+    """Returns the results of a seed's ended tasks."""
     found = Seed()
     returned = {(name, kind): ended.value for (of, name, kind), ended in done.items() if of == seed}
     if (TEACHER, SAMPLES) in returned:
@@ -103,15 +102,15 @@ def result(seed: int, runs: dict[str, Config], done: dict[Place, Ended]) -> Seed
 
 
 def rows_of(results: list[Seed]) -> list[Row]:
-    """The figures of all seeds: real clips, the teacher, then the students in their order."""
+    """Returns the figures of all seeds: real clips, teacher, then students in order."""
     places = [(name, None) for name in measure.REAL_ROWS]
     places += [(name, n) for name, steps in STEPS.items()
                for n in ((REFERENCE_STEPS, *steps) if name == TEACHER else steps)]
     rows = []
     for place in places:
-        there = [r.rows[place] for r in results if place in r.rows]
-        if there:
-            keys = dict.fromkeys(key for figures in there for key in figures)
-            values = {key: [figures[key] for figures in there if key in figures] for key in keys}
+        by_seed = [r.rows[place] for r in results if place in r.rows]
+        if by_seed:
+            keys = dict.fromkeys(key for figures in by_seed for key in figures)
+            values = {key: [figures[key] for figures in by_seed if key in figures] for key in keys}
             rows.append(Row(*place, values))
     return rows

@@ -1,4 +1,4 @@
-"""The demo's runs: each stage, its controls and variants, and the order in which they can be trained."""
+"""The demo's runs: stages, controls and variants, in an order in which they can be trained."""
 
 import re
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ from swiftvideo_fast.train import recipe
 from swiftvideo_fast.train.recipe import FILES, TABLES
 from swiftvideo_fast.train.rounds import make_pairs, rounds
 
-STAGES = {"CCD": "ccd.yaml", "CCD + DA": "da.yaml"}             # each from the student of the one before
+STAGES = {"CCD": "ccd.yaml", "CCD + DA": "da.yaml"}             # each starts from the previous one's student
 FIRST, LAST = STAGES
-UNJUDGED = "CCD + CCD"                                          # the steps of DA without its adversary
+CONTROL = "CCD + CCD"                                           # DA's steps without its adversary
 FULL = "CCD, full"
 ALIGNED = f"{LAST} + TA", f"{LAST} + TA + TA"
 ROUNDS = [8, 4, 2]
@@ -30,13 +30,13 @@ TWICE = f"{PAIRED}, twice"                                      # its second rou
 
 def students(folder: Path, configs: Path, seed: int, overrides: list[str],
              paired: bool) -> Iterator[tuple[str, Config]]:
-    """Every run by name, in an order in which each finds the student that it starts from.
+    """Yields every run by name, each after the run whose student it starts from.
 
-    paired: alignment on paired noise too, which the paper does not have.
+    paired: also alignment on paired noise, which is not in the paper.
     """
     def load(file: str, student: str | None) -> Config:
         cfg = TABLES.load(configs / file, overrides)
-        run = replace(cfg.run, seed=seed, dir=str(folder / Path(file).stem), watch_every=0)     # see the page
+        run = replace(cfg.run, seed=seed, dir=str(folder / Path(file).stem), watch_every=0)
         return replace(cfg, run=run, model=replace(cfg.model, student=student))
 
     def elsewhere(cfg: Config, name: str, **changes) -> Config:
@@ -48,7 +48,7 @@ def students(folder: Path, configs: Path, seed: int, overrides: list[str],
         cfg = load(file, student)
         yield name, cfg
         student = f"{cfg.run.dir}/{FILES[AVERAGE]}"
-    yield UNJUDGED, elsewhere(cfg, "da-unjudged", da=None)
+    yield CONTROL, elsewhere(cfg, "da-control", da=None)
     yield FULL, load("ccd-full.yaml", None)
 
     first, *_ = aligned = [*rounds(load("ta.yaml", student), ROUNDS)]
@@ -65,14 +65,14 @@ def students(folder: Path, configs: Path, seed: int, overrides: list[str],
 
 
 def needed(cfg: Config, runs: dict[str, Config]) -> list[str]:
-    """Those of the runs in whose folders lies what cfg reads."""
+    """Returns the names of the runs whose files cfg reads."""
     reads = [Path(file) for file in (cfg.model.student, getattr(cfg.objective, "pairs", None)) if file]
     return [name for name, run in runs.items()
             if run is not cfg and any(Path(run.run.dir) in file.parents for file in reads)]
 
 
 def finish(cfg: Config) -> None:
-    """What is not done yet of one run, its pairs first."""
+    """Completes a run: its missing pairs, then its training."""
     if isinstance(cfg.objective, Ta):
         make_pairs(cfg)
     recipe.train(cfg)

@@ -1,11 +1,11 @@
-"""Latents of every sampler, shared out among ranks by the batch.
+"""Generates the latents of every sampler, with batches distributed over ranks.
 
-    OUT/evaluation.json                         which clips; what else is compared there must be of the same
-    OUT/MODEL-STEPS/latents-00000.safetensors   of one batch, and in its header what they are of
-    OUT/MODEL-STEPS/latents-00000.json          how long it took, and on what
+    OUT/evaluation.json                         the clips; all models in the folder are compared on these
+    OUT/MODEL-STEPS/latents-00000.safetensors   one batch; the header has everything it depends on
+    OUT/MODEL-STEPS/latents-00000.json          seconds, network evaluations, device
 
-A file is whole or absent.  Its noise depends on the seed and the clips' numbers, its batch on its number: any
-number of ranks, killed and started again, gives the same bytes (of one kind of device).
+Files are written atomically.  Noise depends on seed and clip number, a batch on its number: any number of
+ranks, also after interruptions, writes the same bytes (on one kind of device).
 """
 
 import json
@@ -38,7 +38,7 @@ MANIFEST, LATENTS, COMMAND = "evaluation.json", "latents", "evaluate"
 
 @dataclass(frozen=True)
 class Job:
-    """An evaluation's folder, what is in it, and who fills it."""
+    """An evaluation: output folder, clips, samplers, and the ranks that share the work."""
 
     out: Path
     family: Family
@@ -49,23 +49,23 @@ class Job:
 
     @property
     def mine(self) -> range:
-        """Batches of this rank."""
+        """Batch numbers of this rank."""
         return range(self.ranks.rank, len(self.clips), self.ranks.world)
 
     @cached_property
     def weights(self) -> dict[str, str]:
-        """Digest of each model's weights, read by one rank for all."""
+        """model name -> digest of its weights, computed by rank 0."""
         def read() -> str:
             places = {s.model.name: s.model.weights for s in self.samplers}
-            alone = self.ranks.rank == 0
-            return json.dumps({name: digest(place) for name, place in places.items()} if alone else {})
+            first = self.ranks.rank == 0
+            return json.dumps({name: digest(place) for name, place in places.items()} if first else {})
 
         return json.loads(self.ranks.run_all(read)[0])
 
     def about(self, one: Sampler) -> dict[str, Any]:
-        """What decides the bytes of a sampler's latents."""
-        how = {"weights": self.weights[one.model.name], "steps": one.steps, "dtype": one.model.dtype}
-        return {"clips": self.clips.about} | how | asdict(one.model.how)
+        """Returns everything that determines the bytes of a sampler's latents."""
+        settings = {"weights": self.weights[one.model.name], "steps": one.steps, "dtype": one.model.dtype}
+        return {"clips": self.clips.about} | settings | asdict(one.model.sampling)
 
     def file(self, one: Sampler, k: int) -> Path:
         return shards.file_of(self.out / one.folder, LATENTS, k)
@@ -74,14 +74,14 @@ class Job:
         return load_file(self.file(one, k))["z"]
 
 
-def agree(job: Job, write: bool) -> None:
-    """Write the manifest if there is none.  ValueError for a folder of other clips, or of something else."""
+def check_manifest(job: Job, write: bool) -> None:
+    """Writes a missing manifest if `write`.  ValueError for a folder with other clips or other content."""
     file, about = job.out / MANIFEST, job.clips.about
     try:
         changed = differences(json.loads(file.read_text()), about)
     except (FileNotFoundError, NotADirectoryError):
         if job.out.exists() and (not job.out.is_dir() or {*job.out.iterdir()} - {temporary_of(file)}):
-            raise ValueError(f"{job.out}: is there and holds no evaluation; choose another --out") from None
+            raise ValueError(f"{job.out}: exists and is not an evaluation; choose another --out") from None
         if write:
             with atomic_write(file) as tmp:
                 tmp.write_text(json.dumps(about, indent=1) + "\n")
@@ -94,9 +94,9 @@ def agree(job: Job, write: bool) -> None:
 
 
 def generate(job: Job) -> None:
-    """Write this rank's share of what is missing.  ValueError for latents of something else, or damaged."""
+    """Writes this rank's missing latents.  ValueError for damaged latents, or latents with other settings."""
     missing = {one.folder: [k for k in job.mine
-                            if not shards.is_whole(job.file(one, k), job.about(one), COMMAND)]
+                            if not shards.is_written(job.file(one, k), job.about(one), COMMAND)]
                for one in job.samplers}
     progress = Progress(job)
     for _, group in groupby(job.samplers, key=lambda one: one.model.name):
@@ -115,10 +115,10 @@ def generate(job: Job) -> None:
 
 
 class Sampling:
-    """A network in memory."""
+    """A loaded network, which writes batches of latents."""
 
     def __init__(self, job: Job, model: Model):
-        self.job, self.how, self.evaluated, self.warm = job, model.how, 0, False
+        self.job, self.sampling, self.evaluated, self.warm = job, model.sampling, 0, False
         net = job.family.load(model.weights, dtype=getattr(torch, model.dtype)).to(job.device)
         self.network = partial(job.family.call, net.eval().requires_grad_(False))
 
@@ -130,8 +130,8 @@ class Sampling:
         clips, numbers = self.job.clips[k], self.job.clips.numbers(k)
         x1 = sampler.noise(clips.x0.shape, self.job.clips.rng("evaluate", k)).to(self.job.device)
         condition = clips.condition.to(self.job.device)
-        sampled = partial(sampler.generate, self.call, x1, condition, options=self.how)
-        if not self.warm:                               # the first call chooses kernels, or compiles them
+        sampled = partial(sampler.generate, self.call, x1, condition, options=self.sampling)
+        if not self.warm:                               # the first call selects or compiles kernels
             sampled(steps=1, rng=self.job.clips.rng("warm", k))
             self.warm = True
         self.evaluated, start = 0, time.perf_counter()
@@ -145,11 +145,11 @@ class Sampling:
 
 
 class Progress:
-    """Evaluations of networks, by all ranks; shown by the first."""
+    """A progress bar over the network evaluations of all ranks, shown by rank 0."""
 
     def __init__(self, job: Job):
         self.job = job
-        self.cost = {one.folder: one.steps * (1 + (one.model.how.guidance != 1)) for one in job.samplers}
+        self.cost = {one.folder: one.steps * (1 + (one.model.sampling.guidance != 1)) for one in job.samplers}
         self.bar = bar(job.ranks, desc="generate", unit=" evaluations", initial=self.done(),
                        total=sum(self.cost.values()) * job.clips.count)
         self.looked = 0.0
@@ -159,7 +159,7 @@ class Progress:
                    for k in range(len(self.job.clips)) if self.job.file(one, k).exists())
 
     def show(self, one: Sampler) -> None:
-        if not self.bar.disable and time.monotonic() - self.looked > 1:         # a folder may be slow to list
+        if not self.bar.disable and time.monotonic() - self.looked > 1:         # listing a folder may be slow
             self.looked = time.monotonic()
             self.bar.set_description(f"generate, {one.model.name}, {one.steps} steps", refresh=False)
             self.bar.update(self.done() - self.bar.n)
@@ -171,12 +171,12 @@ class Progress:
 
 
 def bar(ranks: Ranks, **options: Any) -> tqdm:
-    """The first rank's progress, with rate and time left: each second, or in a log each half minute."""
+    """Returns a progress bar on rank 0, updated every second, or every 30 s without a terminal."""
     return tqdm(disable=ranks.rank > 0, mininterval=1 if sys.stderr.isatty() else 30, **options)
 
 
 def costs(job: Job, one: Sampler) -> dict[str, float]:
-    """"seconds" a clip, the median over batches; "evaluations" of the network a clip."""
+    """Returns "seconds" per clip, median over batches, and network "evaluations" per clip."""
     found = [json.loads(job.file(one, k).with_suffix(".json").read_text()) for k in range(len(job.clips))]
     seconds = sorted(took["seconds"] for took in found)
     return {"seconds": seconds[len(seconds) // 2], "evaluations": found[0]["evaluations"]}
@@ -187,6 +187,6 @@ def name_of(device: torch.device) -> str:
 
 
 def describe(samplers: Sequence[Sampler]) -> str:
-    """One line a sampler, for --dry-run."""
+    """Returns one line per sampler, for --dry-run."""
     return "\n".join("{}: {} steps by {sampler}, shift {shift:g}, guidance {guidance:g}, of {}".format(
-        one.model.name, one.steps, one.model.given, **asdict(one.model.how)) for one in samplers)
+        one.model.name, one.steps, one.model.given, **asdict(one.model.sampling)) for one in samplers)

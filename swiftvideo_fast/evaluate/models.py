@@ -1,4 +1,4 @@
-"""What is compared: students by their runs, and the teacher that the first of them was distilled from."""
+"""The compared models: students by their runs, and the teacher of the first one."""
 
 import argparse
 import hashlib
@@ -17,17 +17,17 @@ from swiftvideo_fast.config import Config, Sample
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.weights import Stored
 from swiftvideo_fast.objectives.base import AVERAGE
-from swiftvideo_fast.release.find import opened
+from swiftvideo_fast.release.find import open_model
 from swiftvideo_fast.train.recipe import FILES, Tables
 
 TEACHER, REAL = "teacher", "real"
-MOST = 25               # the teacher's steps by default, beside those of --steps
+MOST = 25               # default steps of the teacher, in addition to --steps
 NAME = re.compile(r"\w[\w.+ -]*")
 
 
 @dataclass(frozen=True)
-class Given:
-    """One of --models, as it was written."""
+class ModelArgument:
+    """One value of --models."""
 
     name: str
     path: Path
@@ -35,21 +35,21 @@ class Given:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A network on disk.  given: the path that names it.  weights: those of a run, or exported from its
-    checkpoint.  how: its sampling.  trained: the config of its run, None where the weights do not say it.
-    dtype: that it is stored in while it samples."""
+    """A network on disk.  given: its path on the command line.  weights: the run's weights, or those exported
+    from its checkpoint.  sampling: settings.  trained: its run's config, None if not in the file.  dtype:
+    storage during sampling."""
 
     name: str
     given: Path
     weights: Path
-    how: Sample
+    sampling: Sample
     trained: Config | None
     dtype: str = "float32"
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A row of the table: a model at a number of steps."""
+    """A model at a number of steps: one row of the table."""
 
     model: Model
     steps: int
@@ -59,8 +59,8 @@ class Sampler:
         return f"{self.model.name}-{self.steps}"
 
 
-def given(text: str) -> Given:
-    """The type of --models: PATH, named by its run's folder, or NAME=PATH."""
+def model_argument(text: str) -> ModelArgument:
+    """argparse type of --models: PATH, named by its run's folder, or NAME=PATH."""
     name, named, path = text.partition("=")
     if not named or "/" in name:
         path = os.path.abspath(text)
@@ -71,11 +71,11 @@ def given(text: str) -> Given:
         raise argparse.ArgumentTypeError(
             f"{text!r}; want a run's folder or weight file, or NAME=PATH with a name of letters, digits and "
             f"._+- other than {TEACHER} and {REAL}")
-    return Given(name, Path(path))
+    return ModelArgument(name, Path(path))
 
 
 def against(text: str) -> tuple[int, ...]:
-    """The type of --against: the teacher's steps, () for none."""
+    """argparse type of --against; returns the teacher's steps, () for none."""
     if text == "none":
         return ()
     who, _, steps = text.partition(":")
@@ -86,7 +86,7 @@ def against(text: str) -> tuple[int, ...]:
 
 
 def guidance(text: str) -> float:
-    """The type of --guidance."""
+    """argparse type of --guidance: a finite number, 0 or more."""
     try:
         found = float(text)
     except ValueError:
@@ -96,36 +96,36 @@ def guidance(text: str) -> float:
     return found
 
 
-def open_models(asked: Sequence[Given], held: ExitStack, tables: Tables) -> list[Model]:
-    """ValueError for names that stand twice, paths that are not there, and models that do not go together."""
-    names = [one.name for one in asked]
-    if twice := [one for i, one in enumerate(asked) if one.name in names[:i]]:
+def open_models(arguments: Sequence[ModelArgument], held: ExitStack, tables: Tables) -> list[Model]:
+    """Returns the models.  ValueError for duplicate names, missing paths, and models of several families."""
+    names = [one.name for one in arguments]
+    if twice := [one for i, one in enumerate(arguments) if one.name in names[:i]]:
         raise ValueError(f"--models: two are named {twice[0].name}; name one, as in other={twice[0].path}")
-    found = [_opened(one, held, tables) for one in asked]
+    found = [_open(one, held, tables) for one in arguments]
     if found[0].trained is None:
-        raise ValueError(f"{found[0].given}: does not say by which config it was trained, and the first of "
-                         "--models says clips, codec and teacher; put a run first")
+        raise ValueError(f"{found[0].given}: has no training config, and the first of --models defines "
+                         "clips, codec and teacher; put a run first")
     families = {model.trained.model.family for model in found if model.trained}
     if len(families) > 1:
-        raise ValueError(f"--models: of the families {', '.join(sorted(families))}; evaluate each by itself")
+        raise ValueError(f"--models: of the families {', '.join(sorted(families))}; evaluate each separately")
     return found
 
 
-def _opened(one: Given, held: ExitStack, tables: Tables) -> Model:
+def _open(one: ModelArgument, held: ExitStack, tables: Tables) -> Model:
     if not one.path.exists():
         raise ValueError(f"--models: {one.path}: no such run or weight file")
-    model = held.enter_context(opened(one.path, tables=tables))
-    if model.how is None:
+    model = held.enter_context(open_model(one.path, tables=tables))
+    if model.sampling is None:
         raise ValueError(f"--models: {one.path}: a base model, which --against {TEACHER} samples; want a "
-                         "student: a run's folder or its weights")
-    how = Sample(model.how.sampler, model.how.shift, model.how.guidance)
+                         "student: a run folder or its weights")
+    sampling = Sample(model.sampling.sampler, model.sampling.shift, model.sampling.guidance)
     cfg = trained_by(model.weights, tables)
-    return Model(one.name, one.path, model.weights, how, cfg, cfg.engine.dtype if cfg else "bfloat16")
+    return Model(one.name, one.path, model.weights, sampling, cfg, cfg.engine.dtype if cfg else "bfloat16")
 
 
 def trained_by(file: Path, tables: Tables) -> Config | None:
-    """The config in a weight file's header; None where it has none, or no file is there.  Not checked: the
-    shards that it was trained on may be gone."""
+    """Returns the config in a weight file's header, None without one.  Not checked: its shards may no longer
+    exist."""
     if not file.is_file():
         return None
     tree = json.loads(Stored(file).header.get("about", "{}")).get("trained")
@@ -133,25 +133,25 @@ def trained_by(file: Path, tables: Tables) -> Config | None:
 
 
 def teacher(models: Sequence[Model], guidance: float | None, tables: Tables) -> Model:
-    """The teacher of the first model's run, by Euler on the ladder of that run's sampling.  ValueError when
-    the run has no teacher, or does not say the guidance and neither does --guidance."""
+    """Returns the teacher of the first model's run, sampled by Euler with that run's time shift.  ValueError
+    when the run has no teacher, or neither its config nor --guidance gives the guidance scale."""
     first = models[0]
     cfg = first.trained
     if not cfg.model.weights:
-        raise ValueError(f"{first.name}: its run started from no weights, so has no teacher; want --against "
+        raise ValueError(f"{first.name}: its run was trained from scratch, without a teacher; want --against "
                          "none, or a distilled model first")
     if guidance is None:
         guidance = teacher_guidance(cfg, tables)
     if guidance is None:
-        raise ValueError(f"{first.name}: its objective, {cfg.objective.name}, has no guidance of the "
-                         f"teacher, nor has a run that it goes on from ({cfg.model.start}); want --guidance")
-    how, place = Sample(shift=cfg.sample.shift, guidance=guidance), Path(cfg.model.weights)
-    return Model(TEACHER, place, place, how, None, first.dtype)
+        raise ValueError(f"{first.name}: its objective, {cfg.objective.name}, has no teacher guidance, nor "
+                         f"has a run that it started from ({cfg.model.start}); want --guidance")
+    sampling, place = Sample(shift=cfg.sample.shift, guidance=guidance), Path(cfg.model.weights)
+    return Model(TEACHER, place, place, sampling, None, first.dtype)
 
 
 def teacher_guidance(cfg: Config, tables: Tables) -> float | None:
-    """Of the objective that distilled the teacher: the run's own, or, where that has none (alignment), that
-    of the run whose student it started from, and so on back.  OSV's may be of another kind: without image."""
+    """Returns the guidance scale that the teacher was distilled at: the objective's, or if it has none (TA),
+    that of the run it started from, recursively.  None if unknown, or for OSV's guidance without image."""
     seen = set()
     while cfg and getattr(cfg.objective, "without", "text") == "text":
         if hasattr(cfg.objective, "guidance"):
@@ -164,26 +164,27 @@ def teacher_guidance(cfg: Config, tables: Tables) -> float | None:
 
 
 def notes(models: Sequence[Model], teacher: Model | None, data: dict[str, Any], tables: Tables) -> list[str]:
-    """What a reader of the table must know: students of another teacher than the one that is shown, and those
-    that held out other clips than are measured.  data: where the clips are from."""
+    """Returns caveats of the table: students of another teacher or guidance than shown, and runs that held
+    out other clips than those measured.  data: the clips' options."""
     found, held_out, place = [], data.get("held_out"), data.get("folder") or data.get("index")
     for model in [model for model in models if model.trained]:
         cfg = model.trained
         if teacher and Path(cfg.model.weights or "") != teacher.weights:
-            found.append(f"{model.name} learned from {cfg.model.weights or 'no teacher'}; the teacher shown "
-                         f"is {teacher.weights}.")
-        elif teacher and (own := teacher_guidance(cfg, tables)) not in (None, teacher.how.guidance):
-            found.append(f"{model.name} learned from the teacher at guidance {own:g}; it is shown at "
-                         f"{teacher.how.guidance:g}.")
-        own = asdict(cfg.data)
-        if held_out and place == (own.get("folder") or own.get("index")) and own["held_out"] != held_out:
-            found.append(f"{model.name} was trained with data.held_out {own['held_out']}, not {held_out}: "
-                         "the measured clips may be among those that it learned from.")
+            found.append(f"{model.name} was distilled from {cfg.model.weights or 'no teacher'}; the teacher "
+                         f"shown is {teacher.weights}.")
+        elif teacher and (guidance := teacher_guidance(cfg, tables)) not in (None, teacher.sampling.guidance):
+            found.append(f"{model.name} was distilled at guidance {guidance:g}; the teacher is shown at "
+                         f"{teacher.sampling.guidance:g}.")
+        trained = asdict(cfg.data)
+        if (held_out and place == (trained.get("folder") or trained.get("index"))
+                and trained["held_out"] != held_out):
+            found.append(f"{model.name} was trained with data.held_out {trained['held_out']}, not "
+                         f"{held_out}: the measured clips may be among its training clips.")
     return found
 
 
 def digest(place: Path) -> str:
-    """sha256 of a weight file's tensors (a header's order may vary), or of a model folder's files."""
+    """Returns the sha256 of a weight file's tensors (header order may vary), or of a model folder's files."""
     if place.is_dir():
         return weights.digest(place)
     with open(place, "rb") as file:

@@ -1,4 +1,4 @@
-"""The networks in whose features distances are measured: the demo's two, and those of published FVD."""
+"""The feature networks of an evaluation: the demo's two, and those of published FVD."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +16,13 @@ from swiftvideo_fast.metrics.published_nets import Published
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.report.tables import METRICS, Metric
 
-MOST_FRAMES = {"i3d": None, "videomae": 16}             # None: all of a clip
-DEBIASED = {"i3d": "", "videomae": ", content-debiased: it looks at motion more"}
+MOST_FRAMES = {"i3d": None, "videomae": 16}             # None: all frames of a clip
+DEBIASED = {"i3d": "", "videomae": ", content-debiased: more sensitive to motion"}
 
 
 @dataclass(frozen=True)
 class Net:
-    """extract: features (B, D) of clips (B, 3, T, H, W) in [-1, 1].  identity: of its weights."""
+    """A feature network.  extract: clips (B, 3, T, H, W) in [-1, 1] -> (B, D).  identity: of its weights."""
 
     metric: Metric
     extract: Callable[[Tensor], Tensor]
@@ -33,18 +33,18 @@ Nets = Mapping[str, Net]                                # by metric
 
 
 def published(text: str) -> tuple[str, Path]:
-    """The type of --fvd: i3d=PATH or videomae=PATH."""
+    """argparse type of --fvd: i3d=PATH or videomae=PATH."""
     name, _, path = text.partition("=")
     if name not in MOST_FRAMES or not path:
         raise argparse.ArgumentTypeError(f"{text!r}; want i3d=PATH or videomae=PATH, a file of weights")
     return name, Path(path)
 
 
-def open_nets(family: str, frames: int, asked: Sequence[tuple[str, Path]], device: torch.device) -> Nets:
-    """For clips of so many frames.  ValueError for weights that are missing or damaged, and for clips too
-    short for their network; ImportError names the extra."""
-    found = {f"fvd-{name}": _published(name, path, frames, device) for name, path in asked}
-    if family == "toy":             # the size and the footage that these were taught on
+def open_nets(family: str, frames: int, fvd: Sequence[tuple[str, Path]], device: torch.device) -> Nets:
+    """Returns the nets for clips of `frames` frames.  ValueError for missing or damaged weights, and for
+    clips too short; ImportError, naming the extra, without cd-fvd."""
+    found = {f"fvd-{name}": _published(name, path, frames, device) for name, path in fvd}
+    if family == "toy":             # these nets were trained on the demo's clips at this size
         found["frechet"] = Net(METRICS["frechet"], trained_net().extract, weights.digest(WEIGHTS))
         found["frechet_random"] = Net(METRICS["frechet_random"], random_net().extract, "seed 0")
     return found

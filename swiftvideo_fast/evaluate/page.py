@@ -1,4 +1,4 @@
-"""The tables and the page of an evaluation: Table 1's layout, and every sampler's clips side by side."""
+"""Tables and report page of an evaluation: Table 1's layout, and the samplers' clips side by side."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -19,24 +19,24 @@ from swiftvideo_fast.evaluate.models import TEACHER, Sampler
 from swiftvideo_fast.evaluate.nets import Nets
 from swiftvideo_fast.metrics.fidelity import STILL
 from swiftvideo_fast.models.family import Codec
-from swiftvideo_fast.report.about import About, here
+from swiftvideo_fast.report.about import About, environment
 from swiftvideo_fast.report.page import Headline, write_report
 from swiftvideo_fast.report.samples import Column, Samples
 from swiftvideo_fast.report.tables import METRICS, Metric, Row, Table, as_json, comparison
 
 SHOWN = 6               # clips on the page
 COSTS = {
-    "evaluations": Metric("evaluations", 0, "of the network, a clip; a guided step takes two", better=""),
-    "seconds": replace(METRICS["seconds"], about="of sampling alone, without encoders and VAE: the median "
+    "evaluations": Metric("evaluations", 0, "of the network, per clip; a guided step takes two", better=""),
+    "seconds": replace(METRICS["seconds"], about="sampling alone, without encoders and VAE: the median "
                        "over batches, on the machine named on the page", compared=True),
 }
-APART = {
-    "still": Metric("still clips", 2, f"share of clips that move less than {STILL:g} of the real ones' mean: "
-                    "copies of the first frame"),
-    "flicker": Metric("temporal flickering", 4, "VBench's formula: 1 less the mean change from frame to "
-                      "frame; 1 is a still picture, so compare it with the real clips'", better=""),
+SINGLE = {
+    "still": Metric("still clips", 2, f"fraction of clips with motion below {STILL:g} of the real clips' "
+                    "mean: copies of the first frame"),
+    "flicker": Metric("temporal flickering", 4, "VBench's formula: 1 minus the mean change between frames; "
+                      "1 is a still picture, so compare with the real clips", better=""),
     "sharpness": Metric("sharpness kept", 2, "detail of the last frame over that of the first: below 1 the "
-                        "clip blurs as it goes on", better="one"),
+                        "clip blurs over time", better="one"),
     "colour": Metric("colour drift", 1, "largest distance of a frame's mean colour from the first frame's, "
                      "in grey levels of 255; real clips drift too", better=""),
 }
@@ -44,7 +44,7 @@ APART = {
 
 @dataclass(frozen=True)
 class Result:
-    """All figures of an evaluation; of the real clips under None.  notes: what a reader must know."""
+    """All figures of an evaluation; None is the key of the real clips.  notes: caveats, for the page."""
 
     job: Job
     nets: Nets
@@ -65,7 +65,7 @@ class Result:
         return reference_of(self.job.samplers)
 
     def tables(self) -> list[Table]:
-        """Table 1's; what the clips are by themselves; the distances again, without their bias."""
+        """Returns the comparison (Table 1's layout), figures of single clips, and unbiased distances."""
         against = TEACHER if self.reference else ""
         distances = {name: net.metric for name, net in self.nets.items()}
         metrics = {**COSTS, **distances, **METRICS, **COSTS}
@@ -74,14 +74,14 @@ class Result:
                 metrics["trajectory"], about="mean squared difference, in latents, to the teacher's "
                 f"{self.reference.steps}-step sample from the same noise; 0 is the same clip")
         count = self.job.clips.count
-        few = (f"{count} clips are few: a Frechet distance of so small a set is mostly bias; compare at "
-               f"equal counts, and take {FEW} or more.")
+        few = (f"{count} clips are few: the Frechet distance of a small set is mostly bias; compare at equal "
+               f"counts, and use {FEW} or more.")
         first = comparison(self.rows, metrics=metrics, against=against,
                            title=f"{count} clips of the {self.job.clips.part} split")
         first = replace(first, note=" ".join([first.note, *[few] * (count < FEW), *self.notes]))
         real = Row("real", None, {key: [value] for key, value in self.measured[None].values.items()})
-        second = comparison([real, *self.rows], metrics=APART, against=against, title="Clips by themselves")
-        second = replace(second, note="Means over clips; the real ones went through the codec.")
+        second = comparison([real, *self.rows], metrics=SINGLE, against=against, title="Per-clip figures")
+        second = replace(second, note="Means over clips; the real clips were encoded and decoded.")
         return [first, second, *self.unbiased()]
 
     def unbiased(self) -> list[Table]:
@@ -90,15 +90,15 @@ class Result:
             return []
         lines = [[one.model.name, str(one.steps), *(str(found.estimates[name]) for name in names)]
                  for one, found in self.figures.items()]
-        note = ("A distance of a finite set is too large, the more so the fewer the clips. Here that is "
-                "taken off, by a jackknife over groups of clips, whose spread gives the interval: where "
-                "another draw of as many clips may fall. All rows share their clips, so differences between "
-                "them are surer than the intervals.")
-        return [Table("Distances without bias, and their intervals",
+        note = ("Distances of finite sets are biased upwards, more for fewer clips. A jackknife over groups "
+                "of clips removes the bias, and the groups' spread gives the interval: the range of another "
+                "draw of as many clips. All rows share their clips, so differences between rows are more "
+                "certain than the intervals.")
+        return [Table("Unbiased distances and intervals",
                       ["", "steps", *(self.nets[name].metric.label for name in names)], lines, note)]
 
     def headline(self) -> Headline | None:
-        """The gain in time of the student that is nearest to the real clips, or else of the first."""
+        """Returns the speed-up of the student with the smallest distance (or of the first student)."""
         by = {one: found.values for one, found in self.figures.items()}
         students = [one for one in by if one.model.name != TEACHER]
         if self.reference is None:
@@ -115,27 +115,27 @@ class Result:
                         f"teacher in {self.reference.steps} guided steps and {slow:.3g}\u00a0s.", remark)
 
     def write(self, path: Path, codec: Codec) -> Path:
-        """The page."""
+        """Writes the page; returns its path."""
         clips, models = self.job.clips, {one.model.name: one.model for one in self.job.samplers}
         configs = {name: yaml.safe_dump(to_dict(model.trained), sort_keys=False)
                    for name, model in models.items() if model.trained}
-        facts = here() | {"clips": f"{clips.count} of the {clips.part} split, seed {clips.seed}"}
+        facts = environment() | {"clips": f"{clips.count} of the {clips.part} split, seed {clips.seed}"}
         sections = [samples(self.job, codec), self.headline(), *self.tables()]
         title = f"Evaluation of {', '.join(name for name in models if name != TEACHER)}"
         return write_report(path, title, [s for s in sections if s], About(facts, configs))
 
     def as_json(self) -> dict[str, Any]:
-        """For figures.json."""
+        """Returns the content of figures.json."""
         entries = as_json(self.rows)
         for (one, found), entry in zip(self.figures.items(), entries, strict=True):
-            entry |= {"model": str(one.model.given), "how": asdict(one.model.how),
+            entry |= {"model": str(one.model.given), "sampling": asdict(one.model.sampling),
                       "estimates": {name: asdict(of) for name, of in found.estimates.items()}}
         return {"clips": self.job.clips.about, "device": name_of(self.job.device), "notes": self.notes,
                 "rows": entries}
 
 
 def samples(job: Job, codec: Codec) -> Samples:
-    """Some clips of the first batches: condition, real, teacher at its most steps; the rest by choice."""
+    """Returns clips of the first batches: condition, real and teacher always shown, others by choice."""
     batches = [k for k in range(len(job.clips)) if job.clips.numbers(k).start < SHOWN]
     device = getattr(codec, "device", torch.device("cpu"))
     captions = [caption for k in batches for caption in job.clips[k].captions]
@@ -148,27 +148,27 @@ def samples(job: Job, codec: Codec) -> Samples:
     def column(one: Sampler, label: str) -> Column:
         return Column(label, pixels(lambda k: job.latents(one, k)))
 
-    real, held = pixels(lambda k: job.clips[k].x0), reference_of(job.samplers)
+    real, reference = pixels(lambda k: job.clips[k].x0), reference_of(job.samplers)
     always = [Column("condition", [clip[:, :1] for clip in real]), Column("real", real, "through the codec")]
-    if held:
-        always.append(column(held, f"teacher, {held.steps} steps"))
+    if reference:
+        always.append(column(reference, f"teacher, {reference.steps} steps"))
     chosen: dict[str, list[Column]] = {}
     for one in sorted(job.samplers, key=lambda one: one.model.name == TEACHER):
-        if one != held:
+        if one != reference:
             chosen.setdefault(one.model.name, []).append(column(one, f"{one.model.name}, {one.steps} steps"))
     return Samples("Samples", [captions[i] for i in shown], always, chosen, fps=rate(job),
-                   note="Each row: one first frame, one caption and one noise for all.")
+                   note="Each row has the same first frame, caption and noise.")
 
 
 def various(captions: list[str]) -> list[int]:
-    """Numbers of the clips, the first of each caption before the second of any."""
+    """Returns indices of the clips, the first of each caption before the second of any."""
     seen = Counter()
     turns = [seen.update([caption]) or seen[caption] for caption in captions]
     return sorted(range(len(captions)), key=turns.__getitem__)
 
 
 def rate(job: Job) -> float:
-    """Frames a second of the clips; of sources that do not say it, the page's own."""
+    """Returns frames per second of the clips; the page's default for sources without a rate."""
     data = job.clips.about["data"]
     framing = (job.clips.about["shards"] or {}).get("framing", data)
     return framing.get("rate", Samples.fps)

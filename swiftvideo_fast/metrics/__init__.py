@@ -1,1 +1,1 @@
-"""What is measured: distances between sets of clips, and figures of fidelity."""
+"""Metrics: distances between sets of clips, and figures of single clips."""

@@ -1,4 +1,4 @@
-"""The benchmark: held-out clips, the same first frames and noise for every sampler, a row of figures each."""
+"""The demo's benchmark: figures of samplers on held-out clips, with equal first frames and noise."""
 
 from collections.abc import Callable
 
@@ -16,26 +16,26 @@ from swiftvideo_fast.models.family import Codec
 from swiftvideo_fast.seeds import generator
 
 REFERENCE_STEPS = 25
-Call = Callable[[Tensor, Tensor, Condition], Tensor]        # a network by its family's call
+Call = Callable[[Tensor, Tensor, Condition], Tensor]        # Family.call of a network
 
 
-def sample(call: Call, clips: Batch, steps: int, how: Sample, seed: int, batch: int = 32) -> Tensor:
-    """Latents (B, C, T, H, W) generated for the conditions of `clips`; x1 depends on the seed alone."""
+def sample(call: Call, clips: Batch, steps: int, sampling: Sample, seed: int, batch: int = 32) -> Tensor:
+    """Returns latents (B, C, T, H, W) for the conditions of `clips`; noise depends on the seed alone."""
     out = []
     for start in range(0, len(clips), batch):
         part = clips[start:start + batch]
         x1 = torch.randn(part.x0.shape, generator=generator(seed, "noise", start))
         rng = generator(seed, "fresh noise", start)
-        out.append(sampler.generate(call, x1, part.condition, steps, how, rng))
+        out.append(sampler.generate(call, x1, part.condition, steps, sampling, rng))
     return torch.cat(out)
 
 
 class Benchmark:
-    """Real clips through the codec, to hold samples of the same conditions against.
+    """Compares samples with real clips (encoded and decoded) of the same conditions.
 
-    figures() are plain, biased distances, compared at equal numbers of clips.  estimate() is unbiased and has
-    an interval from the clips, which counts samples of the same conditions as dependent.  A spread over seeds
-    of training is another thing: it needs runs.
+    figures() has biased distances, comparable at equal numbers of clips.  estimate() is unbiased, with an
+    interval over clips that treats samples of equal conditions as dependent.  The spread over training seeds
+    is not included: it needs several runs.
     """
 
     def __init__(self, clips: Batch, codec: Codec, seed: int):
@@ -45,15 +45,15 @@ class Benchmark:
         self.moments = {name: self.moments_of(self.real, name) for name in self.nets}
         self.fits = {name: seen.gaussian() for name, seen in self.moments.items()}
 
-    def sample(self, call: Call, steps: int, how: Sample) -> Tensor:
-        return sample(call, self.clips, steps, how, self.seed)
+    def sample(self, call: Call, steps: int, sampling: Sample) -> Tensor:
+        return sample(call, self.clips, steps, sampling, self.seed)
 
     def reference(self, teacher: Call, guidance: float) -> Tensor:
-        """The teacher's samples of many steps, for the trajectory error."""
+        """Returns the teacher's REFERENCE_STEPS-step latents, for the trajectory error."""
         return self.sample(teacher, REFERENCE_STEPS, Sample(guidance=guidance))
 
     def figures(self, z: Tensor, reference: Tensor) -> dict[str, float]:
-        """metric -> value (report.tables.METRICS), of generated latents for these clips."""
+        """Returns metric -> value (report.tables.METRICS) of generated latents."""
         pixels = self.codec.decode(z)
         return {name: self.distance(pixels, name) for name in self.nets} | {
             "trajectory": fidelity.trajectory_error(z, reference).mean().item(),
@@ -63,11 +63,11 @@ class Benchmark:
         }
 
     def distance(self, pixels: Tensor, name: str = "frechet") -> float:
-        """Between the features of these clips and of the real ones."""
+        """Returns the (biased) Frechet distance to the real clips."""
         return frechet.distance(self.moments_of(pixels, name).gaussian(), self.fits[name])
 
     def estimate(self, pixels: Tensor, name: str = "frechet") -> frechet.Estimate:
-        """Unbiased, with an interval.  ValueError below frechet.fewest(64) = 128 clips."""
+        """Returns the unbiased distance and interval.  ValueError below frechet.fewest(64) = 128 clips."""
         return frechet.estimate(self.moments_of(pixels, name), self.moments[name])
 
     def moments_of(self, pixels: Tensor, name: str) -> Moments:

@@ -1,19 +1,18 @@
-"""Known damage to clips: what the feature net is taught to see and a metric is tested with.
+"""Corruptions of clips, for training the feature net and for testing metrics.
 
     corrupt(x, kind, strength, rng): x, result (B, 3, T, H, W) in [-1, 1]; strength 0 (none) to 1 (gross)
 
-Blur, mosaic, freeze, ghost and shuffle are each one matrix a clip along an axis, so every clip of a batch
-may have its own strength.
+Blur, mosaic, freeze, ghost and shuffle are one matrix per clip along an axis: strength may differ per clip.
 """
 
 import torch
 from torch import Tensor
 
-BLOCK_S, BLOCK_T = 8, 4     # the demo codec's blocks: where a bad generator's seams are
+BLOCK_S, BLOCK_T = 8, 4     # the demo codec's blocks, at whose edges bad generators have seams
 
 
 def corrupt(x_BCTHW: Tensor, kind: str, strength: float | Tensor, rng: torch.Generator) -> Tensor:
-    """strength: one number or (B,).  ValueError names the kinds when `kind` is none of them."""
+    """Returns corrupted clips.  strength: a number or (B,).  ValueError for an unknown kind."""
     if kind not in KINDS:
         raise ValueError(f"corrupt: kind is {kind!r}; want one of {', '.join(KINDS)}")
     s = torch.as_tensor(strength, dtype=x_BCTHW.dtype).expand(len(x_BCTHW))
@@ -32,7 +31,7 @@ def _noise(x, s, rng):
 
 
 def _blocks(x, s, rng):
-    """A random offset and two slopes a codec block and colour, up to 0.4."""
+    """A random offset and two slopes per codec block and colour, up to 0.4."""
     B, C, T, H, W = x.shape
     t, h, w = (-(-n // b) for n, b in ((T, BLOCK_T), (H, BLOCK_S), (W, BLOCK_S)))
     slope = torch.linspace(-1, 1, BLOCK_S)
@@ -49,19 +48,19 @@ def _mosaic(x, s, rng):
 
 
 def _contrast(x, s, rng):
-    """Away from the clip's mean colour, up to twice."""
+    """Scales contrast about the clip's mean colour by up to 2."""
     mean = x.mean((2, 3, 4), keepdim=True)
     return mean + (1 + _scale(s)) * (x - mean)
 
 
 def _fade(x, s, rng):
-    """Towards the clip's mean colour, down to a half."""
+    """Scales contrast about the clip's mean colour down to 1/2."""
     mean = x.mean((2, 3, 4), keepdim=True)
     return mean + (x - mean) / (1 + _scale(s))
 
 
 def _freeze(x, s, rng):
-    """Time runs slower by 1 - s; at s = 1 the first frame stands still."""
+    """Slows time by 1 - s; at s = 1 every frame is the first."""
     T = x.shape[2]
     at = (1 - s[:, None]) * torch.arange(T)
     return _along(x, (1 - (at[:, :, None] - torch.arange(T)).abs()).clamp(min=0), 2)
@@ -73,14 +72,14 @@ def _ghost(x, s, rng):
 
 
 def _shuffle(x, s, rng):
-    """Frames out of order by up to about 4 places."""
+    """Permutes frames by up to about 4 places."""
     T = x.shape[2]
     order = (torch.arange(T) + 4 * s[:, None] * torch.randn(len(x), T, generator=rng)).argsort(1)
     return _along(x, torch.nn.functional.one_hot(order, T).to(x.dtype), 2)
 
 
 def _flicker(x, s, rng):
-    """Brightness jumps from frame to frame, up to 0.3 of standard deviation."""
+    """Random brightness per frame, up to 0.3 of standard deviation."""
     B, _, T, _, _ = x.shape
     return x + 0.3 * _scale(s) * torch.randn(B, 1, T, 1, 1, generator=rng)
 
@@ -94,13 +93,13 @@ def _scale(s: Tensor) -> Tensor:
 
 
 def _along(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
-    """matrix (N, N) or (B, N, N), new from old, applied along one axis of x."""
+    """Applies a matrix (N, N) or (B, N, N) along one axis of x."""
     moved = x.movedim(axis, 1)
     return (matrix @ moved.flatten(2)).reshape(moved.shape).movedim(1, axis)
 
 
 def _gaussian(N: int, sigma_B: Tensor) -> Tensor:
-    """(B, N, N), rows of weight 1."""
+    """Returns Gaussian filter matrices (B, N, N) with row sums 1."""
     n = torch.arange(N)
     return torch.softmax(-((n[:, None] - n) / sigma_B.clamp(min=0.05)[:, None, None]) ** 2 / 2, -1)
 

@@ -1,7 +1,7 @@
 """Frozen video features for the Frechet distance: one small 3-D convolution net, trained or seeded random.
 
-The trained weights lie beside this file; pretext.py says how they were made, and makes them again.  A net is
-worth using as a metric only if it tells real clips from damaged ones: tests/test_features.py asks.
+The trained weights are in this folder, written by pretext.py.  A net is useful as a metric only if it
+separates real clips from corrupted ones: see tests/test_features.py.
 """
 
 from itertools import chain
@@ -16,17 +16,17 @@ from swiftvideo_fast.atomic import atomic_write
 
 WEIGHTS = Path(__file__).with_name("features.safetensors")
 FEATURES = 64
-WIDTHS = (12, 32, 64)   # channels of each stage in each stream
-FLOOR = 1e-4            # added to a channel's variance: what is stiller than this is still
-RANDOM_GAIN = 0.4       # real clips' features then vary by about 100 in all, as the trained net's do
+WIDTHS = (12, 32, 64)   # channels per stage, in each stream
+FLOOR = 1e-4            # added to a channel's variance: smaller motion counts as none
+RANDOM_GAIN = 0.4       # gives features of real clips a total variance near 100, as the trained net's
 
 
 class FeatureNet(nn.Module):
-    """Clips (B, 3, T, H, W) in [-1, 1] -> features (B, 64).
+    """Maps clips (B, 3, T, H, W) in [-1, 1] to features (B, 64).
 
-    Two streams of convolutions that never meet, frames and differences of frames, so that stillness is seen
-    however strong the picture.  Each channel of each stage gives the logarithm of its spread and its mean in
-    units of it: a ratio of contrasts counts, whatever the contrast.
+    Two separate streams of convolutions, over frames and over frame differences, so that lack of motion is
+    detected at any contrast.  Each channel of each stage is pooled to log(std) and mean / std, so that
+    relative changes of contrast count.
     """
 
     def __init__(self):
@@ -52,7 +52,7 @@ class FeatureNet(nn.Module):
 
     @torch.no_grad()
     def extract(self, clips_BCTHW: Tensor, batch: int = 32) -> Tensor:
-        """Features (B, 64) float32, a batch at a time.  ValueError for what is no clip."""
+        """Returns features (B, 64) float32, computed in batches.  ValueError for wrong shapes."""
         if clips_BCTHW.ndim != 5 or clips_BCTHW.shape[1] != 3 or min(clips_BCTHW.shape[3:]) < 8:
             raise ValueError(f"extract: clips are {tuple(clips_BCTHW.shape)}; want (B, 3, T, H, W), "
                              "H and W at least 8")
@@ -60,9 +60,9 @@ class FeatureNet(nn.Module):
 
 
 def random_net(seed: int = 0) -> FeatureNet:
-    """The same net with seeded random weights: a witness that has learned nothing.
+    """Returns the net with seeded random weights, as a control without training.
 
-    Its filters have mean zero, hence look for edges and not for brightness.
+    Each filter has zero mean, so it responds to edges and not to brightness.
     """
     net, rng = FeatureNet(), torch.Generator().manual_seed(seed)
     for stage in chain(*net.streams):
@@ -76,17 +76,17 @@ def random_net(seed: int = 0) -> FeatureNet:
 
 
 def trained_net(path: Path | str = WEIGHTS) -> FeatureNet:
-    """The shipped net.  ValueError says how to make a missing or damaged file again."""
+    """Returns the shipped trained net.  ValueError for a missing or damaged file."""
     net = FeatureNet()
     try:
         net.load_state_dict(load_file(str(path)))
     except Exception as why:
-        raise ValueError(f"{path}: not the feature net's weights ({why}); make them again with "
+        raise ValueError(f"{path}: not the feature net's weights ({why}); regenerate them with "
                          "`python -m swiftvideo_fast.metrics.pretext`") from why
     return net.eval().requires_grad_(False)
 
 
 def save(net: FeatureNet, path: Path | str) -> None:
-    """Atomic."""
+    """Writes the weights, atomically."""
     with atomic_write(path) as tmp:
         save_file({name: w.contiguous() for name, w in net.state_dict().items()}, str(tmp))

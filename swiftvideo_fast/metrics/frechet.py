@@ -1,20 +1,19 @@
-"""The Frechet distance between Gaussian fits of features: how far two sets of clips are as distributions.
+"""The Frechet distance between Gaussian fits of features, and its unbiased estimate.
 
     d = |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^(1/2)                                              (1)
     tr (C1 C2)^(1/2) = sum of the singular values of R1' R2,   C = R R'                               (2)
     u = G d - sum_g (1 - s_g) d_g                                                                     (3)
     h = t sqrt(1/G sum_g s_g / (1 - s_g) (p_g - u)^2),   p_g = (d - (1 - s_g) d_g) / s_g               (4)
 
-(2) takes roots by symmetric eigenvalues, so a singular covariance (fewer clips than features) costs no
-accuracy.  float64; population covariance (ddof 0), as cd-fvd's.
+(2) takes roots by symmetric eigenvalues, so a singular covariance (fewer clips than features) does not lose
+accuracy.  float64; population covariance (ddof 0), as cd-fvd.
 
-d is biased: between two draws of n clips of one distribution it is about D / n of tr C above zero, so it is
-compared at equal n only.  The bias is close to linear in 1/n, hence the delete-a-group jackknife removes it:
-d_g leaves out group g, a share s_g of the clips, on both sides (3).  The groups' spread gives the interval
-(4) (Busing, Meijer, van der Leeden 1999, for unequal groups), with t Student's 99 % quantile for G - 1
-degrees of freedom: `python tests/intervals.py` counts how often it covers the truth.  Both sides leave out
-the same positions, so clips at equal positions may depend on each other (samples of one first frame); clips
-of one set are taken as independent.
+d is biased: between two draws of n clips of one distribution it is about D / n of tr C, so it is comparable
+at equal n only.  The bias is nearly linear in 1/n, so the delete-a-group jackknife removes it: d_g leaves out
+group g, a fraction s_g of the clips, on both sides (3).  The groups' spread gives the interval (4) (Busing,
+Meijer, van der Leeden 1999, for unequal groups), with t Student's 99 % quantile for G - 1 degrees of freedom:
+`python tests/intervals.py` counts its coverage.  Both sides leave out the same positions, so clips at equal
+positions may be dependent (samples of one first frame); clips of one set are assumed independent.
 """
 
 from dataclasses import dataclass
@@ -24,14 +23,14 @@ from torch import Tensor
 
 from swiftvideo_fast.metrics.moments import GROUPS, Gaussian, Moments
 
-T_QUANTILE = 2.6024802950111    # Student's, of 99 %, with GROUPS - 1 degrees of freedom
-CLIPS_PER_FEATURE = 2           # below it the bias is no longer linear in 1/n
+T_QUANTILE = 2.6024802950111    # Student's 99 % quantile with GROUPS - 1 degrees of freedom
+CLIPS_PER_FEATURE = 2           # below this the bias is not linear in 1/n
 CLIPS_PER_GROUP = 4
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """distance: (1), biased upwards.  value: (3), unbiased, below zero at times.  low, high: value -+ h."""
+    """distance: (1), biased upwards.  value: (3), unbiased, possibly negative.  low, high: value -+ h."""
 
     distance: float
     value: float
@@ -43,7 +42,7 @@ class Estimate:
 
 
 def fit(features_BD: Tensor) -> Gaussian:
-    """ValueError for fewer than two clips and for values that are not finite."""
+    """Fits a Gaussian to features (B, D).  ValueError for fewer than two clips or non-finite values."""
     if features_BD.ndim != 2 or len(features_BD) < 2:
         raise ValueError(f"fit: features are {tuple(features_BD.shape)}; want (clips, features), "
                          "at least 2 clips")
@@ -53,20 +52,20 @@ def fit(features_BD: Tensor) -> Gaussian:
 
 
 def distance(a: Gaussian, b: Gaussian) -> float:
-    """(1), in the features' unit squared."""
+    """Returns (1), in squared units of the features.  ValueError for different numbers of features."""
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"distance: one side has {len(a.mean)} features, the other {len(b.mean)}")
     return max(_distance(a, b), 0.0)
 
 
 def estimate(a: Moments, b: Moments) -> Estimate:
-    """(3) with the interval (4).  ValueError for fewer clips on a side than fewest(D): small sets lie."""
+    """Returns (3) with the interval (4).  ValueError for fewer than fewest(D) clips on a side."""
     if a.features != b.features:
         raise ValueError(f"estimate: one side has {a.features} features, the other {b.features}")
     few, want = min(a.count, b.count), fewest(a.features)
     if few < want:
         raise ValueError(f"estimate: {few} clips for {a.features} features; want at least {want} a side, or "
-                         "take `distance`, which is biased upwards")
+                         "use `distance`, which is biased upwards")
     if min(a.counts.min(), b.counts.min()) == 0:
         raise ValueError(f"estimate: clips fill {(a.counts > 0).sum()} and {(b.counts > 0).sum()} of "
                          f"{GROUPS} groups; give `update` their positions in the whole set")
@@ -80,7 +79,7 @@ def estimate(a: Moments, b: Moments) -> Estimate:
 
 
 def fewest(features: int) -> int:
-    """Clips a side that an estimate needs."""
+    """Returns the minimum number of clips per side for an estimate."""
     return max(CLIPS_PER_FEATURE * features, CLIPS_PER_GROUP * GROUPS)
 
 
@@ -91,6 +90,6 @@ def _distance(a: Gaussian, b: Gaussian) -> float:
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """R with R R' = C; eigenvalues below zero are rounding."""
+    """Returns R with R R' = C; negative eigenvalues, from rounding, are set to zero."""
     values, vectors = torch.linalg.eigh(covariance)
     return vectors * values.clamp(min=0).sqrt()

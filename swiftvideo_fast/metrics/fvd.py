@@ -1,11 +1,11 @@
 """FVD of two sets of videos: classic (fvd-i3d) or content-debiased (fvd-videomae).
 
     python -m swiftvideo_fast.metrics.fvd REAL GENERATED --net fvd-i3d --weights i3d_pretrained_400.pt \\
-        --frames 64 --fps 16 --size 832 480 --cache statistics          (torchrun: the videos are shared out)
+        --frames 64 --fps 16 --size 832 480 --cache statistics          (torchrun splits the videos)
 
-Clips come in batches of uint8 (B, T, H, W, 3) and are not kept.  A figure means something only with its
-network, number of clips, frames, rate and size beside it, so the result has them; and beside the distance,
-which few clips bias upwards, an unbiased estimate with an interval (frechet.py), or why there is none.
+Clips are processed in batches of uint8 (B, T, H, W, 3) and not kept.  A figure is meaningful only with its
+network, number of clips, frames, rate and size, so the result includes them.  It also includes an unbiased
+estimate with an interval (frechet.py), or the reason for having none.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from swiftvideo_fast.metrics.published_nets import LOADERS, Published, load
 
 @dataclass(frozen=True)
 class Fvd:
-    """distance: as published figures.  estimate: unbiased, or None, and `why`."""
+    """distance: comparable to published figures.  estimate: unbiased; if None, `why` has the reason."""
 
     net: str
     weights: str
@@ -47,13 +47,14 @@ class Fvd:
     def __str__(self) -> str:
         f = self.framing
         unbiased = f"unbiased {self.estimate}" if self.estimate else self.why
-        return (f"{self.net} {self.distance:.2f}; {unbiased}\n{self.real} real and {self.generated} made "
-                f"clips of {f.frames} frames at {f.rate:g} fps, {f.width}x{f.height}; {self.weights}")
+        return (f"{self.net} {self.distance:.2f}; {unbiased}\n{self.real} real and {self.generated} "
+                f"generated clips of {f.frames} frames at {f.rate:g} fps, {f.width}x{f.height}; "
+                f"{self.weights}")
 
 
 def measure(net: Published, batches: Iterable[Tensor | np.ndarray], framing: Framing, rank: int = 0,
             world: int = 1) -> Moments:
-    """Of one rank's clips: those at rank, rank + world, ... of the set.  `gather` puts ranks together.
+    """Returns moments of one rank's clips: rank, rank + world, ... of the set.  `gather` merges ranks.
 
     ValueError for clips of another number of frames or size.
     """
@@ -70,7 +71,7 @@ def measure(net: Published, batches: Iterable[Tensor | np.ndarray], framing: Fra
 
 
 def fvd(net: Published, real: Moments, generated: Moments, framing: Framing) -> Fvd:
-    """Of what `measure` gave for each, by one net and framing."""
+    """Returns the FVD of two results of `measure` with one net and framing."""
     value, estimate, why = frechet.distance(real.gaussian(), generated.gaussian()), None, ""
     few, want = min(real.count, generated.count), frechet.fewest(net.features)
     if few < want:
@@ -81,10 +82,10 @@ def fvd(net: Published, real: Moments, generated: Moments, framing: Framing) -> 
 
 
 def videos(folder: Path, framing: Framing, rank: int = 0, world: int = 1) -> Iterator[Tensor]:
-    """(1, T, H, W, 3) from the beginning of every world-th video of a folder, in the order of their paths.
+    """Yields (1, T, H, W, 3) from the start of every world-th video of a folder, sorted by path.
 
-    ValueError for a folder without any, an archive that cannot be read, and a video that does not decode or
-    is too short.
+    ValueError for a folder without videos, an unreadable archive, and a video that does not decode or is too
+    short.
     """
     found, unread = files.walk(folder)
     for place, why in unread.items():
@@ -105,7 +106,7 @@ def videos(folder: Path, framing: Framing, rank: int = 0, world: int = 1) -> Ite
 
 
 def identity(folder: Path) -> str:
-    """Digest of the videos' names and bytes."""
+    """Returns a digest of the videos' names and sizes."""
     found = [(str(place), size) for place, size in files.walk(folder)[0].items()]
     return hashlib.sha256(repr(found).encode()).hexdigest()
 
@@ -116,12 +117,12 @@ def main() -> int:
     parser.add_argument("real", type=Path, help="a folder of videos")
     parser.add_argument("generated", type=Path, help="a folder of videos")
     parser.add_argument("--net", choices=LOADERS, required=True)
-    parser.add_argument("--weights", type=Path, required=True, help="the net's (docs/metrics.md)")
-    parser.add_argument("--frames", type=int, default=16, help="from each video's beginning (default: 16)")
-    parser.add_argument("--fps", type=float, default=16.0, help="frames a second (default: 16)")
+    parser.add_argument("--weights", type=Path, required=True, help="the net's weights (docs/metrics.md)")
+    parser.add_argument("--frames", type=int, default=16, help="from the start of each video (default: 16)")
+    parser.add_argument("--fps", type=float, default=16.0, help="frames per second (default: 16)")
     parser.add_argument("--size", type=int, nargs=2, default=[832, 480], metavar=("WIDTH", "HEIGHT"),
-                        help="centre crop and resize to it (default: 832 480)")
-    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep the real videos' statistics there")
+                        help="size after centre crop and resize (default: 832 480)")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="cache of the real videos' statistics")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,11 +1,11 @@
-"""Mean and covariance of features, float64, one batch of clips at a time; merged across ranks, kept in files.
+"""Mean and covariance of features in float64, accumulated over batches, merged over ranks, cached in files.
 
     n = na + nb,   m = ma + (nb / n) e,   S = Sa + Sb + (na nb / n) e e',   e = mb - ma                  (1)
 
 S is the sum of outer products of deviations from the mean.  (1) (Chan, Golub, LeVeque 1979) merges two sets
-without a difference of large numbers.  The clip at position p of its set belongs to group p % GROUPS, and
-each group has moments of its own: frechet.estimate leaves out one group at a time.  Memory does not grow with
-the clips: GROUPS D^2 numbers, 254 MB at D = 1408.
+without cancellation of large numbers.  The clip at position p of its set belongs to group p % GROUPS, and
+each group has separate moments: frechet.estimate leaves out one group at a time.  Memory is independent of
+the number of clips: GROUPS D^2 numbers, 254 MB at D = 1408.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ class Gaussian:
 
 
 class Moments:
-    """counts (G,) int64, means (G, D), scatters (G, D, D) float64 on the CPU, of the clips seen so far."""
+    """counts (G,) int64, means (G, D), scatters (G, D, D) float64 on the CPU, of all clips so far."""
 
     def __init__(self, features: int):
         if features < 1:
@@ -53,9 +53,8 @@ class Moments:
         return int(self.counts.sum())
 
     def update(self, features_BD: Tensor, positions_B: Iterable[int] | Tensor | None = None) -> None:
-        """Add a batch.  positions_B: the clips' places in the whole set, where ranks share it; by default
-        they follow those seen before.  ValueError, and nothing is added, for a wrong shape and for values
-        that are not finite.
+        """Adds a batch.  positions_B: positions in the full set, if split over ranks; default: consecutive.
+        ValueError, and nothing is added, for a wrong shape or non-finite values.
         """
         if features_BD.ndim != 2 or features_BD.shape[1] != self.features:
             raise ValueError(f"update: features are {tuple(features_BD.shape)}; "
@@ -70,7 +69,7 @@ class Moments:
                                     dtype=torch.int64, device="cpu")
         if positions.shape != (len(x),) or (positions < 0).any():
             raise ValueError(f"update: positions are {tuple(positions.shape)} {positions.tolist()[:3]}; want "
-                             f"one a clip, ({len(x)},), none negative")
+                             f"one per clip, ({len(x)},), none negative")
         group = positions % GROUPS
         for g in group.unique().tolist():
             part = x[group == g]
@@ -78,16 +77,16 @@ class Moments:
             self._add(g, len(part), mean, (part - mean).T @ (part - mean))
 
     def merge(self, other: "Moments") -> None:
-        """Add the clips that `other` has seen."""
+        """Adds the clips of `other`.  ValueError for another number of features."""
         if other.features != self.features:
             raise ValueError(f"merge: one side has {self.features} features, the other {other.features}")
         for g in range(GROUPS):
             self._add(g, int(other.counts[g]), other.means[g], other.scatters[g])
 
     def gather(self) -> "Moments":
-        """Those of all ranks together, the same on each; a copy where torch.distributed is not in use.
+        """Returns the moments over all ranks, on every rank; a copy without torch.distributed.
 
-        Every rank must call it, one that saw no clip too.
+        Every rank must call it, also one without clips.
         """
         whole = Moments(self.features)
         if not _distributed():
@@ -101,12 +100,12 @@ class Moments:
         weight = self.counts / whole.counts.clamp(min=1)
         whole.means = _sum(weight[:, None] * self.means)
         e = self.means - whole.means
-        for g in range(GROUPS):                             # one at a time: memory for one more, not for 16
+        for g in range(GROUPS):                             # one at a time, to save memory
             whole.scatters[g] = _sum(self.scatters[g] + self.counts[g] * torch.outer(e[g], e[g]))
         return whole
 
     def gaussian(self, without: int | None = None) -> Gaussian:
-        """Of all clips, or of all but one group's.  ValueError for fewer than two clips."""
+        """Returns the fit of all clips, or all but group `without`.  ValueError for fewer than two clips."""
         counts = self.counts.double()
         if without is not None:
             counts[without] = 0
@@ -122,32 +121,32 @@ class Moments:
         """(1)"""
         if count == 0:
             return
-        here = int(self.counts[g])
-        e, share = mean - self.means[g], count / (here + count)
+        before = int(self.counts[g])
+        e, share = mean - self.means[g], count / (before + count)
         self.counts[g] += count
         self.means[g] += share * e
         self.scatters[g] += scatter
-        self.scatters[g].addr_(e, e, alpha=here * share)
+        self.scatters[g].addr_(e, e, alpha=before * share)
 
 
 def moments(extract: Callable[[Tensor], Tensor], batches: Iterable[Tensor]) -> Moments:
-    """Of the features (B, D) that `extract` gives for each batch of clips; no batch stays in memory."""
+    """Returns the moments of features extract(batch), (B, D), over batches of clips, which are not kept."""
     seen = None
     for batch in batches:
         features = extract(batch)
         seen = seen or Moments(features.shape[-1])
         seen.update(features)
     if seen is None:
-        raise ValueError("moments: no batch of clips came; want at least one")
+        raise ValueError("moments: no batch of clips; want at least one")
     return seen
 
 
 def cached(folder: Path | str, what: dict[str, str | float], compute: Callable[[], Moments]) -> Moments:
-    """Moments from the file in `folder` that `what` names, else those computed, written there for next time.
+    """Returns the moments cached in `folder` for `what`; on a miss, computes and caches them.
 
-    what: all they depend on: the net and its weights' digest, the clips, frames, fps, size; the file is named
-    by its digest.  ValueError for a damaged file, with its name: it is not computed again unasked.
-    Ranks call it together: compute() gives a rank's own share, the first rank alone reads and writes.
+    what: everything they depend on (net, digest of its weights, clips, frames, fps, size); its digest names
+    the file.  ValueError for a damaged file, which is not recomputed silently.  Call on all ranks: compute()
+    returns a rank's share; rank 0 reads and writes.
     """
     named = json.dumps(what, sort_keys=True)
     file = Path(folder) / f"moments-{hashlib.sha256(named.encode()).hexdigest()[:16]}.safetensors"
@@ -169,25 +168,24 @@ def cached(folder: Path | str, what: dict[str, str | float], compute: Callable[[
 
 
 def save(seen: Moments, file: Path | str, what: str = "") -> None:
-    """Atomic.  what: a description kept beside the numbers."""
+    """Writes moments, atomically.  what: a description, stored in the file."""
     tensors = {"counts": seen.counts, "means": seen.means, "scatters": seen.scatters}
     with atomic_write(file) as tmp:
         save_file(tensors, str(tmp), {"what": what, "sha256": _digest(tensors)})
 
 
 def load(file: Path | str) -> Moments:
-    """ValueError for a file that is missing, damaged or something else."""
+    """Loads moments.  ValueError for a file that is missing, damaged or not moments."""
     try:
         with safe_open(str(file), "pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in ("counts", "means", "scatters")}
             good = (opened.metadata() or {}).get("sha256") == _digest(tensors)
     except (OSError, SafetensorError) as why:
-        raise ValueError(f"{file}: not moments of features ({why}); remove it, and they are computed "
-                         "again") from why
+        raise ValueError(f"{file}: not moments of features ({why}); remove it to recompute them") from why
     shapes = [tuple(x.shape) for x in tensors.values()]
     D = shapes[1][-1]
     if not good or shapes != [(GROUPS,), (GROUPS, D), (GROUPS, D, D)]:
-        raise ValueError(f"{file}: damaged moments of features; remove it, and they are computed again")
+        raise ValueError(f"{file}: damaged moments of features; remove it to recompute them")
     seen = Moments(D)
     seen.counts, seen.means, seen.scatters = tensors.values()
     return seen
@@ -209,14 +207,14 @@ def _rank() -> int:
 
 
 def _sum(x: Tensor) -> Tensor:
-    """Over the ranks, on the CPU; NCCL takes it by way of this rank's GPU."""
+    """Returns the sum over ranks, on the CPU; with NCCL, via this rank's GPU."""
     x = x.to("cuda" if dist.get_backend() == "nccl" else "cpu", copy=True)
     dist.all_reduce(x)
     return x.cpu()
 
 
 def _from_first(value: tuple) -> tuple:
-    """The first rank's value, on every rank."""
+    """Returns rank 0's value on every rank."""
     held = [value]
     if _distributed():
         dist.broadcast_object_list(held, src=0)

@@ -1,10 +1,10 @@
-"""How the feature net was taught: `python -m swiftvideo_fast.metrics.pretext` writes features.safetensors.
+"""Training of the feature net: `python -m swiftvideo_fast.metrics.pretext` writes features.safetensors.
 
-It starts as the random net.  Crops of the training time ranges, half of them through a PCA codec, some with
-noise in its latents, are damaged in several ways at once (corrupt.py); the net tells the strength of each
-kind (mean squared error) and which clip the crop is from (cross-entropy).  Then its features are whitened by
-half on real clips: a direction in which real clips differ much counts less than one in which only damaged
-ones do.  Two to three minutes of one core.
+Starts from the random net.  Crops of training frames, half of them through a PCA codec, some with noise in
+its latents, get several corruptions at once (corrupt.py).  The net predicts the strength of each kind (mean
+squared error) and the source clip (cross-entropy).  Then its features are partially whitened on real clips:
+directions in which real clips vary count less than those in which only corrupted ones do.  Two to three
+minutes on one core.
 """
 
 import argparse
@@ -22,12 +22,12 @@ from swiftvideo_fast.metrics.features import FEATURES, WEIGHTS, FeatureNet, rand
 from swiftvideo_fast.models.toy.codec import PcaCodec
 
 FRAMES, SIZE, BATCH = 17, 64, 16
-DAMAGED = 0.15          # chance of each kind of damage
-SPREAD = 100.0          # total variance of real clips' features in the end
+DAMAGED = 0.15          # probability of each corruption
+SPREAD = 100.0          # total variance of real clips' features after whitening
 
 
-def teach(seed: int, steps: int) -> FeatureNet:
-    """The whole lesson: crops, damage, net, whitening."""
+def train(seed: int, steps: int) -> FeatureNet:
+    """Trains the net on corrupted crops, whitens its features, and returns it."""
     torch.manual_seed(seed)
     rng = torch.Generator().manual_seed(seed)
     clips = demo_clips()
@@ -36,9 +36,9 @@ def teach(seed: int, steps: int) -> FeatureNet:
     first = crops.draw(192, seed).pixels
     codec = PcaCodec.fit(first)
 
-    net, told = random_net(seed).train().requires_grad_(True), len(KINDS) + 1
+    net, outputs = random_net(seed).train().requires_grad_(True), len(KINDS) + 1
     net.mix.bias.data -= net.extract(first[:64]).mean(0)
-    head = nn.Sequential(nn.SiLU(), nn.Linear(FEATURES, 64), nn.SiLU(), nn.Linear(64, told + len(sources)))
+    head = nn.Sequential(nn.SiLU(), nn.Linear(FEATURES, 64), nn.SiLU(), nn.Linear(64, outputs + len(sources)))
     parameters = [*net.parameters(), *head.parameters()]
     optimiser = torch.optim.AdamW(parameters, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps, pct_start=0.1)
@@ -47,8 +47,8 @@ def teach(seed: int, steps: int) -> FeatureNet:
         drawn = crops.draw(BATCH, seed + 1 + step)
         source = torch.tensor([sources.index(caption) for caption in drawn.captions])
         x, strength = _damage(drawn.pixels, codec, rng)
-        strength_told, source_told = head(net(x)).split([told, len(sources)], 1)
-        damage_loss, source_loss = F.mse_loss(strength_told, strength), F.cross_entropy(source_told, source)
+        strength_pred, source_pred = head(net(x)).split([outputs, len(sources)], 1)
+        damage_loss, source_loss = F.mse_loss(strength_pred, strength), F.cross_entropy(source_pred, source)
         optimiser.zero_grad()
         (30 * damage_loss + 0.3 * source_loss).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -62,9 +62,9 @@ def teach(seed: int, steps: int) -> FeatureNet:
 
 
 def _damage(x: Tensor, codec: PcaCodec, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(x damaged, strengths (B, kinds + 1), the last that of noise in the codec's latents).
+    """Returns (corrupted x, strengths (B, kinds + 1), the last for noise in the codec's latents).
 
-    A quarter of the clips stay whole; half go through the codec, which alone is no damage.
+    A quarter of the clips stay uncorrupted; half go through the codec, which does not count as corruption.
     """
     strength = torch.rand(len(x), len(KINDS) + 1, generator=rng)
     strength *= torch.rand(strength.shape, generator=rng) < DAMAGED
@@ -82,7 +82,7 @@ def _damage(x: Tensor, codec: PcaCodec, rng: torch.Generator) -> tuple[Tensor, T
 
 @torch.no_grad()
 def _whiten(net: FeatureNet, real: Tensor) -> None:
-    """Fold V / sqrt(l + mean l) into the last layer, l and V of the covariance over real clips."""
+    """Folds V / sqrt(l + mean l) into the last layer; l, V: eigensystem of the real clips' covariance."""
     features = net.extract(real).double()
     values, vectors = torch.linalg.eigh(features.T.cov(correction=0))
     weight = 1 / (values.clamp(min=0) + values.mean())
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     args = parser.parse_args()
-    save(teach(args.seed, args.steps), args.out)
+    save(train(args.seed, args.steps), args.out)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The networks that published FVD figures are of, from weight files on this machine; nothing is downloaded.
+"""The feature networks of published FVD figures, from local weight files; nothing is downloaded.
 
     name           weights, by path                                      frames      features
     fvd-i3d        i3d_pretrained_400.pt (TATS), a state dict            9 or more   400 logits
@@ -6,9 +6,9 @@
     fvd-videomae   vit_g_hybrid_pt_1200e_ssv2_ft.pth (VideoMAE-v2)       even        1408
 
 fvd-i3d is the classic distance; its two files give different numbers.  fvd-videomae is the content-debiased
-one (Ge et al. 2024), meant for 16 frames; more are seen with interpolated positions.  The networks are
-cd-fvd's modules (extra `eval`).  State dicts are read as tensors alone; a TorchScript is a program, which
-runs: take it from a source that you trust.
+one (Ge et al. 2024), meant for 16 frames; for more, positions are interpolated.  The networks are cd-fvd's
+modules (extra `eval`).  State dicts are read with weights_only; a TorchScript is a program, and is run: use
+one from a source that you trust.
 """
 
 import zipfile
@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from swiftvideo_fast.atomic import digest
 
 SIDE = 224
-FRAMES_AT_ONCE = 64             # ViT-g's attention of 64 frames holds 4.3 GB of scores in float32
+FRAMES_AT_ONCE = 64             # ViT-g's attention over 64 frames takes 4.3 GB of scores in float32
 
 
 @dataclass(frozen=True)
 class Published:
-    """extract gives (B, features) float32 of uint8 clips (B, T, H, W, 3).  about: says which weights."""
+    """extract: uint8 clips (B, T, H, W, 3) -> (B, features) float32.  about: identifies the weights."""
 
     name: str
     about: str
@@ -37,7 +37,7 @@ class Published:
     device: torch.device
 
     def check(self, frames: int) -> None:
-        """ValueError for a number of frames that it cannot see."""
+        """Raises ValueError for a number of frames that the network does not accept."""
         if self.name == "fvd-i3d" and frames < 9:
             raise ValueError(f"fvd-i3d: {frames} frames; want at least 9, I3D's second pooling in time")
         if self.name == "fvd-videomae" and (frames < 2 or frames % 2):
@@ -55,13 +55,13 @@ class Published:
 
 
 def load(name: str, weights: Path, device: torch.device | str = "cpu") -> Published:
-    """ValueError for another name or device and for a file that is missing or of something else; ImportError
-    names the extra.
+    """Returns a published network.  ValueError for an unknown name or device and a missing or wrong file;
+    ImportError, naming the extra, without cd-fvd.
     """
     if name not in LOADERS:
         raise ValueError(f"net is {name!r}; want one of {', '.join(LOADERS)}")
     if not weights.is_file():
-        raise ValueError(f"{weights}: no such file; {name} wants {WANTED[name]}, put there by hand")
+        raise ValueError(f"{weights}: no such file; {name} needs {WANTED[name]}: download it yourself")
     try:
         device = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as why:
@@ -107,7 +107,7 @@ WANTED = {"fvd-i3d": "i3d_pretrained_400.pt of TATS or i3d_torchscript.pt of Sty
 
 
 def i3d_pixels(clips_BTHWC: Tensor) -> Tensor:
-    """(B, 3, T, 224, 224) in [-1, 1]; bilinear, no antialias, the aspect not kept: as cd-fvd."""
+    """Returns (B, 3, T, 224, 224) in [-1, 1]; bilinear, no antialias, aspect not kept, as cd-fvd."""
     B, T, H, W, C = clips_BTHWC.shape
     frames = clips_BTHWC.float().reshape(B * T, H, W, C).permute(0, 3, 1, 2).contiguous()
     resized = F.interpolate(frames, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
@@ -115,7 +115,7 @@ def i3d_pixels(clips_BTHWC: Tensor) -> Tensor:
 
 
 def videomae_pixels(clips_BTHWC: Tensor) -> Tensor:
-    """(B, 3, T, 224, 224) in [0, 1], no mean and deviation; resized as i3d_pixels."""
+    """Returns (B, 3, T, 224, 224) in [0, 1], not standardised; resized as by i3d_pixels."""
     B, T, H, W, C = clips_BTHWC.shape
     frames = clips_BTHWC.permute(0, 4, 1, 2, 3).reshape(B * C, T, H, W).float() / 255
     resized = F.interpolate(frames, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
@@ -126,8 +126,8 @@ def _fill(net: nn.Module, weights: Path) -> None:
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)
     except Exception as why:
-        raise ValueError(f"{weights}: not a file of tensors alone ({str(why).splitlines()[0]}); where you "
-                         "trust it, load it yourself and save its state dict") from why
+        raise ValueError(f"{weights}: not a file of tensors only ({str(why).splitlines()[0]}); if you trust "
+                         "it, load it yourself and save its state dict") from why
     for wrapped in ("model", "module"):
         if isinstance(state, dict) and isinstance(state.get(wrapped), dict):
             state = state[wrapped]
@@ -157,7 +157,7 @@ def _cdfvd(module: str):
     try:
         return import_module(f"cdfvd.third_party.{module}")
     except ImportError as why:
-        raise ImportError("FVD's networks come with cd-fvd: pip install 'swiftvideo_fast[eval]'") from why
+        raise ImportError("FVD's networks need cd-fvd: pip install 'swiftvideo_fast[eval]'") from why
 
 
 def _about(what: str, weights: Path) -> str:

@@ -1,12 +1,12 @@
-"""VBench-I2V in an environment of its own: write the folder that it takes, read its scores back.
+"""VBench-I2V in a separate environment: writes the folder that it expects, reads its scores.
 
     python -m swiftvideo_fast.metrics.vbench prepare FOLDER --table clips.csv
-    python FOLDER/run.py                                            by the python that has vbench
+    python FOLDER/run.py                                            with the python that has vbench
     python -m swiftvideo_fast.metrics.vbench read FOLDER            the paper's four columns
 
-FOLDER holds videos/NAME-{0..4}.mp4, the images that they began with (vbench2_beta_i2v/data/crop/RATIO, where
-VBench looks for its own), full_info.json (VBench's list of prompts, dimensions and images), run.py, and
-results/, one file a dimension: run.py computes those that are not there yet.
+FOLDER has videos/NAME-{0..4}.mp4, their first-frame images (vbench2_beta_i2v/data/crop/RATIO, where VBench
+expects its own), full_info.json (VBench's list of prompts, dimensions and images), run.py, and results/, one
+file per dimension: run.py computes missing ones.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.data.shots import probe
 from swiftvideo_fast.metrics.vbench_scores import DIMENSIONS, read
 
-PER_PROMPT = 5                  # videos that VBench looks for
+PER_PROMPT = 5                  # videos that VBench expects
 RATIOS = "16-9", "7-4", "8-5", "1-1"
 IMAGES = "vbench2_beta_i2v/data/crop"
-LONGEST = 240                   # bytes of a name: file systems take 255, and -0.mp4 is added
+LONGEST = 240                   # bytes of a name: file systems allow 255, and -0.mp4 is appended
 
-RUN = '''"""Run VBench-I2V on this folder, by the python that has vbench: run.py [device [dimension ...]]"""
+RUN = '''"""Runs VBench-I2V on this folder; needs vbench's environment: run.py [device [dimension ...]]"""
 
 import os
 import sys
@@ -50,7 +50,7 @@ for dimension in dimensions or {dimensions}:
 
 @dataclass(frozen=True)
 class Clip:
-    """A generated video, its prompt and the image that it began with."""
+    """A generated video, its prompt and its first-frame image."""
 
     prompt: str
     image: Path
@@ -58,15 +58,15 @@ class Clip:
 
 
 def prepare(folder: Path, clips: Iterable[Clip], info: Path | None = None) -> str:
-    """Write the folder; returns the ratio of its images, the nearest to the videos'.
+    """Writes the folder; returns the ratio of its images, the nearest to the videos'.
 
-    info: VBench's own vbench2_i2v_full_info.json, for its own prompts and images: then all of them, except
-    camera_motion's, must be there with five videos each.  ValueError, and nothing is written, for a folder
-    that exists, a video that does not decode, sizes that differ, a prompt of two images or of more than five
+    info: VBench's vbench2_i2v_full_info.json, to use its prompts and images: all of them, except
+    camera_motion's, are then required, with five videos each.  ValueError, and nothing is written, for an
+    existing folder, a video that does not decode, differing sizes, a prompt with two images or more than five
     videos.
     """
     if folder.exists():
-        raise ValueError(f"{folder} is there already; choose another folder, or remove it")
+        raise ValueError(f"{folder} exists; choose another folder, or remove it")
     prompts = defaultdict(list)
     for clip in clips:
         prompts[clip.prompt].append(clip)
@@ -88,9 +88,9 @@ def prepare(folder: Path, clips: Iterable[Clip], info: Path | None = None) -> st
 
 
 def name_of(prompt: str) -> str:
-    """The prompt, where a file can be called so; else its beginning and a digest.
+    """Returns the prompt if it is a valid file name, else its start and a digest.
 
-    (VBench reads a prompt for camera_motion alone.)
+    (VBench uses the prompt's text for camera_motion only.)
     """
     if len(prompt.encode()) <= LONGEST and not re.search(r"^\.|[/\x00-\x1f]", prompt):
         return prompt
@@ -99,7 +99,8 @@ def name_of(prompt: str) -> str:
 
 
 def read_table(file: Path) -> list[Clip]:
-    """Of a csv with columns prompt, image, video; paths are relative to it."""
+    """Returns the clips of a csv with columns prompt, image, video, with paths relative to it.  ValueError
+    for a bad csv."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             found = [[row[name] for name in ("prompt", "image", "video")] for row in csv.DictReader(stream)]
@@ -114,13 +115,13 @@ def read_table(file: Path) -> list[Clip]:
 
 
 def _own(prompt: str) -> dict:
-    """VBench's entry for a prompt that is not of its suite: measured in every dimension."""
+    """Returns VBench's entry for a prompt outside its suite, measured in every dimension."""
     name = name_of(prompt)
     return {"prompt_en": name, "dimension": [*DIMENSIONS], "image_name": f"{name}.png"}
 
 
 def _of_suite(prompts: dict[str, list[Clip]], info: Path) -> dict[str, dict]:
-    """Prompt -> VBench's entry, of those that have a dimension of ours."""
+    """Returns prompt -> VBench's entry, for prompts with one of our dimensions.  ValueError if incomplete."""
     try:
         listed = {e["prompt_en"]: e for e in json.loads(info.read_text())}
         wrong = [prompt for prompt, e in listed.items() if not isinstance(e["dimension"], list)
@@ -128,8 +129,7 @@ def _of_suite(prompts: dict[str, list[Clip]], info: Path) -> dict[str, dict]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as why:
         raise ValueError(f"{info}: not vbench2_i2v_full_info.json ({why!r})") from why
     if wrong:
-        raise ValueError(f"{info}: {wrong[0]!r} lacks dimensions, or no file can be called after it or after "
-                         "its image")
+        raise ValueError(f"{info}: {wrong[0]!r} lacks dimensions, or it or its image is no valid file name")
     unknown = [prompt for prompt in prompts if prompt not in listed]
     if unknown:
         raise ValueError(f"{len(unknown)} prompts are not in {info}, the first {unknown[0]!r}")
@@ -137,20 +137,20 @@ def _of_suite(prompts: dict[str, list[Clip]], info: Path) -> dict[str, dict]:
     short = [prompt for prompt in entries if len(prompts.get(prompt, ())) < PER_PROMPT]
     if short:
         raise ValueError(f"{len(short)} of the suite's {len(entries)} prompts have fewer than {PER_PROMPT} "
-                         f"videos, the first {short[0]!r}; the suite's scores are of all of them")
+                         f"videos, the first {short[0]!r}; the suite's scores need all of them")
     return entries
 
 
 def _check(prompt: str, clips: list[Clip]) -> None:
     if len(clips) > PER_PROMPT:
-        raise ValueError(f"{prompt!r} has {len(clips)} videos; VBench takes {PER_PROMPT} of a prompt")
+        raise ValueError(f"{prompt!r} has {len(clips)} videos; VBench takes {PER_PROMPT} per prompt")
     if len({clip.image for clip in clips}) > 1:
         raise ValueError(f"{prompt!r} has videos of {clips[0].image} and of another image; VBench takes one "
-                         "a prompt: let the prompts differ")
+                         "per prompt: make the prompts differ")
 
 
 def _ratio(videos: list[Path]) -> tuple[str, float]:
-    """(the nearest of VBench's, width over height) of videos that must share one size."""
+    """Returns (the nearest of VBench's ratios, width / height) of videos, which must have one size."""
     sizes = {}
     for path in videos:
         if path.suffix.lower() != ".mp4":
@@ -170,24 +170,24 @@ def _ratio(videos: list[Path]) -> tuple[str, float]:
 
 
 def _write_image(source: Path, target: Path, aspect: float | None) -> None:
-    """RGB, turned as its EXIF says; cropped about the centre to the videos' aspect, as the model saw it."""
+    """Writes an image as RGB, EXIF-rotated, centre-cropped to the videos' aspect, as the model saw it."""
     from PIL import Image, ImageOps
 
     try:
         with Image.open(source) as opened:
             image = ImageOps.exif_transpose(opened).convert("RGB")
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as why:
-        raise ValueError(f"{source}: not an image that can be read ({why})") from why
+        raise ValueError(f"{source}: not a readable image ({why})") from why
     if aspect:
         w, h = min(image.width, round(image.height * aspect)), min(image.height, round(image.width / aspect))
         left, top = (image.width - w) // 2, (image.height - h) // 2
         image = image.crop((left, top, left + w, top + h))
-    image.save(target, "PNG")               # whatever the suite calls it; PIL looks at the bytes
+    image.save(target, "PNG")               # whatever its suffix; PIL detects the format from the bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     todo = parser.add_subparsers(dest="todo", required=True, metavar="prepare | read")
-    p = todo.add_parser("prepare", help="write the folder that VBench takes")
+    p = todo.add_parser("prepare", help="write the folder that VBench expects")
     p.add_argument("folder", type=Path)
     p.add_argument("--table", type=Path, required=True, metavar="CSV", help="columns prompt, image, video")
     p.add_argument("--info", type=Path, metavar="JSON", help="vbench2_i2v_full_info.json, for its prompts")
@@ -200,7 +200,7 @@ def run(args: argparse.Namespace) -> None:
         print(read(args.folder))
         return
     ratio = prepare(args.folder, read_table(args.table), args.info)
-    print(f"{args.folder}: images of ratio {ratio}. By the python that has vbench:\n"
+    print(f"{args.folder}: images of ratio {ratio}. With the python that has vbench:\n"
           f"    python {args.folder / 'run.py'}\nthen\n"
           f"    python -m swiftvideo_fast.metrics.vbench read {args.folder}")
 

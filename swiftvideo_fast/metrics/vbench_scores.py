@@ -1,8 +1,8 @@
-"""VBench's results read back, and the paper's four columns of them.
+"""Reads VBench's results, and computes the paper's four columns.
 
-A column is the weighted mean of its dimensions, each scaled by VBench's least and greatest value, in percent.
-Weights and ranges are those of VBench's scripts/constant.py; the grouping is the VBench paper's.
-camera_motion is in no column.
+A column is the weighted mean of its dimensions, each min-max scaled by VBench's range, in percent.  Weights
+and ranges are those of VBench's scripts/constant.py; the grouping is the VBench paper's.  camera_motion is in
+no column.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Dimension:
-    """column: of the paper's table, or none.  least, greatest: the scores that become 0 and 1."""
+    """column: the paper's column, or "".  least, greatest: scores that are scaled to 0 and 1."""
 
     column: str
     weight: float = 1.0
@@ -39,13 +39,13 @@ COLUMNS = tuple(dict.fromkeys(d.column for d in DIMENSIONS.values() if d.column)
 
 @dataclass(frozen=True)
 class Scores:
-    """raw: dimension -> VBench's score, 0 to 1.  videos: dimension -> how many it saw."""
+    """raw: dimension -> VBench's score, 0 to 1.  videos: dimension -> number of videos."""
 
     raw: dict[str, float]
     videos: dict[str, int]
 
     def columns(self) -> dict[str, float]:
-        """Column -> percent; only those whose dimensions are all there."""
+        """Returns column -> percent, for columns with all dimensions present."""
         found = {}
         for column in COLUMNS:
             of = {name: d for name, d in DIMENSIONS.items() if d.column == column}
@@ -61,30 +61,30 @@ class Scores:
         lines += ["", *(f"{name:24}{score:7.4f}  {self.videos[name]} videos"
                         for name, score in self.raw.items())]
         missing = [name for name in DIMENSIONS if name not in self.raw]
-        return "\n".join(lines + ([f"not there yet: {', '.join(missing)}"] if missing else []))
+        return "\n".join(lines + ([f"missing: {', '.join(missing)}"] if missing else []))
 
 
 def read(folder: Path) -> Scores:
-    """From the files that VBench wrote in folder/results.  ValueError for none, for two of one dimension, for
-    a damaged one and for a score that is no number from 0 to 1.
+    """Reads VBench's files in folder/results.  ValueError for none, two of one dimension, a damaged file, or
+    a score outside 0 to 1.
     """
-    raw, videos, home = {}, {}, {}
+    raw, videos, source = {}, {}, {}
     for file in sorted((folder / "results").glob("*_eval_results.json")):
         for name, (score, count) in _read(file).items():
-            if name in home:
-                raise ValueError(f"{name} is in {home[name]} and in {file}; remove one of them")
+            if name in source:
+                raise ValueError(f"{name} is in {source[name]} and in {file}; remove one of them")
             if not -1e-6 <= score <= 1 + 1e-6:              # true of NaN
                 raise ValueError(f"{file}: {name} is {score}; want a number from 0 to 1 (VBench gives NaN "
                                  "where it finds no video)")
-            raw[name], videos[name], home[name] = score, count, file
+            raw[name], videos[name], source[name] = score, count, file
     if not raw:
-        raise ValueError(f"{folder / 'results'}: no *_eval_results.json in it; run {folder / 'run.py'} by "
+        raise ValueError(f"{folder / 'results'}: no *_eval_results.json in it; run {folder / 'run.py'} with "
                          "the python that has vbench")
     return Scores(raw, videos)
 
 
 def _read(file: Path) -> dict[str, tuple[float, int]]:
-    """Dimension -> (score, videos)."""
+    """Returns dimension -> (score, number of videos)."""
     try:
         return {name: (float(score), len(each))
                 for name, (score, each) in json.loads(file.read_text()).items()}

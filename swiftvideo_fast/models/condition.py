@@ -1,4 +1,4 @@
-"""The inputs of a network other than x_t and t, and classifier-free guidance."""
+"""Conditioning of a network (first frame, text, image tokens), and classifier-free guidance."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,8 +9,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Condition:
-    """frames: (B, m + C, T, H, W) = [mask | masked video's latent].  text: (B, L, E).
-    null_text: (L, E), the embedding of no text, the same for every clip.
+    """frames: (B, m + C, T, H, W) = [mask | latent of the masked video].  text: (B, L, E).
+    null_text: (L, E), the embedding of the empty text, shared by all clips.
     image: (B, M, E') tokens of the first frame, or None."""
 
     frames: Tensor
@@ -25,21 +25,20 @@ class Condition:
         return replace(self.map(lambda x: x.to(device)), null_text=self.null_text.to(device))
 
     def map(self, per_clip: Callable[[Tensor], Tensor]) -> "Condition":
-        """per_clip of every tensor that has a row a clip."""
+        """Applies per_clip to every tensor with one row per clip."""
         image = None if self.image is None else per_clip(self.image)
         return Condition(per_clip(self.frames), per_clip(self.text), self.null_text, image)
 
     def drop_text(self, dropped_B: Tensor) -> "Condition":
-        """The text of these clips becomes the null text."""
+        """Replaces the text of the clips in the mask dropped_B by the null text."""
         return replace(self, text=torch.where(dropped_B[:, None, None], self.null_text, self.text))
 
 
 def first_frame_condition(pixels_BCTHW: Tensor, encode: Callable[[Tensor], Tensor], stride_t: int) -> Tensor:
-    """The image-to-video condition: the first frame known, the rest to generate.
+    """Returns the image-to-video condition, (B, stride_t + C, t, h, w): first frame known, rest to generate.
 
-    pixels: (B, 3, T, H, W) in [-1, 1].  Frames after the first become 0 (mid-grey) and go through the
-    codec, as in Wan's released pipeline; the mask, stride_t channels, is 1 where a frame is known: everywhere
-    in latent frame 0.  Returns (B, stride_t + C, t, h, w).
+    pixels: (B, 3, T, H, W) in [-1, 1].  Frames after the first are set to 0 (mid-grey) before encoding, as in
+    Wan's released pipeline.  The mask, stride_t channels, is 1 for known frames: in latent frame 0.
     """
     masked = torch.zeros_like(pixels_BCTHW)
     masked[:, :, :1] = pixels_BCTHW[:, :, :1]
@@ -51,9 +50,9 @@ def first_frame_condition(pixels_BCTHW: Tensor, encode: Callable[[Tensor], Tenso
 
 def guided(call: Callable[..., Tensor], x_t: Tensor, t: Tensor, condition: Condition,
            guidance: float | Tensor = 1.0, s: Tensor | None = None) -> Tensor:
-    """u + guidance (c - u), the Ho & Salimans form; only the text differs between c and u.
+    """u + guidance (c - u) (Ho & Salimans); u has the null text, and is otherwise conditioned as c.
 
-    Guidance 1 is one evaluation of c; any other, and a tensor (B,), one evaluation of both stacked.
+    Guidance 1 evaluates c alone; any other value, or a tensor (B,), evaluates both in one batch.
     s: the second time of a flow map, for call(x_t, t, condition, s).
     """
     second = () if s is None else (s,)

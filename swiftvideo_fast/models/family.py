@@ -1,4 +1,4 @@
-"""The protocol of a kind of model: latent geometry, network, how it is called, codec."""
+"""The family protocol of a kind of model: latent geometry, network, its call signature, codec."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,8 @@ from swiftvideo_fast.models.condition import Condition
 class Latent:
     """The latent geometry of a causal video codec and its transformer.
 
-    channels: of a latent.  stride_t: pixel frames a latent frame, after the first, which stands alone.
-    stride: pixels a latent, in height and width.  patch: latents a token, in height and width.
+    channels: latent channels.  stride_t: pixel frames per latent frame, except the first, which is one frame.
+    stride: pixels per latent, in height and width.  patch: latents per token, in height and width.
     """
 
     channels: int
@@ -26,7 +26,8 @@ class Latent:
     patch: int
 
     def shape(self, frames: int, height: int, width: int, where: str = "clip") -> tuple[int, int, int]:
-        """(T, H, W) of a clip's latent; ValueError, naming `where`, for what the strides do not divide."""
+        """Returns a clip's latent shape (T, H, W).  ValueError, naming `where`, for sizes not divisible by
+        the strides."""
         side = self.stride * self.patch
         want(frames > 1 and frames % self.stride_t == 1, f"{where}.frames", frames,
              f"{self.stride_t}n + 1, n > 0")
@@ -40,42 +41,44 @@ class Latent:
         return T * H * W // self.patch**2
 
     def frames(self, start: int, count: int) -> slice:
-        """The pixel frames of latent frames start to start + count."""
+        """Returns the pixel frames of latent frames start to start + count - 1."""
         first, last = (max(self.stride_t * (i - 1) + 1, 0) for i in (start, start + count))
         return slice(first, last)
 
 
 class Codec(Protocol):
-    """Pixels and captions to latents and conditions, and back.
+    """Encodes pixels and captions to latents and conditions, and decodes latents.
 
-    identity: what decides its output's bytes, as plain values (file digests, versions), for manifests.
-    null_text: (L, E), the embedding of no text.
+    identity: plain values that determine its output's bytes (file digests, versions), for manifests.
+    null_text: (L, E), the embedding of the empty text.
     """
 
     identity: dict[str, Any]
     null_text: Tensor
 
     def encode(self, pixels_BCTHW: Tensor, captions: list[str]) -> tuple[Tensor, Condition]:
-        """(x0, its first-frame condition) of clips (B, 3, T, H, W) in [-1, 1]: the two below in one."""
+        """Returns (x0, first-frame condition) of clips (B, 3, T, H, W) in [-1, 1]: encode_pixels and
+        encode_text."""
 
     def encode_pixels(self, pixels_BCTHW: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(x0, and the `frames` and `image` of its first-frame condition)."""
+        """Returns (x0, and `frames` and `image` of the first-frame condition)."""
 
     def encode_text(self, captions: list[str]) -> Tensor:
-        """(B, L, E), zeros after each caption's own length."""
+        """Returns text embeddings (B, L, E), zero-padded."""
 
     def decode(self, z_BCTHW: Tensor) -> Tensor:
-        """Pixels in [-1, 1]."""
+        """Returns pixels (B, 3, T, H, W) in [-1, 1]."""
 
     def decode_window(self, z_BCTHW: Tensor, start: int, count: int) -> Tensor:
-        """Pixels of latent frames start to start + count, as a whole decode gives them; differentiable."""
+        """Returns the pixels of latent frames start to start + count - 1, equal to those of a full decode;
+        differentiable."""
 
 
 class Family(Protocol):
-    """A kind of model.  presets: sizes by name, for networks from scratch and for accounts.
+    """A kind of model.  presets: sizes by name, for networks from scratch and for `plan`.
 
-    A network may have `recompute`, and, to be sharded block by block, `leaves` (module classes that are
-    gathered whole) and `share_tokens(ulysses)`; see models/wan/network.py.
+    A network may have `recompute` and, for block-wise sharding, `leaves` (module classes gathered at once)
+    and `share_tokens(ulysses)`; see models/wan/network.py.
     """
 
     name: str
@@ -83,49 +86,49 @@ class Family(Protocol):
     presets: dict[str, Any]
 
     def network(self, sizes: Any) -> nn.Module:
-        """A network of these sizes, kept as its `config`."""
+        """Returns a network of these sizes, which become its `config`."""
 
     def initialise(self, net: nn.Module, rng: torch.Generator) -> None:
-        """Weights for training from scratch, equal on every rank."""
+        """Initialises weights for training from scratch, equal on all ranks."""
 
     def call(self, net: Any, x_t: Tensor, t: Tensor, condition: Condition, s: Tensor | None = None) -> Tensor:
-        """The velocity F(x_t, t), or u(x_t, t, s) of a flow map.  x_t and t may be Duals."""
+        """Returns the velocity F(x_t, t), or u(x_t, t, s) of a flow map.  x_t, t may be Duals; t, s: (B,)."""
 
     def features(self, net: Any, x_t: Tensor, t: Tensor, condition: Condition) -> list[Tensor]:
-        """The features for a latent critic: the outputs of a network's blocks and its velocity, (B, N, C)."""
+        """Returns features for a latent critic: the blocks' outputs and the velocity, (B, N, C) each."""
 
     def widths(self, sizes: Any) -> list[int]:
-        """C of each of `features`."""
+        """Returns C of each of `features`."""
 
     def add_second_time(self, net: nn.Module) -> nn.Module:
-        """Have net take s, in place: u(x_t, t, s) = F(x_t, t) to begin with.  A family without flow maps has
-        no such method."""
+        """Adds the input s, in place, with u(x_t, t, s) = F(x_t, t) initially.  Families without flow maps
+        lack this method."""
 
     def activations(self, sizes: Any, tokens: int, recompute: str, stored: int) -> int:
-        """Bytes that a pass with a backward over so many tokens holds, elements of `stored` bytes.  A family
-        without an account has no such method, and is not refused for want of memory."""
+        """Returns the activation bytes of a forward and backward over `tokens`, with `stored` bytes per
+        element.  Optional: a family without it is not checked for memory."""
 
     def load(self, file: Path | str, *, mapped: bool = False,
              dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The network of a weight file, stored as `cast` does it; mapped: as it lies in the file, from which
-        each weight is read when it is used."""
+        """Returns the network of a weight file, stored as by `cast`.  mapped: memory-mapped in the file's
+        dtype; each weight is read on use."""
 
     def sizes(self, file: Path | str) -> Any:
-        """The sizes of the network of a weight file, its weights unread.  They have `text_dim`, the width of
+        """Returns the sizes of a weight file's network without reading weights; `text_dim` is the width of
         the text embedding."""
 
     def cast(self, net: nn.Module, dtype: torch.dtype) -> nn.Module:
-        """Store its large matrices as dtype, in place; what needs fp32 stays."""
+        """Casts the large matrices to dtype, in place; parameters that need fp32 stay fp32."""
 
     def save(self, net: nn.Module, file: Path | str, **about: Any) -> None:
-        """Write what `load` reads; about: JSON for the header.  Atomic."""
+        """Writes a file for `load`, atomically.  about: JSON for the header."""
 
     def codec(self, model: Model, sizes: Any) -> Codec:
-        """The codec of a config's model section, for networks of these sizes."""
+        """Returns the codec of a config's model section, for networks of these sizes."""
 
 
 def sizes_of(family: Family, model: Model) -> Any:
-    """The sizes of the network that a model section names, without its weights."""
+    """Returns the sizes of the network that a model section names, without reading weights."""
     if model.weights:
         return family.sizes(model.start)
     known_name("model.preset", model.preset, family.presets)

@@ -1,9 +1,9 @@
 """Low-rank adapters on every linear layer of a network (Hu et al. 2022), through peft.
 
-    y = W x + b + B A x         A (rank, in), drawn; B (out, rank), zero at the start; alpha / rank = 1
+    y = W x + b + B A x         A (rank, in) random, B (out, rank) zero initially; alpha / rank = 1
 
-The patch embedding is a convolution by name and stays as it is.  Adapters pass under jvp: peft's layer is
-made of linear maps.
+The patch embedding, a convolution, has no adapter.  jvp supports adapters: peft's layer consists of linear
+maps.
 """
 
 import json
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from swiftvideo_fast import sealed
 from swiftvideo_fast.atomic import atomic_write
 
-NAME = "default"                    # peft's, of the one adapter a layer has
-PREFIX = "diffusion_model."         # of names in files: ComfyUI's; diffusers converts from it
+NAME = "default"                    # peft's name for a layer's only adapter
+PREFIX = "diffusion_model."         # of names in files: ComfyUI's, which diffusers converts
 
 
 def attach(net: nn.Module, rank: int, rng: torch.Generator, dtype: torch.dtype | None = None) -> None:
-    """Put adapters on the linear layers of net, in place, and freeze all else; net computes what it did.
+    """Adds adapters to the linear layers of net, in place, and freezes all else; net's output is unchanged.
 
-    dtype: of the adapters, in which they are drawn; None: each layer's own.
+    dtype: of the adapters; None: each layer's own.  ValueError without peft.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -41,14 +41,14 @@ def attach(net: nn.Module, rank: int, rng: torch.Generator, dtype: torch.dtype |
 
 
 def adapted(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(name, layer) of the layers that have adapters."""
+    """Yields (name, layer) of the layers with adapters."""
     from peft.tuners.lora import LoraLayer
 
     return ((name, module) for name, module in net.named_modules() if isinstance(module, LoraLayer))
 
 
 def cast(net: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Store the adapters as dtype, in place."""
+    """Casts the adapters to dtype, in place."""
     for _, layer in adapted(net):
         for factor in (layer.lora_A, layer.lora_B):
             factor.to(dtype)
@@ -56,7 +56,7 @@ def cast(net: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 class Base:
-    """The network with its adapters off, called as the network is: the one it was, at no second copy."""
+    """Calls the network with its adapters off: the base network, without a second copy."""
 
     def __init__(self, net: nn.Module):
         self.net = net
@@ -76,7 +76,7 @@ class Base:
 
 @torch.no_grad()
 def merged(net: nn.Module) -> nn.Module:
-    """A plain network, of net's class and config, of W + B A; what has no adapter is shared with net."""
+    """Returns a network of net's class and config with weights W + B A.  Other parameters are shared."""
     state = {name.replace(".base_layer.", "."): x for name, x in net.state_dict().items()
              if ".lora_" not in name}
     for name, layer in adapted(net):
@@ -89,7 +89,7 @@ def merged(net: nn.Module) -> nn.Module:
 
 
 def save(net: nn.Module, path: Path | str, **about) -> None:
-    """Write A and B under names that ComfyUI and diffusers load; `about` as JSON in the header.  Atomic."""
+    """Writes A and B atomically, under names that ComfyUI and diffusers load.  about: JSON for the header."""
     tensors = {f"{PREFIX}{name}.{factor}.weight": getattr(layer, factor)[NAME].weight
                for name, layer in adapted(net) for factor in ("lora_A", "lora_B")}
     with atomic_write(path) as tmp:

@@ -1,4 +1,4 @@
-"""Weight files that say what they are: safetensors with the network's sizes and sampling in the header."""
+"""Weight files: safetensors with the network's sizes and sampling settings in the header."""
 
 import hashlib
 import json
@@ -16,20 +16,20 @@ from swiftvideo_fast.models.wan.network import Wan, WanConfig
 
 
 def save(net: Wan, path: Path | str, dtype: torch.dtype = torch.float32, **about) -> None:
-    """Write the parameters and, as JSON in the header, net.config and `about`.  Atomic."""
+    """Writes the parameters, atomically, with net.config and `about` as JSON in the header."""
     tensors = {k: v.detach().to(dtype) for k, v in net.state_dict().items()}
     with atomic_write(path) as tmp:
         sealed.save(tensors, tmp, {"config": json.dumps(asdict(net.config)), "about": json.dumps(about)})
 
 
 class Stored:
-    """Tensors of one or more safetensors files, each read, and held against its digest, when it is asked for.
+    """Tensors of safetensors files, each read, and checked against its digest, on access.
 
-    ValueError names a file that is missing or damaged, and how to mend it.
+    ValueError for a missing or damaged file.  fix: what the error advises.
     """
 
-    def __init__(self, *paths: Path | str, mend: str = "restore it from its source"):
-        self._files, self._paths, self._digests, self._mend = {}, {}, {}, mend
+    def __init__(self, *paths: Path | str, fix: str = "restore it from its source"):
+        self._files, self._paths, self._digests, self._fix = {}, {}, {}, fix
         for path in paths:
             if Path(path).is_dir():
                 raise ValueError(f"{path}: a folder; want a .safetensors file")
@@ -37,9 +37,9 @@ class Stored:
                 file = safe_open(str(path), "pt")
                 digests, self.header = sealed.opened(file)
             except FileNotFoundError as why:
-                raise ValueError(f"{path}: no such file; {mend}") from why
+                raise ValueError(f"{path}: no such file; {fix}") from why
             except (SafetensorError, OSError, sealed.Changed) as why:
-                raise ValueError(f"{path}: damaged, or no safetensors file ({why}); {mend}") from why
+                raise ValueError(f"{path}: damaged, or not a safetensors file ({why}); {fix}") from why
             self._files |= dict.fromkeys(file.keys(), file)
             self._paths |= dict.fromkeys(file.keys(), path)
             self._digests |= digests
@@ -51,27 +51,27 @@ class Stored:
         return tuple(self._files[name].get_slice(name).get_shape())
 
     def __getitem__(self, name: str) -> Tensor:
-        """Mapped: its bytes stay in the page cache.  ValueError when they are not those that were written."""
+        """Returns a memory-mapped tensor.  ValueError when its bytes differ from those written."""
         tensor = self._files[name].get_tensor(name)
         if name in self._digests and sealed.digest({name: tensor}) != self._digests[name]:
-            raise ValueError(f"{self._paths[name]}: damaged: {name} is not what was written; {self._mend}")
+            raise ValueError(f"{self._paths[name]}: damaged: {name} differs from that written; {self._fix}")
         return tensor
 
 
 def stored(folder: Path, file: str) -> Stored:
-    """The tensors of folder/file, or of the shards that folder/file.index.json names."""
-    mend, index = "download it again", folder / f"{file}.index.json"
+    """Returns the tensors of folder/file, or of the shards that folder/file.index.json lists."""
+    fix, index = "download it again", folder / f"{file}.index.json"
     if (folder / file).exists() or not index.exists():
-        return Stored(folder / file, mend=mend)
+        return Stored(folder / file, fix=fix)
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict) or any(not isinstance(shard, str) or Path(shard).name != shard
                                           for shard in where.values()):
-        raise ValueError(f"{index}: weight_map does not map tensors to files of that folder; {mend}")
+        raise ValueError(f"{index}: weight_map does not map tensors to files of that folder; {fix}")
     found = Stored(*(folder / shard for shard in sorted(set(where.values()))),
-                   mend=f"{index.name} names it: {mend}")
+                   fix=f"{index.name} lists it: {fix}")
     if missing := sorted(where.keys() - set(found)):
         raise ValueError(f"{folder}: {missing[0]} (of {len(missing)}) is in none of the shards that "
-                         f"{index.name} names; {mend}")
+                         f"{index.name} lists; {fix}")
     return found
 
 
@@ -85,15 +85,15 @@ def read_json(path: Path) -> dict:
     return found
 
 
-def read(path: Path | str, mend: str = "restore it from its source",
+def read(path: Path | str, fix: str = "restore it from its source",
          dtype: torch.dtype | None = torch.float32) -> tuple[dict[str, Tensor], dict]:
-    """(tensors, header as text) of a safetensors file.  dtype None: mapped, as they are in the file."""
-    stored = Stored(path, mend=mend)
+    """Returns (tensors, header) of a safetensors file.  dtype None: memory-mapped, in the file's dtype."""
+    stored = Stored(path, fix=fix)
     return {name: stored[name].to(dtype or stored[name].dtype) for name in stored}, stored.header
 
 
 def digest(path: Path | str) -> str:
-    """sha256 of a file's bytes, or of those of a model folder's; ValueError names a file that is missing."""
+    """Returns the sha256 of a file, or of a model folder's config and weights; ValueError if missing."""
     if (folder := Path(path)).is_dir():
         place = folder / "transformer" if (folder / "transformer").is_dir() else folder
         files = [place / "config.json", *sorted(place.glob("*.safetensors"))]
@@ -106,14 +106,14 @@ def digest(path: Path | str) -> str:
 
 def load(path: Path | str, *, mapped: bool = False, dtype: torch.dtype = torch.float32,
          device: torch.device | str = "cpu") -> Wan:
-    """The network of a file by `save`, or of a model folder in any layout; see wan.folder.load."""
+    """Returns the network of a file by `save`, or of a model folder in any layout; see wan.folder.load."""
     from swiftvideo_fast.models.wan import folder
 
     return folder.load(path, mapped=mapped, dtype=dtype, device=device)
 
 
 def sizes(path: Path | str) -> WanConfig:
-    """The sizes of the network that `load` would load, its weights unread."""
+    """Returns the sizes of the network that `load` would load, without reading weights."""
     from swiftvideo_fast.models.wan import folder
 
     return folder.find(path).config
@@ -121,7 +121,7 @@ def sizes(path: Path | str) -> WanConfig:
 
 def check(found: Mapping[str, tuple[int, ...]], want: Mapping[str, tuple[int, ...]],
           source: Path | str) -> None:
-    """One ValueError for all names and shapes that are not the wanted ones; it shows the first three."""
+    """Raises one ValueError for all names and shapes that differ from `want`; it lists the first three."""
     wrong = [f"{k}: found {found.get(k, 'nothing')}, want {want.get(k, 'nothing')}"
              for k in sorted(want.keys() | found.keys()) if want.get(k) != found.get(k)]
     if wrong:

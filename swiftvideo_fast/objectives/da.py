@@ -139,9 +139,10 @@ class DistributionAlignment(Objective):
         o = self.options
         view = draw_view(len(x0), x0.shape[2], o.window, rng)
         with torch.no_grad():
-            frames = self.latent.frames(view.start, o.window)
-            clips = real is None
-            real = batch.filmed(frames) if clips and o.raw else self.window(batch.x0 if clips else real, view)
+            if real is None and o.raw:
+                real = batch.real_pixels(self.latent.frames(view.start, o.window))
+            else:
+                real = self.window(batch.x0 if real is None else real, view)
         seen = CriticInput(real, self.window(x0, view), view, conditioning(t, batch.condition))
         if o.project:
             return seen

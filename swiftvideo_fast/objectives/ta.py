@@ -36,8 +36,8 @@ class Ta:
     """
 
     name: ClassVar[str] = "ta"
-    steps: tuple[int, int] = option(Limit(lambda pair: pair[0] > pair[1] > 0, "two positive numbers that "
-                                               "fall: the winner's, and fewer of the loser's"), (8, 4))
+    steps: tuple[int, int] = option(Limit(lambda pair: pair[0] > pair[1] > 0, "two positive numbers, the "
+                                               "first larger: winner's and loser's steps"), (8, 4))
     count: int = option(POSITIVE, 5000)
     winner: str = option(one_of("sampled", "real"), "sampled")
     pairs: str | None = None

@@ -1,4 +1,4 @@
-"""From a model on disk to clips, and to files that other programs load."""
+"""Sampling clips from a model on disk, and exporting it for other programs."""
 
 from swiftvideo_fast.release import export, sample
 

@@ -1,10 +1,10 @@
-"""A student as LoRA of its teacher, however it was trained: of each linear layer the best change of low rank.
+"""A student as LoRA of its teacher: the best low-rank approximation of each linear layer's change.
 
     D = W_student - W_teacher = U S V'        B = U_r, A = U_r' D        |D - B A|^2 = sum of s_i^2, i > r
 
-(Eckart, Young 1936.)  U comes from the eigenvectors of D D', or V from those of D'D where that is smaller, in
-float64: their error, the square root of its 1e-16 below the largest, is that of a float32 SVD.  LoRA has no
-place for norms, biases, modulation and the patch embedding; their change is lost, and counted in the error.
+(Eckart, Young 1936.)  U are the eigenvectors of D D', or V those of D'D where that is smaller, in float64.
+Singular values below sqrt(1e-16) of the largest are inaccurate, as in a float32 SVD.  LoRA does not cover
+norms, biases, modulation and patch embedding; their change is lost and counted in the error.
 """
 
 import math
@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class LowRank:
-    """adapters: {"blocks.0.ffn.0.lora_A.weight": ...}, as they are stored.  error: of the whole change, in
-    Frobenius norm; elsewhere: the part of it that is lost outside of linear layers; worst: the layer that is
-    worst approximated, and its own error."""
+    """adapters: {"blocks.0.ffn.0.lora_A.weight": ...}, in storage dtype.  error: relative error of the whole
+    change, Frobenius norm.  elsewhere: its part outside linear layers.  worst: (layer with the largest
+    relative error, that error)."""
 
     adapters: dict[str, Tensor]
     rank: int
@@ -28,7 +28,7 @@ class LowRank:
     elsewhere: float
     worst: tuple[str, float]
 
-    def words(self) -> str:
+    def summary(self) -> str:
         layer, error = self.worst
         return (f"rank {self.rank}: {self.error:.1%} of the change from the teacher is lost, "
                 f"{self.elsewhere:.1%} outside of linear layers; worst layer {layer}, {error:.1%}")
@@ -36,7 +36,8 @@ class LowRank:
 
 def low_rank(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], layers: list[str], rank: int,
              dtype: torch.dtype, device: torch.device) -> LowRank:
-    """student, teacher: weights of one set of names.  layers: the linear ones.  ValueError for no change."""
+    """Returns the LoRA of student - teacher, weights with equal names.  layers: names of the linear layers.
+    ValueError when they are equal."""
     linear = {f"{layer}.weight" for layer in layers}
     whole = lost = elsewhere = 0.0
     adapters, errors = {}, {}
@@ -55,15 +56,15 @@ def low_rank(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], layer
             elsewhere += size
         lost += missed
     if not whole:
-        raise ValueError("the student's weights are its teacher's: there is no change for LoRA to hold")
+        raise ValueError("the student's weights equal its teacher's: there is no change for LoRA")
     worst = max(errors, key=errors.get)
     return LowRank(adapters, rank, error=math.sqrt(lost / whole), elsewhere=math.sqrt(elsewhere / whole),
                    worst=(worst, errors[worst]))
 
 
 def factors(D: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """(A (rank, in), B (out, rank)), B A the best of its rank in Frobenius norm; zeros beyond D's own sides,
-    so that all layers have one rank."""
+    """Returns (A (rank, in), B (out, rank)) with B A the best rank-`rank` approximation of D in Frobenius
+    norm; zero-padded where D is smaller, so that all layers have one rank."""
     rows, columns = D.shape
     r = min(rank, rows, columns)
     if rows <= columns:

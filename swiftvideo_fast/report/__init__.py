@@ -1,1 +1,1 @@
-"""How results are shown: tables, charts, playing samples, and the HTML page that holds them."""
+"""Reports: tables, charts, playing samples, and the HTML page that contains them."""

@@ -1,4 +1,4 @@
-"""How a page came to be: machine, software, commit, date and configs."""
+"""Provenance of a report: machine, software, commit, date and configs."""
 
 import platform
 import time
@@ -13,9 +13,9 @@ from swiftvideo_fast.provenance import commit, device_name, installed
 
 @dataclass(frozen=True)
 class About:
-    """The last section of a report, and the line under its title.
+    """The provenance section of a report, and the line under its title.
 
-    facts: what -> value.  configs: name -> YAML text, shown on demand.  About(here() | {"seeds": "3"}, ...)
+    facts: label -> value.  configs: name -> YAML text, collapsed.  About(environment() | {"seeds": "3"}, ...)
     """
 
     facts: Mapping[str, str]
@@ -23,7 +23,7 @@ class About:
     title: str = "How this page was made"
 
     def line(self) -> str:
-        """The facts in one line."""
+        """Returns the facts in one line."""
         return " · ".join(self.facts.values())
 
     def html(self) -> str:
@@ -34,8 +34,8 @@ class About:
         return f'<dl class="facts">{facts}</dl>{configs}'
 
 
-def here() -> dict[str, str]:
-    """Machine, software, commit (or the version, where this is no checkout) and date of this process."""
+def environment() -> dict[str, str]:
+    """Returns machine, software, commit (or version, outside a checkout) and date of this process."""
     checkout, device = commit(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return {"machine": device_name(device),
             "software": f"torch {torch.__version__}, Python {platform.python_version()}",

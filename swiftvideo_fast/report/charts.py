@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, drawn here: no plotting library, readable on a phone, light and dark.
+"""Line charts as inline SVG, without a plotting library; readable on a phone, in light and dark mode.
 
     Chart("loss", [Series("ccd", steps, losses, smooth=20)], x_label="step", log_y=True).svg()
 """
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 380, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 40, 40      # margins, with room for tick labels and the legend
-LINE = 14                                       # of the legend
-FEW = 12        # points: marked one by one, and not smoothed
-LEAST = 0.1     # an axis spans at least this share of its values, so that noise on a constant looks like it
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 40, 40      # margins, including tick labels and legend
+LINE = 14                                       # line height of the legend
+FEW = 12        # up to this many points are marked individually and not smoothed
+LEAST = 0.1     # minimum span of an axis relative to its values, so that noise on a constant looks small
 COLOURS = ["#2f6fde", "#d9730d", "#1f9d72", "#8a57d6", "#d43d51", "#7b828c"]
 CENTRED = 'text-anchor="middle"'
 INK, GRID = "var(--muted, #667085)", "var(--line, #d5d9e0)"
@@ -19,8 +19,8 @@ INK, GRID = "var(--muted, #667085)", "var(--line, #d5d9e0)"
 
 @dataclass(frozen=True)
 class Series:
-    """smooth: half-life in points of a running mean drawn over the faint raw line, from its first value to
-    its last; 0, or no more than FEW points: the raw line alone."""
+    """One line of a chart.  smooth: half-life, in points, of a running mean drawn over the faint raw line;
+    with 0, or at most FEW points, the raw line alone."""
 
     name: str
     x: list[float]
@@ -30,7 +30,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart; values that are not finite, or not positive on a log axis, are left out."""
+    """One chart; non-finite values, and non-positive ones on a log axis, are left out."""
 
     title: str
     series: list[Series]
@@ -40,12 +40,13 @@ class Chart:
     log_y: bool = False
 
     def constant(self) -> float | None:
-        """The value that all points share to six digits: to be said, not drawn."""
+        """Returns the value that all points share to six digits, else None."""
         values = [y for s in self.series for x, y in zip(s.x, s.y, strict=True) if self._drawable(x, y)]
         same = len(values) > 1 and max(values) - min(values) <= 1e-6 * abs(values[0])
         return values[0] if same else None
 
     def svg(self) -> str:
+        """Returns the chart as an <svg> element; ValueError without a point to draw."""
         lines = [(s, [p for p in zip(s.x, s.y, strict=True) if self._drawable(*p)]) for s in self.series]
         points = [p for _, kept in lines for p in kept]
         if not points:
@@ -64,7 +65,7 @@ class Chart:
                 drawn += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{_colour(i)}"/>' for x, y in at]
         legend, above = self._legend()
         return (f'<svg viewBox="0 {-above} {WIDTH} {HEIGHT + above}" role="img" '
-                f'aria-label="{escape(self._spoken(lines))}" '
+                f'aria-label="{escape(self._description(lines))}" '
                 f'xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif" font-size="11" '
                 f'fill="{INK}">{self._frame(x_axis, y_axis)}{"".join(drawn)}{legend}</svg>')
 
@@ -87,7 +88,7 @@ class Chart:
         return "".join(parts)
 
     def _legend(self) -> tuple[str, int]:
-        """The title, under it one mark a series when there are several; the height that takes above 0."""
+        """Returns (title and, for several series, their legend; its height above 0)."""
         parts, x, y = [], LEFT, 0
         for i, s in enumerate(self.series if len(self.series) > 1 else []):
             wide = 16 + 6 * len(s.name)
@@ -100,14 +101,14 @@ class Chart:
                  f"{escape(self.title)}</text>")
         return f'<g transform="translate(0 {-y})">{title}{"".join(parts)}</g>', y
 
-    def _spoken(self, lines: list[tuple[Series, list]]) -> str:
+    def _description(self, lines: list[tuple[Series, list]]) -> str:
         ends = [f"{s.name} from {_number(kept[0][1])} to {_number(kept[-1][1])}" for s, kept in lines if kept]
         return f"Line chart, {self.title}: " + "; ".join(ends)
 
 
 @dataclass(frozen=True)
 class Curves:
-    """A section of the report: charts side by side; one of a constant is said in words instead."""
+    """A report section of charts side by side; constants are stated in the note instead of drawn."""
 
     title: str
     charts: list[Chart]
@@ -115,15 +116,15 @@ class Curves:
 
     def html(self) -> str:
         constants = {id(c): c.constant() for c in self.charts}
-        said = [f"Constant, hence not drawn: {c.title}, {_number(constants[id(c)])}."
-                for c in self.charts if constants[id(c)] is not None]
+        stated = [f"Constant, not drawn: {c.title}, {_number(constants[id(c)])}."
+                  for c in self.charts if constants[id(c)] is not None]
         figures = "".join(f"<figure>{c.svg()}</figure>" for c in self.charts if constants[id(c)] is None)
-        notes = "".join(f'<p class="note">{escape(line)}</p>' for line in [self.note, *said] if line)
+        notes = "".join(f'<p class="note">{escape(line)}</p>' for line in [self.note, *stated] if line)
         return f'<div class="charts">{figures}</div>{notes}'
 
 
 def logged(log: list[dict], key: str, *, name: str = "", smooth: float = 0.0) -> Series:
-    """Scalar `key` of a log against its steps.  ValueError names the scalars that there are."""
+    """Returns scalar `key` of a log against its steps.  ValueError, listing the known scalars, if absent."""
     kept = [entry for entry in log if isinstance(entry.get(key), int | float)]
     if not kept:
         known = sorted({k for entry in log for k in entry} - {"step"})
@@ -132,7 +133,7 @@ def logged(log: list[dict], key: str, *, name: str = "", smooth: float = 0.0) ->
 
 
 class _Axis:
-    """A linear or logarithmic map from values to pixels, and round tick values."""
+    """A linear or logarithmic axis: maps values to pixels, and chooses round tick values."""
 
     def __init__(self, values: list[float], low: float, high: float, log: bool, pad: float,
                  least: float = 0.0):
@@ -164,7 +165,7 @@ class _Axis:
 
 
 def _round_steps(a: float, b: float) -> list[float]:
-    """Four to eight multiples of 1, 2 or 5 times a power of ten, within [a, b]."""
+    """Returns four to eight multiples of 1, 2 or 5 times a power of ten within [a, b]."""
     rough = (b - a) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
@@ -172,7 +173,7 @@ def _round_steps(a: float, b: float) -> list[float]:
 
 
 def _colour(i: int) -> str:
-    """The page's colour, or the light one in a chart that stands alone."""
+    """Returns the page's colour of series i, or the light-mode colour in a stand-alone chart."""
     return f"var(--series-{i % len(COLOURS) + 1}, {COLOURS[i % len(COLOURS)]})"
 
 
@@ -181,9 +182,9 @@ def _path(points: list[tuple[float, float]], x_axis: _Axis, y_axis: _Axis) -> st
 
 
 def _running_mean(points: list[tuple[float, float]], half_life: float) -> list[tuple[float, float]]:
-    """Exponential weights, as many points to either side as there are on the shorter one.
+    """Returns an exponentially weighted mean over a window that is symmetric about each point.
 
-    So the line does not lag, and it begins and ends at the data.
+    The line therefore does not lag, and starts and ends at the data.
     """
     n, keep, reach = len(points), 0.5 ** (1 / half_life), math.ceil(10 * half_life)
     smoothed = []

@@ -1,6 +1,6 @@
-"""One HTML file that shows a run: text, figures, tables, curves and playing samples; it fetches nothing.
+"""A report as one self-contained HTML file: text, figures, tables, curves and playing samples.
 
-    write_report("runs/demo/report.html", "Four steps for 25", [samples, headline, table], About(here()))
+    write_report("report.html", "Four steps for 25", [samples, headline, table], About(environment()))
 """
 
 import re
@@ -16,9 +16,9 @@ from swiftvideo_fast.report.about import About
 
 
 class Section(Protocol):
-    """What a report is made of: Text, Headline, Pending, tables.Table, charts.Curves, samples.Samples.
+    """A section of a report: Text, Headline, Pending, tables.Table, charts.Curves, samples.Samples.
 
-    title: its heading, "" for none.  html(): its body, with every string escaped.
+    title: its heading, or "".  html(): its body, with every string escaped.
     """
 
     title: str
@@ -28,7 +28,7 @@ class Section(Protocol):
 
 @dataclass(frozen=True)
 class Text:
-    """Paragraphs parted by blank lines; `code` between backticks."""
+    """Paragraphs separated by blank lines; `code` between backticks."""
 
     title: str
     body: str
@@ -41,7 +41,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Headline:
-    """The result: a large figure ("12.5 times faster"), what it means in one sentence, and a remark."""
+    """The main result: a large figure ("12.5 times faster"), its meaning in one sentence, and a remark."""
 
     figure: str
     meaning: str
@@ -56,17 +56,17 @@ class Headline:
 
 @dataclass(frozen=True)
 class Pending:
-    """A section still to come.  after: what it waits for, as in "CCD is trained"."""
+    """A placeholder of a section to come.  after: the event it waits for, as in "CCD is trained"."""
 
     title: str
     after: str
 
     def html(self) -> str:
-        return f'<p class="pending">Still to come, after {escape(self.after)}.</p>'
+        return f'<p class="pending">Pending: shown after {escape(self.after)}.</p>'
 
 
 def write_report(path: Path | str, title: str, sections: Sequence[Section], about: About) -> Path:
-    """Write the page whole or not at all; returns its path."""
+    """Writes the page atomically; returns its path."""
     path = Path(path)
     page = render(title, sections, about)
     with atomic_write(path) as draft:
@@ -75,7 +75,7 @@ def write_report(path: Path | str, title: str, sections: Sequence[Section], abou
 
 
 def render(title: str, sections: Sequence[Section], about: About) -> str:
-    """The page: style and script inline, links to the sections that have a heading."""
+    """Returns the page with inline style and script, and links to the sections with headings."""
     assets = files("swiftvideo_fast.report")
     style, script = ((assets / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     headed = [(f"s{i}", s) for i, s in enumerate([*sections, about])]

@@ -1,4 +1,4 @@
-"""Clips side by side, playing in step: each clip a sprite sheet (in base64) drawn on a canvas.
+"""Clips playing synchronously side by side; each is a base64 sprite sheet drawn on a canvas.
 
     Samples("Samples", captions, [Column("condition", stills), Column("teacher, 25 steps", clips)],
             choices={"CCD": [Column("4 steps", a), Column("2 steps", b)], "CCD + DA": [...]})
@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-SMALL = 128     # pixels: a clip within is stored as it is, a larger one shrunk to twice that, as JPEG
-HOLD = 0.5      # seconds that the last frame stays
+SMALL = 128     # pixels: clips up to this size are stored as they are, larger ones as JPEG of twice this size
+HOLD = 0.5      # seconds that the last frame is shown
 
 
 @dataclass(frozen=True)
 class Column:
-    """What one sampler made.  clips: one a row, (3, T, H, W) in [-1, 1]; T = 1 stands still.
+    """The clips of one sampler.  clips: one per row, (3, T, H, W) in [-1, 1]; T = 1 for a still.
     about: a remark under the label."""
 
     label: str
@@ -33,10 +33,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Samples:
-    """A section of the report: a row a clip, a column a sampler, all playing by one clock.
+    """A report section of clips: one row per clip, one column per sampler, all with one clock.
 
-    names: what each row shows.  columns: always there.  choices: columns to their right of which one set is
-    shown at a time, the first at first; the reader chooses by its name.
+    names: one per row.  columns: always shown.  choices: name -> further columns; the reader selects one set
+    at a time, initially the first.
     """
 
     title: str
@@ -47,11 +47,12 @@ class Samples:
     note: str = ""
 
     def html(self) -> str:
+        """Returns the section's HTML; ValueError when a column has not one clip per name."""
         columns = [*self.columns, *(c for chosen in self.choices.values() for c in chosen)]
         short = [f"{c.label!r} has {len(c.clips)}" for c in columns if len(c.clips) != len(self.names)]
         if short or not columns:
             raise ValueError(f"Samples {self.title!r}: {len(self.names)} names, but "
-                             f"{'; '.join(short) or 'no columns'}; want a clip a name in every column")
+                             f"{'; '.join(short) or 'no columns'}; want one clip per name in every column")
         frames = max(clip.shape[1] for column in columns for clip in column.clips)
         rows = "".join(self._row(i) for i in range(len(self.names)))
         note = f'<p class="note">{escape(self.note)}</p>' if self.note else ""
@@ -86,20 +87,24 @@ def _cell(column: Column, i: int, name: str, more: str = "") -> str:
 
 
 def data_url(clip_3THW: Tensor) -> str:
-    """The clip's sprite sheet: PNG, or JPEG where it was shrunk."""
+    """Returns the clip's sprite sheet as a data URL: PNG, or JPEG if downscaled."""
     sheet = sprite_sheet(clip_3THW)
     return encoded(sheet.tobytes(), sheet.shape[:2], "png" if max(clip_3THW.shape[-2:]) <= SMALL else "jpeg")
 
 
 def sheet_size(clip_3THW: Tensor) -> tuple[int, int]:
-    """Height and width of a frame in the sheet."""
+    """Returns height and width of a frame in the sheet."""
     H, W = clip_3THW.shape[-2:]
     scale = min(1.0, 2 * SMALL / max(H, W)) if max(H, W) > SMALL else 1.0
     return max(1, round(scale * H)), max(1, round(scale * W))
 
 
 def sprite_sheet(clip_3THW: Tensor) -> np.ndarray:
-    """(3, T, H, W) in [-1, 1] -> uint8 (T H, W, 3): frames from top to bottom, large ones shrunk."""
+    """Converts (3, T, H, W) in [-1, 1] to uint8 (T H, W, 3): frames from top to bottom, large ones
+    downscaled.
+
+    ValueError for other shapes or non-finite values.
+    """
     if clip_3THW.ndim != 4 or clip_3THW.shape[0] != 3 or not clip_3THW.isfinite().all():
         raise ValueError(f"sprite_sheet: clip is {tuple(clip_3THW.shape)}; want (3, T, H, W), all finite")
     clip, size = clip_3THW.detach().float().cpu().clamp(-1, 1), sheet_size(clip_3THW)
@@ -111,7 +116,7 @@ def sprite_sheet(clip_3THW: Tensor) -> np.ndarray:
 
 @lru_cache(512)
 def encoded(pixels: bytes, size: tuple[int, int], kind: str) -> str:
-    """RGB bytes of (height, width) -> a data URL, png or jpeg.  Cached for pages that are written again."""
+    """Returns RGB bytes of size (height, width) as a data URL, png or jpeg.  Cached for rewritten pages."""
     file, options = io.BytesIO(), {"quality": 88, "subsampling": 0} if kind == "jpeg" else {}
     Image.frombytes("RGB", size[::-1], pixels).save(file, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

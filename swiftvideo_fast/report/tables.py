@@ -1,4 +1,4 @@
-"""Measured rows into tables: aligned text for a terminal, HTML for the report, JSON for machines.
+"""Tables of measured rows: aligned text for a terminal, HTML for the report, JSON for programs.
 
     rows = [Row("teacher", 4, {"frechet": [117.0, 115.2]}), Row("student", 4, {"frechet": [36.2, 35.9]})]
     print(comparison(rows, against="teacher").text())
@@ -16,9 +16,9 @@ from swiftvideo_fast.metrics.fidelity import STILL
 
 @dataclass(frozen=True)
 class Metric:
-    """label: the column's head.  digits: after the point.  about: what it measures, in one line.
-    better: which values are, "lower", "higher" or "one" (a ratio that should be 1); "" for neither.
-    compared: show the ratio to the reference row.
+    """A column.  label: its head.  digits: decimals.  about: its meaning in one line.
+    better: "lower", "higher", "one" (a ratio that should be 1), or "" for neither.
+    compared: whether the ratio to the reference row is shown.
     """
 
     label: str
@@ -44,15 +44,15 @@ METRICS = {
                      f"below {STILL:g} is a still picture", better="one"),
     "psnr": Metric("first frame, dB", 1, "how closely the first frame keeps the condition (PSNR); higher is "
                    "better", better="higher"),
-    "seconds": Metric("seconds a clip", 3, "wall time of sampling, decoding apart; lower is better"),
+    "seconds": Metric("seconds a clip", 3, "wall time of sampling without decoding; lower is better"),
 }
-COLOURED = "Green is better than what it is compared with, red worse, by more than the noise between seeds."
-WITHIN = 0.03       # relative difference that one seed cannot tell from noise: between seeds it is 1 to 2 %
+COLOURED = "Green is better than the reference, red worse, by more than the noise between seeds."
+WITHIN = 0.03       # relative difference within noise for one seed: seeds differ by 1 to 2 %
 
 
 @dataclass(frozen=True)
 class Row:
-    """One sampler's figures: metric -> one value a seed.  steps None: it takes none (real clips)."""
+    """One sampler's figures.  values: metric -> one value per seed.  steps: None for real clips."""
 
     name: str
     steps: int | None
@@ -61,9 +61,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Cell:
-    """What a table shows at one place: a figure, its spread in small, and a remark beside them.
+    """A table cell: a figure, its spread in small type, and a remark.
 
-    tone: "better" or "worse" than what it is compared with, which colours it; "" for neither.
+    tone: "better" or "worse" than the reference, which colours it; "" for neither.
     """
 
     text: str
@@ -82,10 +82,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A section of the report: a head and rows of cells, the first of which is the row's name.
+    """A report section: a head and rows of cells, the first of which is the row's name.
 
-    groups: index of a row -> the heading above it.  strong: indices of the rows to look at.
-    explained: the head of a column -> what it means, in a line.
+    groups: row index -> heading above it.  strong: indices of emphasised rows.
+    explained: column head -> its meaning in one line.
     """
 
     title: str
@@ -97,7 +97,7 @@ class Table:
     explained: Mapping[str, str] = field(default_factory=dict)
 
     def text(self) -> str:
-        """Columns aligned: the first to the left, the others to the right."""
+        """Returns aligned text: the first column left-aligned, the others right-aligned."""
         indent = "  " * bool(self.groups)
         lines = [self.head] + [[indent + str(row[0]), *map(str, row[1:])] for row in self.rows]
         width = [max(len(line[i]) for line in lines) for i in range(len(self.head))]
@@ -125,23 +125,24 @@ class Table:
         meanings = "".join(f"<div><dt>{escape(h)}</dt><dd>{escape(line)}</dd></div>"
                            for h, line in self.explained.items())
         coloured = any(isinstance(c, Cell) and c.tone for row in self.rows for c in row)
-        said = " ".join(filter(None, (self.note, COLOURED * coloured)))
-        note = f'<p class="note">{escape(said)}</p>' if said else ""
+        text = " ".join(filter(None, (self.note, COLOURED * coloured)))
+        note = f'<p class="note">{escape(text)}</p>' if text else ""
         return (f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>{note}"
                 + f'<dl class="explained">{meanings}</dl>' * bool(meanings))
 
 
 def _td(cell: Cell, label: str) -> str:
-    """label: the column's, which CSS shows beside the figure where the screen is narrow."""
+    """Returns a table cell.  label: the column's, which CSS shows next to the figure on narrow screens."""
     tone = f' class="{cell.tone}"' if cell.tone else ""
     return f'<td data-label="{escape(label)}"{tone}><span>{cell.html()}</span></td>'
 
 
 def comparison(rows: list[Row], *, against: str = "teacher", title: str = "Quality by sampling steps",
                metrics: dict[str, Metric] = METRICS) -> Table:
-    """One line a row: mean +- spread over seeds, and the ratio to row `against` of equal steps.
+    """Returns a table with one line per row: mean +- spread over seeds, ratio to row `against` at equal
+    steps.
 
-    Columns that no row has are left out.
+    Metrics that no row has are left out.
     """
     shown = {key: m for key, m in metrics.items() if any(key in row.values for row in rows)}
     pairs = [(row, _reference(rows, row, against)) for row in rows]
@@ -159,10 +160,10 @@ def comparison(rows: list[Row], *, against: str = "teacher", title: str = "Quali
 
 def ablation(rows: list[Row], groups: dict[str, list[str]], *, steps: int, paper: dict[str, float],
              title: str = "What each stage adds", metrics: dict[str, Metric] = METRICS) -> Table:
-    """Table 2's layout: under each question the settings that answer it, at one number of steps.
+    """Returns a table in Table 2's layout: settings grouped by question, at one number of steps.
 
-    groups: question -> names of rows.  paper: name -> the paper's FVD, shown beside ours where it has one.
-    × is the ratio to the first setting of the group.  The metrics are explained under a comparison above it.
+    groups: question -> names of rows.  paper: name -> the paper's FVD, shown next to ours.
+    × is the ratio to the group's first setting.  Metrics are explained by a comparison table above it.
     """
     by_name = {row.name: row for row in rows if row.steps == steps}
     shown = {key: m for key, m in metrics.items() if any(key in row.values for row in by_name.values())}
@@ -182,7 +183,7 @@ def ablation(rows: list[Row], groups: dict[str, list[str]], *, steps: int, paper
 
 
 def as_json(rows: list[Row], *, against: str = "teacher") -> list[dict]:
-    """Plain dictionaries for json.dump: name, steps, and per metric seeds, mean, spread, ratio (or None)."""
+    """Returns dicts for json.dump: name, steps, and per metric seeds, mean, spread, ratio (or None)."""
     return [{"name": row.name, "steps": row.steps,
              "metrics": {key: {"seeds": list(v), "mean": fmean(v), "spread": stdev(v) if len(v) > 1 else None,
                                "ratio": ratio(row, _reference(rows, row, against), key)}
@@ -190,7 +191,7 @@ def as_json(rows: list[Row], *, against: str = "teacher") -> list[dict]:
 
 
 def ratio(row: Row, reference: Row | None, key: str) -> float | None:
-    """Mean of row over mean of reference; None where either lacks the metric or the reference is 0."""
+    """Returns mean of row over mean of reference; None if either lacks the metric or the reference is 0."""
     if reference is None or key not in row.values or key not in reference.values:
         return None
     below = fmean(reference.values[key])
@@ -217,7 +218,7 @@ def _cell(row: Row, key: str, metric: Metric, reference: Row | None) -> Cell:
 
 
 def _tone(values: list[float], reference: list[float], better: str) -> str:
-    """better, worse, or "" where they may be equal: within two standard errors, or with one seed WITHIN."""
+    """Returns "better", "worse", or "" if within two standard errors (with one seed: WITHIN)."""
     if not values or not reference or not better:
         return ""
     scale = 1.0 if better == "one" else abs(fmean(reference))

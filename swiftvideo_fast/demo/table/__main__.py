@@ -1,6 +1,6 @@
-"""python -m swiftvideo_fast.demo.table: train, measure and print the comparison.
+"""python -m swiftvideo_fast.demo.table: trains, measures and prints the comparison.
 
-A second call goes on from the first; one that is stopped prints what there is.
+A second call resumes; an interrupted call prints the results so far.
 """
 
 import argparse
@@ -16,32 +16,32 @@ from swiftvideo_fast.demo.table.methods import METHODS, PAIRED, rate_source, use
 from swiftvideo_fast.demo.table.work import FIRST_SEED, TEACHER, Table
 
 TRAIN, VALIDATE, MEASURE, WATCH, DERIVATIVE = "train", "validate", "measure", "watch", "derivative"
-Place = tuple                       # of a task: seed, name, kind, and the rate where it is one of a grid
+Place = tuple                       # name of a task: seed, name, kind, and the rate if from a grid
 
 
 def main(arguments: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m swiftvideo_fast.demo.table", description=__doc__)
-    p.add_argument("--dir", type=Path, default=Path("runs/table"), help="where runs and tables go")
+    p.add_argument("--dir", type=Path, default=Path("runs/table"), help="folder of runs and tables")
     p.add_argument("--configs", type=Path, default=Path("configs/demo"), help="folder of the demo's configs")
-    p.add_argument("--seeds", type=int, default=3, help="all of seed 0 comes first")
-    p.add_argument("--steps", type=int, default=200, help="of the student, of every method")
-    p.add_argument("--clips", type=int, default=256, help="test clips a seed; half as many to choose by")
-    p.add_argument("--into", type=Path, help="a markdown file to put the tables into, between its two marks")
-    p.add_argument("--show", action="store_true", help="run nothing: print what there is")
+    p.add_argument("--seeds", type=int, default=3, help="number of seeds; seed 0 is completed first")
+    p.add_argument("--steps", type=int, default=200, help="student steps of every method")
+    p.add_argument("--clips", type=int, default=256, help="test clips per seed; half as many for validation")
+    p.add_argument("--into", type=Path, help="a markdown file to write the tables to, between its two marks")
+    p.add_argument("--show", action="store_true", help="run nothing; print the results so far")
     args = p.parse_args(arguments)
     table = Table(args.dir, args.configs, args.steps, args.clips)
     try:
         want(0 < args.seeds <= max(layout.T_QUANTILE), "--seeds", args.seeds, "1 to 8")
         want(args.steps >= 20, "--steps", args.steps, "20 or more: the last stage takes 3/20 of them")
         want(args.clips >= 4, "--clips", args.clips, "4 or more")
-        want(args.dir.exists() or not args.show, "--dir", args.dir, "a folder with something to show")
+        want(args.dir.exists() or not args.show, "--dir", args.dir, "an existing folder of results")
         for seed in range(args.seeds if not args.show else 0):
             run_tasks(tasks(table, seed))
     except (ValueError, OSError) as why:
         print(f"swiftvideo table: {why}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("swiftvideo table: interrupted; the same command goes on from there", file=sys.stderr)
+        print("swiftvideo table: interrupted; repeat the command to resume", file=sys.stderr)
         return 130
     finally:
         if args.dir.exists():
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def tasks(table: Table, seed: int) -> dict[Place, Task]:
-    """All of one seed, each after what it reads.  Those of later seeds want the rates that seed 0 chose."""
+    """Returns all tasks of a seed with their dependencies.  Later seeds need the rates chosen by seed 0."""
     todo: dict[Place, Task] = {(seed, TEACHER, MEASURE): Task(work.measure_teacher, (table, seed)),
                                (seed, "real", MEASURE): Task(work.measure_real, (table, seed))}
 
@@ -63,8 +63,8 @@ def tasks(table: Table, seed: int) -> dict[Place, Task]:
         return {(seed, source, VALIDATE, rate) for rate in grid(source) if len(grid(source)) > 1}
 
     def trained(name: str | None) -> set[Place]:
-        own = {(seed, name, TRAIN, rate) for rate in grid(name)} or {(seed, name, TRAIN)} if name else set()
-        return own | chosen(name) if name else own
+        runs = {(seed, name, TRAIN, rate) for rate in grid(name)} or {(seed, name, TRAIN)} if name else set()
+        return runs | chosen(name) if name else runs
 
     for name, method in METHODS.items():
         ready = trained(method.start) | (trained(PAIRED) if uses_pairs(method) else set())
@@ -89,7 +89,7 @@ def tasks(table: Table, seed: int) -> dict[Place, Task]:
 
 
 def show(table: Table, seeds: int, into: Path | None) -> None:
-    """Print the tables; write table.md, table.json and the curves beside the runs, and into a document."""
+    """Prints the tables; writes table.md, table.json and charts to the table's folder, and to a document."""
     results = layout.collect(table, seeds)
     sections = layout.sections(results)
     print("".join(f"\n{section.text()}\n" for section in sections))

@@ -1,4 +1,4 @@
-"""What the records say, in the layouts of the paper's tables and figures, with the paper's numbers beside."""
+"""The comparison's results in the layouts of the paper's tables and figures, with the paper's numbers."""
 
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 
 from swiftvideo_fast.demo.table import work
 from swiftvideo_fast.demo.table.methods import METHODS, OTHER_TIMES, PAIRED
-from swiftvideo_fast.demo.table.paper import AHEAD, FVD, ORDERINGS, OURS, VBENCH
+from swiftvideo_fast.demo.table.paper import CCD_DA, FVD, ORDERINGS, OURS, VBENCH
 from swiftvideo_fast.demo.table.work import FIRST_SEED, TEACHER, Table, read
 from swiftvideo_fast.metrics.benchmark import REFERENCE_STEPS
 from swiftvideo_fast.report import tables
@@ -22,21 +22,21 @@ DISTANCES = {"frechet": "Frechet, trained", "frechet_random": "Frechet, random"}
 WINNERS = {PAIRED: "sampled winners, reflow", "real winners": "real winners, reflow",
            "DPO alone": "sampled winners, DPO alone"}
 LAMBDAS = {"DPO alone": "0", "lambda_RF 1": "1", PAIRED: "2", "lambda_RF 3": "3"}
-HALVED, HALVED_FINITE = "flow map, bf16", "flow map, finite, bf16"
-COMPARED = ["LCM", "PCM", "PCM, 2 phases", "DMD2", "OSV", "DCD", "CCD", AHEAD, OURS, MAP, FINITE, RMS,
-            HALVED, HALVED_FINITE]
-OWN_ORDERINGS = [("control", (AHEAD, 4), ("CCD + CCD", 4)), ("control", ("CCD", 4), ("DCD", 4)),
+BF16, BF16_FINITE = "flow map, bf16", "flow map, finite, bf16"
+COMPARED = ["LCM", "PCM", "PCM, 2 phases", "DMD2", "OSV", "DCD", "CCD", CCD_DA, OURS, MAP, FINITE, RMS,
+            BF16, BF16_FINITE]
+OWN_ORDERINGS = [("control", (CCD_DA, 4), ("CCD + CCD", 4)), ("control", ("CCD", 4), ("DCD", 4)),
                  *(("flow map", (name, 2 * n), (name, n)) for name in (MAP, RMS) for n in (1, 2, 4)),
                  *(("flow map", (MAP, n), (FINITE, n)) for n in (8, 4, 2, 1)),
-                 *(("flow map", (HALVED, n), (HALVED_FINITE, n)) for n in (8, 4, 2, 1)),
+                 *(("flow map", (BF16, n), (BF16_FINITE, n)) for n in (8, 4, 2, 1)),
                  *(("flow map", (RMS, n), (OURS, n)) for n in (4, 2))]
 
 
 @dataclass
 class Results:
-    """By seed: rows, (name, steps) -> seed -> figures; progress, name -> step -> seed -> distance; logs; ...
+    """All results.  rows: (name, steps) -> seed -> figures.  progress: name -> step -> seed -> distance.
 
-    scores: name -> rate -> Frechet distance on validation clips.  cpu_s: name -> seconds of all its runs;
+    scores: name -> rate -> Frechet distance on validation clips.  cpu_s: name -> seconds of all its runs.
     trained: name -> seed -> seconds of the training with the chosen rate.
     """
 
@@ -52,17 +52,17 @@ class Results:
         return {seed: figures[metric] for seed, figures in self.rows[place].items() if metric in figures}
 
     def training(self, name: str) -> float:
-        """CPU seconds of one student, its stages included: the mean over seeds."""
+        """Returns the CPU seconds of one student including its stages, averaged over seeds."""
         if name not in METHODS or not self.trained[name]:
             return 0.0
         return fmean(self.trained[name].values()) + self.training(METHODS[name].start)
 
     def at_the_end(self, name: str) -> dict[int, float]:
-        """seed -> the distance at a run's last checkpoint."""
+        """Returns seed -> distance at a run's last checkpoint."""
         return self.progress[name][max(self.progress[name])] if self.progress[name] else {}
 
     def win_diff(self, name: str, part: int) -> dict[int, float]:
-        """seed -> the mean over a third of the run."""
+        """Returns seed -> Win Diff averaged over a third (part 0, 1 or 2) of the run."""
         logs = {seed: [x["win_diff"] for x in log] for (run, seed), log in self.logs.items() if run == name}
         third = {seed: len(log) // 3 for seed, log in logs.items()}
         return {seed: fmean(log[part * third[seed]:(part + 1) * third[seed]]) for seed, log in logs.items()}
@@ -76,7 +76,7 @@ class Results:
 
 
 def collect(table: Table, seeds: int) -> Results:
-    """All records that are there."""
+    """Returns all existing records."""
     found = Results()
     for file in table.folder.glob("seed-*/**/*.json"):
         record = read(file)
@@ -119,7 +119,7 @@ def sections(found: Results) -> list[tables.Table]:
 
 
 def interval(values: list[float], digits: int) -> str:
-    """The mean with its 95 % t interval; one value alone."""
+    """Returns the mean with its 95 % t interval, or a single value alone."""
     if not values:
         return "–"
     if len(values) == 1:
@@ -133,14 +133,14 @@ def cells(found: Results, place: tuple, metrics) -> list[str]:
 
 
 def orderings(found: Results) -> tables.Table:
-    """Differences of the same seed, so of the same clips and noise."""
+    """Returns the table of orderings, by differences within a seed: equal clips and noise."""
     def verdict(a: dict[int, float], b: dict[int, float], digits: int = 1) -> str:
         d = [a[seed] - b[seed] for seed in a.keys() & b.keys()]
         if not d:
             return "–"
         half = T_QUANTILE[len(d)] * stdev(d) / len(d) ** 0.5 if len(d) > 1 else float("inf")
-        said = "yes" if fmean(d) + half < 0 else "NO" if fmean(d) - half > 0 else "open"
-        return f"{said}: {interval(d, digits)}"
+        answer = "yes" if fmean(d) + half < 0 else "NO" if fmean(d) - half > 0 else "open"
+        return f"{answer}: {interval(d, digits)}"
 
     def label(place: tuple) -> str:
         return f"{place[0]} at {place[1]}"
@@ -157,12 +157,12 @@ def orderings(found: Results) -> tables.Table:
     lines += [["Figure 8", "Win Diff with reflow < DPO alone, last third",
                verdict(found.win_diff(PAIRED, 2), found.win_diff("DPO alone", 2), 4), "", ""]]
     return tables.Table("Orderings", ["where", "claim", *DISTANCES.values(), "FVD in the paper"], lines,
-                        "Differences of the same seed (same clips, same noise) with 95 % t intervals over "
-                        "seeds; yes or NO where the interval leaves 0 out, else open.")
+                        "Differences within a seed (same clips, same noise) with 95 % t intervals over "
+                        "seeds; yes or NO if the interval excludes 0, else open.")
 
 
 def main_tables(found: Results) -> list[tables.Table]:
-    """Tables 1 and 3."""
+    """Returns Tables 1 and 3."""
     places = [(REAL, None), *((TEACHER, n) for n in (REFERENCE_STEPS, *work.TEACHER_STEPS)),
               *((name, n) for name in COMPARED for n in METHODS[name].measured if n in (4, 2))]
     first, third = ["frechet", "frechet_random", "trajectory"], ["motion", "detail", "psnr"]
@@ -178,22 +178,22 @@ def main_tables(found: Results) -> list[tables.Table]:
                                      "FVD in the paper"],
                          lines(first, lambda place: [seconds(place[0]),
                                                      f"{FVD[place]:.2f}" if place in FVD else ""]),
-                         "Mean and 95 % t interval over seeds.  Every student has moved equally often; "
-                         "seconds of one seed on one core, with all stages and pairs."),
+                         "Mean and 95 % t interval over seeds.  All students have equal numbers of steps; "
+                         "seconds for one seed on one core, including all stages and pairs."),
             tables.Table("Table 3", ["", "steps", *(METRICS[m].label for m in third),
                                      "the paper: temporal, frame, subject, background"],
                          lines(third, lambda place: [" ".join(f"{x:.2f}" for x in VBENCH.get(place, ()))]),
-                         "Stand-ins for VBench's columns, which want networks that no package brings: motion "
-                         "for temporal quality, detail for frame quality, the first frame for the image.")]
+                         "Substitutes for VBench's columns, whose networks no package ships: motion for "
+                         "temporal quality, detail for frame quality, the first frame for the image.")]
 
 
 def ablations(found: Results) -> list[tables.Table]:
-    """Table 2: at 4 steps."""
-    groups = {"Table 2a: what is aligned": ["DA", "DCD", "DCD + DA", "CCD", AHEAD],
-              "Table 2b: distribution alignment": ["CCD", "CCD + CCD", AHEAD],
-              "Table 2c: trajectory alignment": [AHEAD, PAIRED, OURS],
-              "Table 2d: time samplers": [AHEAD, *(f"{AHEAD}, {times}" for times in OTHER_TIMES)]}
-    shown = {AHEAD: f"{AHEAD}, lognorm(-0.6, 1.4)"}
+    """Returns Table 2, at 4 steps."""
+    groups = {"Table 2a: distillation and alignment": ["DA", "DCD", "DCD + DA", "CCD", CCD_DA],
+              "Table 2b: distribution alignment": ["CCD", "CCD + CCD", CCD_DA],
+              "Table 2c: trajectory alignment": [CCD_DA, PAIRED, OURS],
+              "Table 2d: time samplers": [CCD_DA, *(f"{CCD_DA}, {times}" for times in OTHER_TIMES)]}
+    shown = {CCD_DA: f"{CCD_DA}, lognorm(-0.6, 1.4)"}
     metrics = ["frechet", "frechet_random", "trajectory", "detail", "motion", "psnr"]
     return [tables.Table(title, ["", *(METRICS[m].label for m in metrics), "FVD in the paper"],
                          [[shown.get(name, name) if "2d" in title else name,
@@ -211,22 +211,22 @@ def figures(found: Results) -> list[tables.Table]:
                                                for step in steps)] for name, label in named.items()]
         return tables.Table(title, ["", "before", *(f"step {n}" for n in steps)], lines, note)
 
-    by_steps = [[f"{n}", *cells(found, (AHEAD, n), DISTANCES)] for n in METHODS[AHEAD].measured[::-1]]
+    by_steps = [[f"{n}", *cells(found, (CCD_DA, n), DISTANCES)] for n in METHODS[CCD_DA].measured[::-1]]
     return [by_checkpoint("Figure 6: winners and reflow", WINNERS, "Frechet distance (trained) at 4 steps on "
-                          "validation clips.  The paper: sampled winners with reflow best, then without; "
-                          "real winners converge slowly."),
+                          "validation clips.  In the paper sampled winners with reflow are best, then "
+                          "without; real winners converge slowly."),
             tables.Table("Figure 7: CCD + DA by sampling steps", ["steps", *DISTANCES.values()], by_steps,
-                         "Euler.  The paper: better with every step up to 8."),
+                         "Euler.  In the paper quality improves with every step up to 8."),
             tables.Table("Figure 8: Win Diff", ["", "first third", "second", "last"],
                          [[WINNERS[name], *(interval([*found.win_diff(name, part).values()], 4)
                                             for part in range(3))] for name in (PAIRED, "DPO alone")],
-                         "The paper: held down by reflow, grows without."),
-            by_checkpoint("Figure 9: lambda_RF", LAMBDAS, "As Figure 6.  The paper: robust from 1 to 3; "
+                         "In the paper it stays low with reflow and grows without."),
+            by_checkpoint("Figure 9: lambda_RF", LAMBDAS, "As Figure 6.  The paper finds 1 to 3 robust; "
                           "smaller is faster and less stable.")]
 
 
 def flow_maps(found: Results) -> list[tables.Table]:
-    maps = [TEACHER, MAP, FINITE, RMS, HALVED, HALVED_FINITE]
+    maps = [TEACHER, MAP, FINITE, RMS, BF16, BF16_FINITE]
     by_seed = [[f"{name}, {label}", str(seed),
                 *(f"{found.rows[name, n][seed][metric]:.1f}" for n in (1, 2, 4, 8))]
                for name in maps for metric, label in DISTANCES.items()
@@ -237,7 +237,7 @@ def flow_maps(found: Results) -> list[tables.Table]:
     head = ["", "seed", *(f"{n} steps" for n in (1, 2, 4, 8))]
     return [tables.Table("The flow map by sampling steps", head, by_seed),
             tables.Table("Relative error of du/dt", ["", *seeds], errors,
-                         "Of the trained map with weights and arithmetic rounded to bf16, against the exact "
+                         "The trained map with weights and arithmetic rounded to bf16, against the exact "
                          "derivative of the rounded weights in float64, on 16 validation clips.")]
 
 
@@ -247,7 +247,7 @@ def rates(found: Results) -> tables.Table:
     width = max((len(line) for line in lines), default=1)
     return tables.Table("Learning rates", ["", *["rate: distance"] * (width - 1)],
                         [line + [""] * (width - len(line)) for line in lines],
-                        "Frechet distance (trained) on validation clips, seed 0; * is taken by all seeds.")
+                        "Frechet distance (trained) on validation clips, seed 0; * is used by all seeds.")
 
 
 def costs(found: Results) -> tables.Table:
@@ -257,12 +257,12 @@ def costs(found: Results) -> tables.Table:
 
 
 def curves(found: Results) -> dict[str, str]:
-    """file name -> SVG."""
+    """Returns file name -> SVG."""
     def of(names: list[str], key: str) -> list[Series]:
         return [logged(found.logs[name, FIRST_SEED], key, name=name, smooth=6)
                 for name in names if (name, FIRST_SEED) in found.logs]
 
-    maps = [MAP, FINITE, HALVED, HALVED_FINITE]
+    maps = [MAP, FINITE, BF16, BF16_FINITE]
     charts = {"loss": Chart("loss of the flow map", of(maps, "loss"), x_label="step", log_y=True),
               "tangent": Chart("tangent before normalisation", of(maps, "tangent"), x_label="step",
                                log_y=True),
@@ -280,7 +280,7 @@ BEGIN, END = "<!-- tables, by `make table` -->\n", "<!-- end of the tables -->"
 
 
 def paste(file: Path, text: str) -> None:
-    """Between the two marks of a document.  ValueError where it has none."""
+    """Writes the tables between the two marks of a document.  ValueError without the marks."""
     whole = file.read_text()
     if BEGIN not in whole or END not in whole:
         raise ValueError(f"{file} lacks {BEGIN.strip()} or {END}; want both, the tables go between them")

@@ -1,32 +1,31 @@
-"""The methods of the comparison: what each trains, from what, and the learning rates it may choose from.
+"""The methods of the comparison: configs, starting points, and learning-rate grids.
 
-Every method takes the same number of student steps; one in stages shares them out: CCD 1/2, DA 1/5, TA twice
-3/20.
+All methods have the same total of student steps; staged methods split it: CCD 1/2, DA 1/5, TA twice 3/20.
 """
 
 from dataclasses import dataclass
 from fractions import Fraction
 
-FROM_TEACHER = (3e-5, 1e-4, 3e-4)               # rates to choose from; a grid goes on where its edge was best
-GOING_ON = (1e-5, 3e-5, 1e-4)
-ALONE = (3e-6, 1e-5, 3e-5)
+FROM_TEACHER = (3e-5, 1e-4, 3e-4)               # learning-rate grids; extended where an edge was best
+FROM_STUDENT = (1e-5, 3e-5, 1e-4)
+ADVERSARY_ONLY = (3e-6, 1e-5, 3e-5)
 LORA = (2e-4, 6e-4, 2e-3)
 ALL, HALF, DA_SHARE, ROUND = Fraction(1), Fraction(1, 2), Fraction(1, 5), Fraction(3, 20)
 DCD = "objective={{name: dcd, guidance: 1.5}}"
-PAIRED = "CCD + DA + TA, round 1"               # its pairs serve the variants
+PAIRED = "CCD + DA + TA, round 1"               # its pairs are reused by the variants
 OTHER_TIMES = {"uniform(0, 1)": "times.uniform=true", "lognorm(-0.8, 1.0)": "times={{mean: -0.8, std: 1.0}}"}
 
 
 @dataclass(frozen=True)
 class Method:
-    """One training.
+    """One training run.
 
-    file: its config.  options: replace its values; {rate}, {quarter}, {third} are the run's (of its steps),
-    {half} and {twice} of all steps of the table, {pairs} the folder of PAIRED's.  start: the method whose
-    student it starts from; None: the teacher.  share: of the student steps.  moves: optimizer steps a student
-    step.  rates: the grid, or the method whose chosen rate it takes.  measured: sampling steps on the test
-    clips; chosen_at: those that the rate is chosen by, on validation clips.  watched: on these, at every
-    checkpoint.
+    file: its config.  options: overrides; {rate} is its rate, {quarter} and {third} fractions of its steps,
+    {half} and {twice} multiples of the table's steps, {pairs} the folder of PAIRED's pairs.  start: the
+    method whose student it starts from; None: the teacher.  share: fraction of the student steps.  moves:
+    optimizer steps per student step.  rates: the grid, or the method whose chosen rate it uses.  measured:
+    sampling steps on test clips.  chosen_at: sampling steps for choosing the rate, on validation clips.
+    watched: whether it is also measured at every checkpoint, on validation clips.
     """
 
     file: str
@@ -41,19 +40,19 @@ class Method:
 
 
 def ccd(*options: str, **changes) -> Method:
-    """r reaches 1/2 at the last of all steps, as in the demo's config."""
+    """Returns a CCD run; r reaches 1/2 at the table's last step, as in the demo's config."""
     return Method("ccd.yaml", ("objective.warmup={twice}", *options), **changes)
 
 
 def da(start: str, *options: str, share: Fraction = HALF, **changes) -> Method:
-    """The adversary acts from a quarter of its steps on; before, it learns."""
-    own = ("da.start={quarter}", "da.lead={quarter}", "da.watch=0")
-    return Method("da.yaml", (*own, *options), start, share, **changes)
+    """Returns a DA run; in the first quarter of its steps the critic trains without affecting it."""
+    common = ("da.start={quarter}", "da.lead={quarter}", "da.watch=0")
+    return Method("da.yaml", (*common, *options), start, share, **changes)
 
 
 def ta(*options: str, start: str = "CCD + DA, 7/10", rates=PAIRED, **changes) -> Method:
-    own = ("objective.count=192", "run.save_every={third}", "run.keep=4", "run.log_every=1")
-    return Method("ta.yaml", (*own, *options), start, ROUND, rates=rates, **changes)
+    common = ("objective.count=192", "run.save_every={third}", "run.keep=4", "run.log_every=1")
+    return Method("ta.yaml", (*common, *options), start, ROUND, rates=rates, **changes)
 
 
 def flowmap(*options: str, rates=(*FROM_TEACHER, 1e-3)) -> Method:
@@ -70,14 +69,14 @@ METHODS: dict[str, Method] = {
                            rates=(1e-4,), measured=()),
     "OSV": Method("osv.yaml", start="OSV, stage 1", share=Fraction(3, 4), rates=(1e-5, *FROM_TEACHER)),
     "flow map": flowmap(),
-    # The distillation's gradient is a millionth of the adversary's.
+    # The weight makes the distillation's gradient a millionth of the adversary's.
     "DA": Method("da.yaml", (DCD, "da.start=0", "da.lead=0", "da.watch=0",
-                             "da.weight=1000000.0"), rates=ALONE),
+                             "da.weight=1000000.0"), rates=ADVERSARY_ONLY),
     "DCD, half": Method("ccd.yaml", (DCD,), share=HALF, rates="DCD", measured=()),
     "CCD, half": ccd(share=HALF, rates="CCD", measured=()),
-    "DCD + DA": da("DCD, half", DCD, rates=GOING_ON),
-    "CCD + CCD": Method("da.yaml", ("da=null",), "CCD, half", HALF, rates=GOING_ON),
-    "CCD + DA": da("CCD, half", rates=GOING_ON, measured=(16, 8, 4, 2, 1)),
+    "DCD + DA": da("DCD, half", DCD, rates=FROM_STUDENT),
+    "CCD + CCD": Method("da.yaml", ("da=null",), "CCD, half", HALF, rates=FROM_STUDENT),
+    "CCD + DA": da("CCD, half", rates=FROM_STUDENT, measured=(16, 8, 4, 2, 1)),
     "CCD + DA, 7/10": da("CCD, half", share=DA_SHARE, rates="CCD + DA", measured=(),
                          watched=True),
     PAIRED: ta(rates=LORA, watched=True),
@@ -99,11 +98,11 @@ for _name, _times in OTHER_TIMES.items():
 
 
 def rate_source(name: str) -> str:
-    """The method whose grid decides the rate of `name`."""
+    """Returns the method whose grid determines the rate of `name`."""
     rates = METHODS[name].rates
     return rate_source(rates) if isinstance(rates, str) else name
 
 
 def uses_pairs(method: Method) -> bool:
-    """Whether it trains on the pairs of PAIRED."""
+    """Returns whether it trains on the pairs of PAIRED."""
     return any("{pairs}" in option for option in method.options)

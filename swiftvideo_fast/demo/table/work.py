@@ -1,6 +1,6 @@
-"""The pieces of work behind the table: trainings and measurements.  Each writes one record, and is done once.
+"""The table's units of work: trainings and measurements.  Each writes one record and is done once.
 
-A record holds what it was made from; one that was made from something else is made again.
+A record contains its inputs; if these have changed, the work is repeated.
 """
 
 import json
@@ -33,28 +33,28 @@ from swiftvideo_fast.train.rounds import averages, make_pairs
 
 TEACHER = "teacher"
 TEACHER_STEPS = (8, 4, 2, 1)                    # and REFERENCE_STEPS
-FIRST_SEED = 0                                  # the rates are chosen by it
+FIRST_SEED = 0                                  # used to choose the rates
 
 
-class KeptCrops(EncodedCrops):
-    """The source `crops`; a process encodes equal crops once.  All runs of the table have one codec."""
+class CachedCrops(EncodedCrops):
+    """The source `crops` with a cache per process.  All runs of the table have one codec."""
 
-    kept: ClassVar[dict] = {}
+    cache: ClassVar[dict] = {}
 
     def clips(self, split, count, seed):
         key = type(self), self.options, self.pixels, split, count, seed
-        if key not in self.kept:
-            self.kept[key] = super().clips(split, count, seed)
-        return self.kept[key]
+        if key not in self.cache:
+            self.cache[key] = super().clips(split, count, seed)
+        return self.cache[key]
 
 
-TABLES = replace(recipe.TABLES, sources=recipe.TABLES.sources | by_name(KeptCrops))
+TABLES = replace(recipe.TABLES, sources=recipe.TABLES.sources | by_name(CachedCrops))
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table's folder and what is in it.  steps: of the student, of every method.  clips: of the test; half
-    as many are for validation."""
+    """A table's folder and settings.  steps: student steps of every method.  clips: test clips; half as many
+    for validation."""
 
     folder: Path
     configs: Path
@@ -62,36 +62,36 @@ class Table:
     clips: int = 256
 
     def config(self, name: str, seed: int, rate: float | None = None) -> Config:
-        """rate: of the grid; None: the chosen one, which must have been measured."""
+        """Returns a method's config.  rate: from the grid; None: the chosen one (LookupError if none)."""
         method, rate = METHODS[name], rate or self.rate(name)
         steps = math.ceil(method.share * self.steps) * method.moves
-        given = {"rate": rate, "steps": steps, "quarter": steps // 4, "third": max(1, steps // 3),
+        values = {"rate": rate, "steps": steps, "quarter": steps // 4, "third": max(1, steps // 3),
                  "half": self.steps // 2, "twice": 2 * self.steps, "pairs": "null"}
         if uses_pairs(method):
-            given["pairs"] = f"{self.run(PAIRED, seed)}/pairs"
+            values["pairs"] = f"{self.run(PAIRED, seed)}/pairs"
         student = f"{self.run(method.start, seed)}/{FILES[AVERAGE]}" if method.start else "null"
         options = [f"run.dir={self.run(name, seed, rate)}", f"run.steps={steps}", f"run.seed={seed}",
                    f"run.save_every={max(1, steps // 3)}", "run.keep=1", "run.log_every=2",
                    "run.watch_every=0", f"optim.lr={rate}", "data.batch=8", f"model.student={student}",
-                   *(o.format(**given) for o in method.options)]
+                   *(o.format(**values) for o in method.options)]
         return TABLES.load(self.configs / method.file, options)
 
     def base(self, seed: int) -> Config:
-        """What teacher and clips are measured by."""
+        """Returns the config that defines teacher and clips."""
         return TABLES.load(self.configs / "ccd.yaml", [f"run.seed={seed}"])
 
     def run(self, name: str, seed: int, rate: float | None = None) -> Path:
-        kept = "".join(c if c.isalnum() else "-" for c in name)
-        return self.folder / f"seed-{seed}" / kept / f"lr-{rate or self.rate(name):g}"
+        folder = "".join(c if c.isalnum() else "-" for c in name)
+        return self.folder / f"seed-{seed}" / folder / f"lr-{rate or self.rate(name):g}"
 
     def rate(self, name: str) -> float:
-        """The rate of the least Frechet distance on validation clips, seed 0."""
+        """Returns the rate with the smallest Frechet distance on validation clips, seed 0."""
         scores = self.scores(rate_source(name))
         return min(scores, key=scores.get)
 
     def scores(self, name: str) -> dict[float, float]:
-        """rate -> Frechet distance on validation clips; infinite where the run broke off.  LookupError where
-        one is not measured yet."""
+        """Returns rate -> Frechet distance on validation clips; infinite for aborted runs.  LookupError
+        before all are measured."""
         rates = METHODS[name].rates
         if len(rates) == 1:
             return {rates[0]: 0.0}
@@ -107,7 +107,7 @@ def read(file: Path) -> dict | None:
 
 
 def once(file: Path, name: str, source: dict, make: Callable[[], dict]) -> None:
-    """Write make()'s record with its method, source and CPU seconds, unless it is there already."""
+    """Writes make()'s record with its method, source and CPU seconds, unless it exists."""
     found, source = read(file), json.loads(json.dumps(source))
     if found and found["of"] == source:
         return
@@ -119,7 +119,7 @@ def once(file: Path, name: str, source: dict, make: Callable[[], dict]) -> None:
 
 
 def train(table: Table, name: str, seed: int, rate: float | None = None) -> None:
-    """One run.  Of a run that was cut short, the CPU seconds are those since its last start, scaled up."""
+    """Trains one run.  After an interruption, CPU seconds are extrapolated from the last start."""
     cfg = table.config(name, seed, rate)
     run, source = Path(cfg.run.dir), to_dict(cfg)
     done = read(run / "trained.json")
@@ -128,7 +128,7 @@ def train(table: Table, name: str, seed: int, rate: float | None = None) -> None
     if done and same:
         return
     if old and not same:
-        shutil.rmtree(run)                      # its method, or what it starts from, has changed
+        shutil.rmtree(run)                      # its config or its initial student has changed
     once(run / "begun.json", name, source, dict)
 
     def make() -> dict:
@@ -138,7 +138,7 @@ def train(table: Table, name: str, seed: int, rate: float | None = None) -> None
             if isinstance(cfg.objective, Ta):
                 make_pairs(cfg, tables=TABLES)
             recipe.train(cfg, TABLES)
-        except FloatingPointError as why:       # so high a rate: a result as well
+        except FloatingPointError as why:       # the rate is too high: a valid result
             return {"broke_off": str(why)}
         share = (cfg.run.steps - first) / cfg.run.steps or 1
         return {"broke_off": None, "cpu_s": (time.process_time() - began) / share}
@@ -158,19 +158,19 @@ def broke_off(cfg: Config) -> bool:
 
 
 def student(table: Table, cfg: Config):
-    """(its network, how it is sampled)."""
+    """Returns (network, sampling settings)."""
     return (network(cfg, Path(cfg.run.dir) / FILES[AVERAGE], TABLES), replace(cfg.sample, guidance=1.0))
 
 
 def validate(table: Table, name: str, rate: float) -> None:
-    """Measure what the rate is chosen by."""
+    """Measures the validation distance of one rate."""
     cfg, steps = table.config(name, FIRST_SEED, rate), METHODS[name].chosen_at
 
     def make() -> dict:
         if broke_off(cfg):
             return {"frechet": None}
-        bench, (net, how) = benchmark(table, FIRST_SEED, "valid"), student(table, cfg)
-        return {"frechet": bench.distance(bench.codec.decode(bench.sample(net, steps, how)))}
+        bench, (net, sampling) = benchmark(table, FIRST_SEED, "valid"), student(table, cfg)
+        return {"frechet": bench.distance(bench.codec.decode(bench.sample(net, steps, sampling)))}
 
     once(Path(cfg.run.dir) / "valid.json", name, {"steps": steps, "clips": table.clips // 2}, make)
 
@@ -193,27 +193,27 @@ def measure_teacher(table: Table, seed: int) -> None:
 
 
 def measure_real(table: Table, seed: int) -> None:
-    """Other real crops, as far as a perfect sampler would be."""
+    """Measures other real crops: the distance of a perfect sampler."""
     once(table.folder / f"seed-{seed}/real.json", "real", {"clips": table.clips},
          lambda: {"rows": real_rows(table.base(seed), table.clips, TABLES)})
 
 
 def measure(table: Table, name: str, seed: int) -> None:
-    """The student with the chosen rate on the test clips."""
+    """Measures the student with the chosen rate on the test clips."""
     cfg, all_steps = table.config(name, seed), METHODS[name].measured
 
     def make() -> dict:
         if broke_off(cfg):
             return {"rows": {}}
-        bench, (net, how) = benchmark(table, seed, "test"), student(table, cfg)
+        bench, (net, sampling) = benchmark(table, seed, "test"), student(table, cfg)
         reference = load_file(table.folder / f"seed-{seed}/reference.safetensors")["reference"]
-        return {"rows": {n: bench.figures(bench.sample(net, n, how), reference) for n in all_steps}}
+        return {"rows": {n: bench.figures(bench.sample(net, n, sampling), reference) for n in all_steps}}
 
     once(Path(cfg.run.dir) / "test.json", name, {"steps": all_steps, "clips": table.clips}, make)
 
 
 def watch(table: Table, name: str, seed: int) -> None:
-    """Frechet distance at 4 steps on validation clips at every checkpoint (Figures 6 and 9)."""
+    """Measures the Frechet distance at 4 steps on validation clips at every checkpoint (Figures 6 and 9)."""
     cfg = table.config(name, seed)
 
     def make() -> dict:
@@ -225,7 +225,7 @@ def watch(table: Table, name: str, seed: int) -> None:
 
 
 def compare_derivatives(table: Table, name: str, seed: int) -> None:
-    """Errors of du/dt of a trained map whose weights and arithmetic are rounded to bf16."""
+    """Measures errors of du/dt of a trained map with weights and arithmetic rounded to bf16."""
     cfg = table.config(name, seed)
 
     def make() -> dict:
@@ -238,7 +238,7 @@ def compare_derivatives(table: Table, name: str, seed: int) -> None:
 
 @torch.no_grad()
 def derivative_errors(family: Family, file: Path, teacher, clips, seed: int) -> dict[str, float]:
-    """Relative errors, exact and finite, against the exact derivative of the rounded weights in float64."""
+    """Returns relative errors, exact and finite, against the rounded weights' exact derivative in float64."""
     rounded = family.cast(family.load(file), torch.bfloat16)
     precise = family.load(file)
     precise.load_state_dict(rounded.state_dict())
@@ -250,8 +250,8 @@ def derivative_errors(family: Family, file: Path, teacher, clips, seed: int) -> 
 
     def du_dt(net, derivative, dtype: torch.dtype) -> torch.Tensor:
         def u(x, t):
-            return family.call(net, x, t, told, s)
-        told, s = clips.condition.to(dtype), (t / 2).to(dtype)
+            return family.call(net, x, t, condition, s)
+        condition, s = clips.condition.to(dtype), (t / 2).to(dtype)
         return derivative(u, x_t.to(dtype), t.to(dtype), v.to(dtype))[1].double()
 
     want = du_dt(precise, total_derivative, torch.float64)

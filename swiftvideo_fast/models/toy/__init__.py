@@ -1,1 +1,1 @@
-"""The demo's family: a small Wan with a codec and a text embedding that need no download."""
+"""The demo's model family: a small Wan, with a codec and text embedding that need no download."""

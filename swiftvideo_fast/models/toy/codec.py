@@ -1,10 +1,10 @@
-"""Pixels to latents and back, with Wan's strides and no network: a space-time PCA, fitted in closed form.
+"""The demo's codec: a space-time PCA with Wan's strides, fitted in closed form.
 
     pixels (B, 3, 4n+1, 8h, 8w) in [-1, 1]  <->  latents (B, 16, n+1, h, w) of unit variance
 
-The first frame stands alone, then groups of four, as in Wan's causal VAE.  Encoding projects each 8x8 block
-on its leading principal components and whitens them.  Decoding is the linear map from the 3x3 neighbourhood
-of latents that is best in least squares: against the PCA's own inverse it hides the block edges.
+Groups are the first frame, then four frames each, as in Wan's causal VAE.  Encoding projects each 8x8 block
+on its leading principal components and whitens them.  Decoding is the least-squares linear map from the 3x3
+neighbourhood of latents; unlike the PCA's inverse it hides block edges.
 """
 
 from pathlib import Path
@@ -18,9 +18,9 @@ from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.models import weights
 
 STRIDE_T, STRIDE_S, CHANNELS = 4, 8, 16
-REACH = 3       # latents around a block that its pixels are decoded from
-PIXELS = {"first": 3 * STRIDE_S**2, "group": 3 * STRIDE_T * STRIDE_S**2}        # of a block
-LEAST = 1e-8    # variance that a component must have to be whitened: a hundredth of a grey level
+REACH = 3       # side of the neighbourhood of latents that a block is decoded from
+PIXELS = {"first": 3 * STRIDE_S**2, "group": 3 * STRIDE_T * STRIDE_S**2}        # per block
+LEAST = 1e-8    # minimum variance of a component for whitening: a hundredth of a grey level
 
 
 class PcaCodec:
@@ -34,9 +34,10 @@ class PcaCodec:
 
     @classmethod
     def fit(cls, pixels_BCTHW: Tensor, ridge: float = 1e-3) -> "PcaCodec":
-        """Closed form from training clips: eigenvectors of the block covariance, then ridge regression.
+        """Fits the codec to clips (B, 3, T, H, W): eigenvectors of the block covariance, then ridge
+        regression.
 
-        ValueError when the clips are too plain to fill 16 channels.
+        ValueError when the clips have fewer than 16 components with variance.
         """
         tensors = {}
         for kind, part in _parts(pixels_BCTHW).items():
@@ -57,21 +58,21 @@ class PcaCodec:
         return cls(tensors)
 
     def encode(self, pixels_BCTHW: Tensor) -> Tensor:
-        """(B, 3, 4n+1, 8h, 8w) -> (B, 16, n+1, h, w)."""
+        """Encodes (B, 3, 4n+1, 8h, 8w) to (B, 16, n+1, h, w).  ValueError for other shapes."""
         t = self.tensors
         z = [(_blocks(part) - t[f"{kind}.mean"]) @ t[f"{kind}.encode"]
              for kind, part in _parts(pixels_BCTHW).items()]
         return torch.cat(z, 1).permute(0, 4, 1, 2, 3).contiguous()
 
     def decode(self, z_BCTHW: Tensor) -> Tensor:
-        """(B, 16, n+1, h, w) -> (B, 3, 4n+1, 8h, 8w), clamped to [-1, 1].  Differentiable."""
+        """Decodes (B, 16, n+1, h, w) to (B, 3, 4n+1, 8h, 8w), clamped to [-1, 1].  Differentiable."""
         if z_BCTHW.dim() != 5 or z_BCTHW.shape[1] != CHANNELS or z_BCTHW.shape[2] < 2:
             raise ValueError(f"PcaCodec: latents are {tuple(z_BCTHW.shape)}; "
                              f"want (B, {CHANNELS}, n+1, h, w) with n > 0")
         return self.decode_window(z_BCTHW, 0, z_BCTHW.shape[2])
 
     def decode_window(self, z_BCTHW: Tensor, start: int, count: int) -> Tensor:
-        """The pixels of latent frames start to start + count, as a whole decode gives them."""
+        """Returns the pixels of latent frames start to start + count - 1, equal to those of a full decode."""
         z, t = z_BCTHW[:, :, start:start + count].permute(0, 2, 3, 4, 1), self.tensors
         alone = 1 if start == 0 else 0
         pixels = [_unblocks(_neighbourhood(part) @ t[f"{kind}.decode"] + t[f"{kind}.mean"], frames)
@@ -80,14 +81,14 @@ class PcaCodec:
         return torch.cat(pixels, 2).clamp(-1, 1)
 
     def save(self, path: Path | str) -> None:
-        """Atomic."""
+        """Writes the codec's file, atomically."""
         with atomic_write(path) as tmp:
             sealed.save(self.tensors, tmp, {})
 
     @classmethod
     def load(cls, path: Path | str) -> "PcaCodec":
-        """ValueError names a file that is missing, damaged or no codec."""
-        tensors, _ = weights.read(path, mend="restore it, or fit a codec with `swiftvideo codec`")
+        """Loads a codec's file; ValueError when it is missing, damaged or not a codec."""
+        tensors, _ = weights.read(path, fix="restore it, or fit a codec with `swiftvideo codec`")
         around = CHANNELS * REACH**2
         want = {f"{kind}.{name}": shape for kind, P in PIXELS.items() for name, shape in
                 {"mean": (P,), "encode": (P, CHANNELS), "decode": (around, P)}.items()}
@@ -103,7 +104,7 @@ def _parts(pixels_BCTHW: Tensor) -> dict[str, Tensor]:
 
 
 def _blocks(pixels_BCTHW: Tensor) -> Tensor:
-    """(B, 3, T, 8h, 8w) -> (B, t, h, w, P): one frame a block when T = 1, else four."""
+    """Splits (B, 3, T, 8h, 8w) into blocks (B, t, h, w, P), of one frame when T = 1, else of four."""
     B, C, T, H, W = pixels_BCTHW.shape
     frames, s = (1 if T == 1 else STRIDE_T), STRIDE_S
     x = pixels_BCTHW.reshape(B, C, T // frames, frames, H // s, s, W // s, s)
@@ -118,7 +119,7 @@ def _unblocks(blocks: Tensor, frames: int) -> Tensor:
 
 
 def _neighbourhood(z_BTHWC: Tensor) -> Tensor:
-    """(B, t, h, w, C) -> (B, t, h, w, 9 C): the latents around each, edges repeated."""
+    """Returns the 3x3 neighbourhoods (B, t, h, w, 9 C) of (B, t, h, w, C), with replicated edges."""
     B, T, H, W, C = z_BTHWC.shape
     z = z_BTHWC.flatten(0, 1).permute(0, 3, 1, 2)
     z = F.unfold(F.pad(z, (REACH // 2,) * 4, mode="replicate"), REACH)          # (B t, C 9, h w)

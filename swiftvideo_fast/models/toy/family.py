@@ -1,4 +1,4 @@
-"""The demo's family: Wan's architecture in small, a PCA codec, a random vector a word."""
+"""The demo's model family: a small Wan, a PCA codec, one random vector per word."""
 
 from typing import Any
 
@@ -15,19 +15,21 @@ from swiftvideo_fast.models.wan.network import PRESETS, WanConfig
 
 
 class ToyFamily(WanFamily):
+    """WanFamily with ToyCodec."""
+
     name = "toy"
     presets = {"tiny": PRESETS["tiny"]}
 
     def codec(self, model: Model, sizes: WanConfig) -> "ToyCodec":
         want(bool(model.codec), "model.codec", model.codec, "the file of a PCA codec (`swiftvideo codec`)")
-        want(sizes is not None, "model.weights", None, "the network's, or model.preset: words are vectors "
-             "of its text_dim")
+        want(sizes is not None, "model.weights", None, "the network's, or model.preset: its text_dim is the "
+             "width of the word vectors")
         return ToyCodec(PcaCodec.load(model.codec), WordVectors(sizes.text_dim),
                         {"codec": weights.digest(model.codec)})
 
 
 class ToyCodec:
-    """As models/family.py's Codec."""
+    """family.Codec from a PCA and word vectors."""
 
     def __init__(self, pca: PcaCodec, text: WordVectors, identity: dict[str, Any]):
         self.pca, self.text, self.identity = pca, text, identity

@@ -1,4 +1,4 @@
-"""Text to tokens for the demo: each word a fixed random vector, so captions need no download."""
+"""Text embedding of the demo: a fixed random vector per word, without download."""
 
 import zlib
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class WordVectors:
-    """captions -> (B, length, dim): a seeded unit-variance vector a word, zeros after the last word."""
+    """Maps captions to (B, length, dim): one seeded unit-variance vector per word, zero-padded."""
 
     def __init__(self, dim: int, length: int = 12):
         self.dim, self.length = dim, length

@@ -1,6 +1,6 @@
-"""Wan's codec: pixels and captions to latents and conditions, latents to pixels.
+"""Wan's codec: encodes pixels and captions to latents and conditions, decodes latents.
 
-Each encoder is loaded on first use and kept until `free`: umT5 alone is 11 GB.
+Each encoder is loaded on first use and kept until `free`; umT5 alone takes 11 GB.
 """
 
 from functools import cached_property
@@ -53,17 +53,17 @@ class WanCodec:
         return ImageEncoder(encoders.image_encoder(self.folder, device=self.device))
 
     def free(self, part: str) -> None:
-        """Drop "vae", "text_encoder" or "image_encoder" from memory."""
+        """Frees "vae", "text_encoder" or "image_encoder"."""
         self.__dict__.pop(part, None)
         empty_cache()
 
     @cached_property
     def null_text(self) -> Tensor:
-        """(L, E): the unconditional text, one constant."""
+        """Embedding of the unconditional text, (L, E)."""
         return self.text_encoder([self.negative])[0].cpu()
 
     def encode(self, pixels_BCTHW: Tensor, captions: list[str]) -> tuple[Tensor, Condition]:
-        """(x0, its first-frame condition) of clips (B, 3, T, H, W) in [-1, 1], on the clips' device."""
+        """Returns (x0, first-frame condition) of clips (B, 3, T, H, W) in [-1, 1], on their device."""
         x0, frames, image = self.encode_pixels(pixels_BCTHW)
         condition = Condition(frames, self.encode_text(captions), self.null_text, image)
         return x0, condition.to(pixels_BCTHW.device)
@@ -76,7 +76,7 @@ class WanCodec:
         return self.text_encoder(captions)
 
     def frames(self, first_BCHW: Tensor, count: int) -> Tensor:
-        """(B, 20, T, H, W) = [mask 4 | masked video's latent 16]: the first of `count` frames known."""
+        """Returns [mask 4 | masked video's latent 16], (B, 20, T, H, W), with the first frame known."""
         pixels = first_BCHW.new_zeros(*first_BCHW.shape[:2], count, *first_BCHW.shape[2:])
         pixels[:, :, 0] = first_BCHW
         return first_frame_condition(pixels, self.vae.encode, LATENT.stride_t)
@@ -89,6 +89,6 @@ class WanCodec:
 
 
 def empty_cache() -> None:
-    """Return freed GPU memory to the device."""
+    """Returns cached GPU memory to the device."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

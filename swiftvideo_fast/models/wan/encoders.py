@@ -1,8 +1,8 @@
-"""Load Wan's VAE, text encoder and image encoder into diffusers' and transformers' classes.
+"""Loads Wan's VAE, text encoder and image encoder into diffusers' and transformers' classes.
 
-A folder holds each one as released (a .pth) or as diffusers saves it (a subfolder).  Modules are built on the
-meta device and filled one tensor at a time; dtype None keeps the stored dtype.  The released files have no
-configs: sizes come from their tensors.
+A folder has each as released (a .pth) or as diffusers saves it (a subfolder).  Modules are built on the meta
+device and filled one tensor at a time; dtype None keeps the stored dtype.  The released files have no
+configs: sizes are inferred from their tensors.
 """
 
 import pickle
@@ -20,13 +20,13 @@ from swiftvideo_fast.models.wan.names import CLIP, UMT5, VAE, Names, or_itself, 
 from swiftvideo_fast.models.weights import check, read_json, shapes, stored
 
 TOKENIZERS = "google/umt5-xxl", "tokenizer"
-CLIP_HEAD = 80                      # channels of an attention head in ViT-H/14
-ALIAS = "encoder.embed_tokens.weight"                   # umT5's shared.weight, which files hold once
+CLIP_HEAD = 80                      # channels per attention head in ViT-H/14
+ALIAS = "encoder.embed_tokens.weight"                   # tied to umT5's shared.weight, stored once
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One of the three encoders.  file: as released.  subfolder, weights: as diffusers saves it."""
+    """One of the three encoders.  file: the released file.  subfolder, weights: diffusers' names."""
 
     names: Names
     file: str
@@ -39,23 +39,23 @@ class Kind:
 
 def text_encoder(folder: Path | str, dtype: torch.dtype | None = torch.bfloat16,
                  device: Any = "cpu") -> nn.Module:
-    """UMT5EncoderModel."""
+    """Returns Wan's UMT5EncoderModel."""
     return _load(TEXT, Path(folder), dtype, device)
 
 
 def image_encoder(folder: Path | str, dtype: torch.dtype | None = torch.float32,
                   device: Any = "cpu") -> nn.Module:
-    """CLIPVisionModelWithProjection, or the CLIPVisionModel that a diffusers folder may hold."""
+    """Returns a CLIPVisionModelWithProjection, or the CLIPVisionModel of some diffusers folders."""
     return _load(IMAGE, Path(folder), dtype, device)
 
 
 def vae(folder: Path | str, dtype: torch.dtype | None = torch.float32, device: Any = "cpu") -> nn.Module:
-    """AutoencoderKLWan."""
+    """Returns Wan's AutoencoderKLWan."""
     return _load(AUTOENCODER, Path(folder), dtype, device)
 
 
 def check_folder(folder: Path | str) -> None:
-    """ValueError unless all three and the tokenizer are there, and the packages that read them."""
+    """Raises ValueError unless all encoders, the tokenizer, and the packages that load them are present."""
     for kind in (TEXT, IMAGE, AUTOENCODER):
         _place(kind, Path(folder))
     tokenizer_folder(folder)
@@ -63,7 +63,7 @@ def check_folder(folder: Path | str) -> None:
 
 
 def digest(folder: Path | str) -> dict[str, str]:
-    """sha256 of every file that the three and the tokenizer are read from, by its path in the folder."""
+    """Returns {path in the folder: sha256} of every file of encoders and tokenizer."""
     folder, found = Path(folder), {}
     for place in (*(_place(kind, folder) for kind in (TEXT, IMAGE, AUTOENCODER)), tokenizer_folder(folder)):
         for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
@@ -73,7 +73,7 @@ def digest(folder: Path | str) -> dict[str, str]:
 
 
 def tokenizer(folder: Path | str) -> Any:
-    """umT5's tokenizer."""
+    """Returns umT5's tokenizer."""
     return wanted().AutoTokenizer.from_pretrained(tokenizer_folder(folder), local_files_only=True)
 
 
@@ -109,7 +109,7 @@ def _load(kind: Kind, folder: Path, dtype: torch.dtype | None, device: Any) -> n
 
 
 def _place(kind: Kind, folder: Path) -> Path:
-    """The released file, or the subfolder that diffusers saves."""
+    """Returns the released file, or diffusers' subfolder; ValueError without either."""
     for place in (folder / kind.file, folder / kind.subfolder):
         if place.exists():
             return place
@@ -118,15 +118,15 @@ def _place(kind: Kind, folder: Path) -> Path:
 
 
 def read_pth(path: Path) -> dict[str, Tensor]:
-    """The tensors of a torch.save file, memory-mapped.  Never runs code in it: ValueError instead."""
+    """Returns the memory-mapped tensors of a torch.save file.  Code in it is a ValueError, never run."""
     try:
         tensors = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as why:
         reason = str(why).strip().splitlines()[0]
-        raise ValueError(f"{path}: damaged, or holds code and not tensors alone ({reason}); none of it was "
-                         "run; download it again") from why
+        raise ValueError(f"{path}: damaged, or contains code besides tensors ({reason}); none of it was run; "
+                         "download it again") from why
     if not isinstance(tensors, dict) or not all(isinstance(v, Tensor) for v in tensors.values()):
-        raise ValueError(f"{path}: holds no table of tensors; download it again")
+        raise ValueError(f"{path}: not a dict of tensors; download it again")
     return tensors
 
 
@@ -149,11 +149,11 @@ def _from_config(kind: Kind, folder: Path) -> nn.Module:
         cls = getattr(wanted(), name)
         return cls(cls.config_class.from_dict(config))
     except (TypeError, ValueError, KeyError) as why:
-        raise ValueError(f"{folder}/config.json: makes no {name} ({why})") from why
+        raise ValueError(f"{folder}/config.json: not a valid {name} ({why})") from why
 
 
 def _prefixed(tensors: Iterable[str], module: nn.Module) -> dict[str, Tensor]:
-    """The file's tensors under the module's names: transformers 4 and 5 differ in the prefix vision_model."""
+    """Returns the file's tensors by module names: transformers 4 and 5 differ in the prefix vision_model."""
     want, prefix = module.state_dict(), "vision_model."
     names = {next((n for n in (name, f"{prefix}{name}", name.removeprefix(prefix)) if n in want), name): name
              for name in tensors}
@@ -161,7 +161,7 @@ def _prefixed(tensors: Iterable[str], module: nn.Module) -> dict[str, Tensor]:
 
 
 def _materialise(module: nn.Module, device: Any) -> None:
-    """Creates CLIP's position_ids, the only buffer no file stores; checks that nothing is left on meta."""
+    """Creates CLIP's position_ids, the only buffer not in files; ValueError for tensors left on meta."""
     for owner in module.modules():
         if getattr(owner, "position_ids", None) is not None and owner.position_ids.is_meta:
             owner.position_ids = torch.arange(owner.num_positions, device=device)[None]
@@ -206,7 +206,7 @@ def wanted(package: str = "transformers") -> Any:
         import diffusers
         import transformers
     except ImportError as why:
-        raise ValueError(f"Wan's encoders want diffusers, transformers and ftfy ({why}): "
+        raise ValueError(f"Wan's encoders need diffusers, transformers and ftfy ({why}): "
                          "pip install 'swiftvideo_fast[wan]'") from why
     return {"diffusers": diffusers, "transformers": transformers}[package]
 

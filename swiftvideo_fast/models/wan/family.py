@@ -25,7 +25,7 @@ from swiftvideo_fast.models.wan.vae import LATENT
 
 
 class WanFamily:
-    """As models/family.py's Family."""
+    """family.Family of Wan2.1."""
 
     name = "wan"
     latent = LATENT
@@ -42,7 +42,7 @@ class WanFamily:
         return net(x_t, t, condition.text, condition.frames, condition.image, *second)
 
     def features(self, net: Any, x_t: Tensor, t: Tensor, condition: Condition) -> list[Tensor]:
-        """The blocks' outputs, then the velocity: DeepSpeed knows a backward by the network's own output."""
+        """Returns the blocks' outputs, then the velocity: DeepSpeed's hooks need the network's output."""
         found = []
         hooks = [block.register_forward_hook(lambda block, inputs, out: found.append(out))
                  for block in net.blocks]
@@ -75,9 +75,9 @@ class WanFamily:
         weights.save(net, file, **about)
 
     def codec(self, model: Model, sizes: WanConfig) -> WanCodec:
-        """Of the folder model.codec, by default model.weights: the base model's, which has the encoders."""
+        """Returns the codec of the folder model.codec, default model.weights (a base model with encoders)."""
         folder = model.codec or model.weights
         want(bool(folder) and Path(folder).is_dir(), "model.codec", folder,
-             "a folder with Wan's VAE, text and image encoder, where model.weights is none")
+             "a folder with Wan's VAE, text and image encoder, if model.weights is not one")
         encoders.check_folder(folder)
         return WanCodec(folder)

@@ -1,9 +1,9 @@
-"""Load a Wan network from disk: the released layout, diffusers', VideoX-Fun's, or our own weight file.
+"""Loads a Wan network from disk: the released layout, diffusers', VideoX-Fun's, or our own weight file.
 
     FOLDER/config.json, diffusion_pytorch_model.safetensors         released, VideoX-Fun
-    FOLDER/config.json, diffusion_pytorch_model.safetensors.index.json and the shards it names
+    FOLDER/config.json, diffusion_pytorch_model.safetensors.index.json and the shards it lists
     FOLDER/transformer/ (as above, diffusers' names)                diffusers
-    FILE.safetensors                                                by weights.save
+    FILE.safetensors                                                written by weights.save
 
 Names and shapes are checked from the headers, before a weight is read.
 """
@@ -40,7 +40,7 @@ class Source:
     names: dict[str, str]
 
     def __post_init__(self):
-        """Before a network of so many layers is built."""
+        """Checks the number of layers before a network is built."""
         held = len({name.split(".")[1] for name in self.names if name.startswith("blocks.")})
         if held and held != self.config.layers:
             raise ValueError(f"{self.path}: its config has {self.config.layers} layers, its tensors those of "
@@ -49,11 +49,11 @@ class Source:
 
 def load(path: Path | str, *, mapped: bool = False, dtype: torch.dtype = torch.float32,
          device: torch.device | str = "cpu") -> Wan:
-    """The network of a folder or file.  ValueError unless it is an image-to-video Wan.
+    """Returns the network of a folder or file.  ValueError unless it is an image-to-video Wan.
 
-    Tensors are copied to `device` one at a time, linear layers as `dtype`, others as `cast` stores them: peak
-    memory is the network and one tensor.  mapped: tensors stay in the files, in their dtype, for an engine
-    that reads them module by module.
+    Tensors are copied to `device` one at a time, linear layers in `dtype`, others as by `cast`: peak memory
+    is the network plus one tensor.  mapped: tensors stay memory-mapped in their dtype, for an engine that
+    reads them module by module.
     """
     source = find(path)
     with torch.device("meta"):
@@ -67,12 +67,12 @@ def load(path: Path | str, *, mapped: bool = False, dtype: torch.dtype = torch.f
 
 
 def find(path: Path | str) -> Source:
-    """The network at a path, from its config and headers; no tensor is read."""
+    """Returns the network at a path, from config and headers, no tensor is read.  ValueError if none."""
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder; want a Wan model folder, or a weight file of ours")
     if path.is_file():
-        return _own(path)
+        return _weight_file(path)
     folder = path / "transformer" if (path / "transformer").is_dir() else path
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no config.json; want a Wan model folder as released "
@@ -90,21 +90,21 @@ def find(path: Path | str) -> Source:
     return Source(folder, _config(config, tensors, names, folder), tensors, names)
 
 
-def _own(path: Path) -> Source:
+def _weight_file(path: Path) -> Source:
     tensors = Stored(path)
     if "config" not in tensors.header:
-        raise ValueError(f"{path}: its header names no network sizes; want a file written by swiftvideo, or "
+        raise ValueError(f"{path}: its header has no network sizes; want a file written by swiftvideo, or "
                          "the folder of a model with its config.json")
     try:
         config = WanConfig(**json.loads(tensors.header["config"]))
     except (ValueError, TypeError) as why:
-        raise ValueError(f"{path}: its header's sizes, {tensors.header['config']}, make no network "
+        raise ValueError(f"{path}: its header's sizes, {tensors.header['config']}, are not a network's "
                          f"({why})") from why
     return Source(path, config, tensors, {name: name for name in tensors})
 
 
 def _names(tensors: Stored) -> dict[str, str]:
-    """Our name -> the file's, for either naming set, with or without ComfyUI's prefix."""
+    """Returns our name -> the file's, for released or diffusers' names, with or without ComfyUI's prefix."""
     prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), "")
     bare = {name.removeprefix(prefix): name for name in tensors}
     if any(name.startswith("condition_embedder.") for name in bare):
@@ -113,7 +113,7 @@ def _names(tensors: Stored) -> dict[str, str]:
 
 
 def _config(config: dict, tensors: Stored, names: dict[str, str], folder: Path) -> WanConfig:
-    """Sizes from config.json; text and image width, which released configs omit, from the tensors."""
+    """Returns sizes from config.json, and text and image width, which released configs omit, from tensors."""
     for key, values in FIXED.items():
         if key in config and config[key] not in values:
             raise ValueError(f"{folder}/config.json: {key} is {config[key]!r}; want {values[0]!r}")
@@ -131,7 +131,7 @@ def _config(config: dict, tensors: Stored, names: dict[str, str], folder: Path) 
             image_dim=width("img_emb.proj.1.weight"), condition=_channels(config) - 16,
             freq_dim=config.get("freq_dim", 256), eps=config.get("eps", 1e-6))
     except (KeyError, TypeError, ValueError) as why:
-        raise ValueError(f"{folder}/config.json: makes no Wan network ({why!r})") from why
+        raise ValueError(f"{folder}/config.json: not a Wan network ({why!r})") from why
 
 
 def _channels(config: dict) -> int:

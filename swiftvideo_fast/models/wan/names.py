@@ -1,7 +1,7 @@
-"""Tensor names of Wan's four released files, and those of diffusers' and transformers' classes.
+"""Tensor names in Wan's four released files, and in diffusers' and transformers' classes.
 
-A table maps modules and parameters; N stands for a block's number.  `Names.of` goes from the released name to
-the class's, `Names.back` the other way.
+A table maps modules and parameters; N stands for a block's index.  `Names.of` maps released names to the
+class's, `Names.back` the reverse.
 """
 
 import re
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Names:
-    """A two-way table.  what: the model it belongs to, for errors."""
+    """A two-way name table; unknown names raise ValueError.  what: its model, for errors."""
 
     what: str
     table: dict[str, str]
@@ -33,12 +33,12 @@ class Names:
                 return table[key].replace("N", number[1] if number else "N")
             if module in table:
                 return f"{table[module]}.{leaf}".replace("N", number[1] if number else "N")
-        raise ValueError(f"{name}: no parameter of {self.what}; want one of {', '.join(table)} "
+        raise ValueError(f"{name}: not a parameter of {self.what}; want one of {', '.join(table)} "
                          "(.weight, .bias)")
 
 
 def or_itself(rename: Callable[[str], str], name: str) -> str:
-    """The new name, or an unknown name unchanged, so that a later check can list every misfit at once."""
+    """Returns the new name, or an unknown name unchanged, so that a later check lists all unknown names."""
     try:
         return rename(name)
     except ValueError:
@@ -65,7 +65,7 @@ DIT = Names("Wan", {
     "cross_attn.k_img": "attn2.add_k_proj",
     "cross_attn.v_img": "attn2.add_v_proj",
     "cross_attn.norm_k_img": "attn2.norm_added_k",
-    "norm3": "norm2",                   # theirs counts the norms in the order they run
+    "norm3": "norm2",                   # diffusers numbers norms in execution order
     "ffn.0": "ffn.net.0.proj",
     "ffn.2": "ffn.net.2",
     "modulation": "scale_shift_table",
@@ -102,7 +102,7 @@ CLIP = Names("CLIP's image encoder", {              # after `split_clip`
 
 RESNET = {"residual.0": "norm1", "residual.2": "conv1", "residual.3": "norm2", "residual.6": "conv2",
           "shortcut": "conv_shortcut"}
-LEVELS, RESNETS = 4, 3                              # of the VAE's decoder, and residual blocks in each
+LEVELS, RESNETS = 4, 3                              # levels of the VAE's decoder, residual blocks per level
 
 
 def _vae_table() -> dict[str, str]:
@@ -130,7 +130,7 @@ VAE = Names("the Wan 2.1 VAE", _vae_table())
 
 
 def split_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The image half of the released CLIP with transformers' shapes, under released names.
+    """Returns the image encoder of the released CLIP with transformers' shapes, under released names.
 
     Splits query, key and value; flattens the class embedding; transposes the projection.
     """

@@ -1,4 +1,4 @@
-"""Captions to umT5 embeddings as Wan was trained on them: cleaned, zero-padded to 512 tokens, no mask."""
+"""umT5 embeddings of captions, as in Wan's training: cleaned, zero-padded to 512 tokens, no mask."""
 
 import html
 import re
@@ -11,23 +11,24 @@ LENGTH = 512
 
 
 def clean(caption: str) -> str:
-    """Fixes broken Unicode, unescapes HTML entities twice ("&amp;amp;"), collapses white space."""
+    """Returns the caption with Unicode repaired, HTML entities unescaped twice ("&amp;amp;"), white space
+    collapsed.  ValueError without ftfy."""
     try:
         import ftfy
     except ImportError as why:
-        raise ValueError(f"captions want ftfy ({why}): pip install 'swiftvideo_fast[wan]'") from why
+        raise ValueError(f"captions need ftfy ({why}): pip install 'swiftvideo_fast[wan]'") from why
     return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(caption)))).strip()
 
 
 class TextEncoder:
-    """model: a UMT5EncoderModel.  tokenizer: its own.  length: tokens a caption; longer ones are cut."""
+    """model: a UMT5EncoderModel.  tokenizer: its tokenizer.  length: tokens per caption (truncates)."""
 
     def __init__(self, model: Any, tokenizer: Any, length: int = LENGTH):
         self.model, self.tokenizer, self.length = model, tokenizer, length
 
     @torch.no_grad()
     def __call__(self, captions: list[str]) -> Tensor:
-        """(B, length, E) in the model's dtype.  The empty string is a single end-of-text token."""
+        """Returns (B, length, E) in the model's dtype.  The empty string is a single end-of-text token."""
         tokens = self.tokenizer([clean(caption) for caption in captions], padding=True, truncation=True,
                                 max_length=self.length, return_tensors="pt").to(self.model.device)
         text = self.model(tokens.input_ids, tokens.attention_mask).last_hidden_state

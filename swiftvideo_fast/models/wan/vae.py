@@ -10,9 +10,9 @@ LATENT = Latent(channels=16, stride_t=4, stride=8, patch=2)
 
 
 class WanVae:
-    """vae: an AutoencoderKLWan, frozen here.  Latents are (mu - mean) / std, channel by channel.
+    """vae: an AutoencoderKLWan, frozen here.  Latents are (mu - mean) / std per channel.
 
-    Results are on the device of the input, wherever the VAE is.
+    Results are on the input's device, which may differ from the VAE's.
     """
 
     def __init__(self, vae):
@@ -25,7 +25,7 @@ class WanVae:
 
     @torch.no_grad()
     def encode(self, pixels_BCTHW: Tensor) -> Tensor:
-        """(B, 3, 4n+1, 8h, 8w) in [-1, 1] -> (B, 16, n+1, h, w) fp32: the posterior's mean, normalised."""
+        """Encodes (B, 3, 4n+1, 8h, 8w) in [-1, 1] to the normalised posterior mean (B, 16, n+1, h, w)."""
         _, C, T, H, W = pixels_BCTHW.shape if pixels_BCTHW.dim() == 5 else 5 * (0,)
         if C != 3 or T % LATENT.stride_t != 1 or H % LATENT.stride or W % LATENT.stride:
             raise ValueError(f"WanVae: pixels are {tuple(pixels_BCTHW.shape)}; want (B, 3, 4n+1, 8h, 8w)")
@@ -34,14 +34,15 @@ class WanVae:
 
     @torch.no_grad()
     def decode(self, z_BCTHW: Tensor) -> Tensor:
-        """(B, 16, n+1, h, w) -> (B, 3, 4n+1, 8h, 8w) in [-1, 1]."""
+        """Decodes (B, 16, n+1, h, w) to (B, 3, 4n+1, 8h, 8w) in [-1, 1]."""
         return self.decode_window(z_BCTHW, 0, z_BCTHW.shape[2])
 
     def decode_window(self, z_BCTHW: Tensor, start: int, count: int) -> Tensor:
-        """The pixels in [-1, 1] of latent frames start to start + count, as a whole decode gives them.
+        """Returns the pixels of latent frames start to start + count - 1, equal to those of a full decode.
 
-        Every convolution remembers the frames before, so those from 0 are decoded first, without a graph: the
-        gradient is that of the window's own latents.  A frame's intermediates are recomputed in the backward.
+        Convolutions cache previous frames, so frames before the window are decoded first, without a graph:
+        the gradient is with respect to the window's latents.  Intermediates are recomputed in the backward,
+        frame by frame.
         """
         z = z_BCTHW[:, :, :start + count]
         z = (z * self.std.to(z) + self.mean.to(z)).to(self.vae.device, self.vae.dtype)
@@ -57,6 +58,6 @@ class WanVae:
         return torch.cat(frames, 2).clamp(-1, 1).to(z_BCTHW)
 
     def _step(self, frame: Tensor, cache: list, first: bool) -> tuple[Tensor, list]:
-        """(pixels, what the convolutions now remember); the list that is given stays as it was."""
+        """Returns (pixels, new cache of the convolutions), without changing the given cache."""
         cache = list(cache)
         return self.vae.decoder(frame, feat_cache=cache, feat_idx=[0], first_chunk=first), cache

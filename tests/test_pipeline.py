@@ -1,4 +1,4 @@
-"""Samples of tests/road.py: a made set from end to end, a kill of each of the three; and training from it."""
+"""Short forms of tests/pipeline.py: a generated set end to end, a kill per stage; and training from it."""
 
 import pytest
 import tiny
@@ -6,7 +6,7 @@ import yaml
 
 pytest.importorskip("pyarrow")
 
-import road  # noqa: E402
+import pipeline  # noqa: E402
 
 from swiftvideo_fast import cli  # noqa: E402
 from swiftvideo_fast.config import to_dict  # noqa: E402
@@ -14,12 +14,12 @@ from swiftvideo_fast.train.log import LOG, SPEED, read_log  # noqa: E402
 
 
 def test_a_set_of_good_and_bad_files_goes_from_the_folder_to_the_source(tmp_path):
-    road.run_set(tmp_path, 24, seconds=2.6, long=12.0)
+    pipeline.run_set(tmp_path, 24, seconds=2.6, long=12.0)
 
 
 @pytest.mark.parametrize("what", ["index", "encode", "epoch"])
 def test_a_kill_leaves_the_bytes_of_an_undisturbed_run(what, videos):
-    road.kill(videos, what, times=1, seed=0)
+    pipeline.kill(videos, what, times=1, seed=0)
 
 
 @pytest.mark.filterwarnings("ignore:.*first frames")

@@ -1,7 +1,7 @@
-"""The data road from end to end, and killed on the way.  The long forms of test_road.py, by hand:
+"""The data pipeline end to end, and under kill -9.  The long forms of test_pipeline.py, run by hand:
 
-    python tests/road.py set [--count 200]      a made set through index, encode and both sources, two codecs
-    python tests/road.py kills [--count 30]     kill -9 at random points of index, encode and an epoch
+    python tests/pipeline.py set [--count 200]      generated videos, index, encode, both sources, two codecs
+    python tests/pipeline.py kills [--count 30]     kill -9 at random points of index, encode and an epoch
 """
 
 import argparse
@@ -171,7 +171,7 @@ def warm() -> multiprocessing.context.BaseContext:
     """Processes forked from one that has imported everything: a kill hits the work, not the imports."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["road"])
+    context.set_forkserver_preload(["pipeline"])
     return context
 
 
