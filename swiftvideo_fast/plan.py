@@ -179,7 +179,7 @@ class Plan:
         reduced = min(BUCKET, sum(n for n, trains in student if trains))
         return held | {
             "gradients": 4 * trained,
-            "reduced at once": self.stored * reduced,
+            "reduction bucket": self.stored * reduced,
             "gathered blocks": 2 * self.stored * block_parameters(self.sizes),
             "activations": self.activations(),
         }

@@ -171,7 +171,7 @@ def videos(folder: Path, count: int = 200, seconds: float = 4.6, long: float = 4
         film(path(name), encoder, constant(24, 100), **options)
         raw = path(name).read_bytes()
         path(name).write_bytes(raw[:len(raw) * 2 // 3])
-        bad[name] = "cut short|damaged"
+        bad[name] = "truncated|damaged"
     for number in range(3):
         path(f"empty-{number}.mp4").write_bytes(b"")
         bad[f"empty-{number}.mp4"] = "empty file"

@@ -76,7 +76,7 @@ def test_damage_inside_one_frame_is_seen_though_the_decoder_conceals_it(encoder,
     raw = bytearray(path.read_bytes())
     raw[start + size // 2:start + size] = np.random.default_rng(0).bytes(size - size // 2)
     path.write_bytes(raw)
-    with pytest.raises(ValueError, match="damaged or cut short: the frame at 1.* s does not decode whole"):
+    with pytest.raises(ValueError, match="damaged or truncated: the frame at 1.* s is incomplete"):
         probe(path)
 
 

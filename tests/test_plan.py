@@ -74,9 +74,9 @@ def test_a_plan_of_ccd_is_that_of_its_networks_and_turns():
     planned = Plan("1.3b", 8, 80)
     n = 1_564_428_608
     assert {name: round(size / n * 8, 2) for name, size in planned.held().items()} | {
-        "reduced at once": 0, "gathered blocks": 0, "activations": 0} == {
+        "reduction bucket": 0, "gathered blocks": 0, "activations": 0} == {
         "parameters": 2, "masters": 4, "optimizer": 8, "average": 6, "teacher": 2, "gradients": 4,
-        "reduced at once": 0, "gathered blocks": 0, "activations": 0}
+        "reduction bucket": 0, "gathered blocks": 0, "activations": 0}
     assert planned.traffic()["gathering weights"] == pytest.approx(4 * 2 * n * 7 / 8)
     assert planned.traffic()["reducing gradients"] == pytest.approx(2 * n * 7 / 8)
     c, blocks = PRESETS["1.3b"], plan.block_parameters(PRESETS["1.3b"])

@@ -16,7 +16,7 @@ from swiftvideo_fast.data.pairs import folder_of
 from swiftvideo_fast.objectives.ta import Ta
 from swiftvideo_fast.train import checkpoint, listing, recipe
 from swiftvideo_fast.train.preflight import check_writable
-from swiftvideo_fast.train.ranks import launched
+from swiftvideo_fast.train.ranks import rank_and_world
 from swiftvideo_fast.train.recipe import Parts, Tables
 from swiftvideo_fast.train.rounds import make_pairs, rounds, run_ta_rounds
 
@@ -110,7 +110,7 @@ def run_align(args: argparse.Namespace) -> None:
 
 
 def _print_weights(folder: Path) -> None:
-    rank, _ = launched()
+    rank, _ = rank_and_world()
     if rank == 0:
         print(f"weights in {folder}")
 

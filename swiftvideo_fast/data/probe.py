@@ -94,7 +94,7 @@ def _decoded(container) -> Video:
                 first = first or frame
                 at = frame.time if frame.pts is not None else len(times)
                 if frame.is_corrupt:
-                    raise ValueError(f"damaged or cut short: the frame at {at:.2f} s does not decode whole")
+                    raise ValueError(f"damaged or truncated: the frame at {at:.2f} s is incomplete")
                 if frame.pts is None:
                     raise ValueError("frames without time stamps; remux it: ffmpeg -i IN -c copy OUT.mp4")
                 if (frame.width, frame.height, frame.format.name) != _kind(first):
@@ -102,13 +102,13 @@ def _decoded(container) -> Video:
                 times.append(frame.pts)
     except av.error.FFmpegError as why:
         done = f"after {len(times)} frames" if times else "before its first frame"
-        raise ValueError(f"damaged or cut short: decoding fails {done} ({why.strerror})") from why
+        raise ValueError(f"damaged or truncated: decoding fails {done} ({why.strerror})") from why
     if not times:
         raise ValueError("no frame decodes")
     whole = container.duration / av.time_base if container.duration else 0.0
     start = container.start_time / av.time_base if container.start_time else 0.0
     if ends - start < whole - max(SLACK, 0.1 * whole):
-        raise ValueError(f"cut short: {ends - start:.2f} s of {whole:.2f} s, {len(times)} frames")
+        raise ValueError(f"truncated: {ends - start:.2f} s of {whole:.2f} s, {len(times)} frames")
     if len(set(times)) < 2:
         raise ValueError("one frame only: a picture")
     return Video(stream.codec_context.codec.canonical_name, first.format.name, first.width, first.height,
