@@ -1,4 +1,4 @@
-"""Codecs for the tests of the data road: the toy's, and Wan's three encoders at a tiny size."""
+"""Codecs for tests of the data pipeline: the toy's, and Wan's three encoders at a tiny size."""
 
 import functools
 from pathlib import Path
@@ -15,7 +15,7 @@ SHIPPED = Path(__file__).parents[1] / "configs/demo/codec.safetensors"
 
 
 class Toy(ToyCodec):
-    """Remembers the captions that it was asked for."""
+    """A toy codec that records the captions it encodes."""
 
     def __init__(self, dim: int = 8):
         super().__init__(PcaCodec.load(SHIPPED), WordVectors(dim), {"codec": "toy", "dim": dim})
@@ -27,7 +27,7 @@ class Toy(ToyCodec):
 
 
 class TinyWan:
-    """AutoencoderKLWan, UMT5EncoderModel, CLIPVisionModelWithProjection: random weights, a few channels."""
+    """Wan's encoders (diffusers', transformers' classes) with random weights and few channels."""
 
     def __init__(self, length: int = 32):
         from diffusers import AutoencoderKLWan

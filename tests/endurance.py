@@ -1,6 +1,6 @@
-"""The long forms of test_engine.py, by hand:
+"""The long forms of test_engine.py, run by hand:
 
-    python tests/endurance.py same            50 steps by every engine and split, C++ and reference ops
+    python tests/endurance.py same            50 steps with every engine and split, C++ and reference ops
     python tests/endurance.py kills           40 kills of a run of two ranks, of one rank or all
     python tests/endurance.py launches        torchrun and deepspeed, 6 steps of two ranks each
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
-import fleet  # noqa: E402
+import launch  # noqa: E402
 import sharded  # noqa: E402
 import test_engine  # noqa: E402
 import tiny  # noqa: E402
@@ -41,7 +41,7 @@ def same(folder: Path, processes, count: int) -> bool:
 
 
 def kills(folder: Path, processes, count: int) -> bool:
-    """A run for each five kills."""
+    """Runs one training per five kills."""
     good = True
     cfg = test_engine.config(folder, "killed", 2, steps=12)
     want = test_engine.undisturbed(processes, cfg, 2)
@@ -54,7 +54,7 @@ def kills(folder: Path, processes, count: int) -> bool:
 
 
 def launches(folder: Path, processes, count: int) -> bool:
-    """Both launchers' runs end with the bits of the tests' own processes."""
+    """Checks that both launchers' runs have the bits of a run by tests/launch.py."""
     cfg = test_engine.config(folder, "launched", 2, steps=count)
     (folder / "launched.yaml").write_text(yaml.safe_dump(to_dict(cfg)))
     want = everything(test_engine.ended(processes, cfg, 2, recipe.train).rename(folder / "wanted"))
@@ -64,7 +64,7 @@ def launches(folder: Path, processes, count: int) -> bool:
                                 "PATH": os.pathsep.join([beside, os.environ["PATH"]])}
     good = True
     for launcher in LAUNCHERS:
-        port = str(fleet.free_port())
+        port = str(launch.free_port())
         command = [word.replace("PORT", port) for word in launcher.split()]
         subprocess.run([*command, "swiftvideo_fast", "train", str(folder / "launched.yaml")], check=True,
                        env=environment)
@@ -85,5 +85,5 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         tiny.write_inputs(Path(name))
         form, count = FORMS[args.what]
-        passed = form(Path(name), fleet.server(), args.count or count)
+        passed = form(Path(name), launch.server(), args.count or count)
     sys.exit(not passed)

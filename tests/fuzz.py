@@ -27,9 +27,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
 
-import made  # noqa: E402
 import pipeline  # noqa: E402
 import released  # noqa: E402
+import synthetic  # noqa: E402
 import tiny  # noqa: E402
 import torch  # noqa: E402
 import yaml  # noqa: E402
@@ -150,7 +150,7 @@ def read_pairs(folder: Path) -> object:
 
 
 def make_videos(folder: Path) -> None:
-    videos = made.videos(folder / "set", 4)
+    videos = synthetic.videos(folder / "set", 4)
     for name in [*videos.bad, *videos.short]:
         if (folder / "set" / name).is_file():
             (folder / "set" / name).unlink()

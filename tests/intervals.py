@@ -1,6 +1,6 @@
-"""How often the interval of frechet.estimate covers the truth, on draws of known distributions.  By hand:
+"""Coverage of frechet.estimate's interval on draws of known distributions.  Run by hand:
 
-    python tests/intervals.py               100 draws of each case, a line a case; exit code 1 below 93
+    python tests/intervals.py               100 draws per case, one line per case; exit code 1 below 93
     python tests/intervals.py --draws 500
 """
 
@@ -18,7 +18,7 @@ CASES = [(D, n, alike, spectrum, law) for D, n in ((1, 64), (8, 64), (32, 100), 
 
 
 def pair(features: int, alike: bool, spectrum: str, rng: torch.Generator) -> tuple[Gaussian, Gaussian]:
-    """Two distributions, one and the same where `alike`; steep: variances fall as 1 / k^1.5."""
+    """Returns two distributions, equal if `alike`; steep: variances fall as 1 / k^1.5."""
     power = {"flat": 0.0, "steep": -1.5}[spectrum]
     C = torch.arange(1, features + 1, dtype=torch.float64).pow(power).diag()
     a = Gaussian(torch.zeros(features, dtype=torch.float64), C, 0)
@@ -29,7 +29,7 @@ def pair(features: int, alike: bool, spectrum: str, rng: torch.Generator) -> tup
 
 
 def draw(of: Gaussian, clips: int, law: str, rng: torch.Generator) -> torch.Tensor:
-    """(clips, D) features of this mean and covariance; skewed: mixtures of exponential variables."""
+    """Draws features (clips, D) with this mean and covariance; skewed: mixtures of exponential variables."""
     shape = (clips, len(of.mean))
     z = torch.randn(shape, generator=rng, dtype=torch.float64) if law == "gaussian" else \
         -torch.rand(shape, generator=rng, dtype=torch.float64).log() - 1
@@ -38,7 +38,7 @@ def draw(of: Gaussian, clips: int, law: str, rng: torch.Generator) -> torch.Tens
 
 
 def of_draws(case: tuple, draws: int, seed: int) -> tuple[float, list[Estimate]]:
-    """(the true distance, an estimate a draw)."""
+    """Returns (the true distance, one estimate per draw)."""
     features, clips, alike, spectrum, law = case
     rng = torch.Generator().manual_seed(seed)
     pair_of, found = pair(features, alike, spectrum, rng), []

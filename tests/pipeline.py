@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
 
 import encoders  # noqa: E402
-import made  # noqa: E402
 import numpy as np  # noqa: E402
+import synthetic  # noqa: E402
 import torch  # noqa: E402
 
 from swiftvideo_fast.data.decode import Framing, PyAv  # noqa: E402
@@ -46,8 +46,8 @@ def videos_of(table: Path, codec=None, pixels: bool = False, **options) -> Video
     return VideoSource(framing, codec or encoders.toy(), pixels=pixels)
 
 
-def check_rejects(videos: made.Made, rejects: dict) -> None:
-    """The rejects are the bad files, each with its reason, and no other."""
+def check_rejects(videos: synthetic.Videos, rejects: dict) -> None:
+    """Checks that exactly the bad files are rejected, each with its reason."""
     import re
 
     why = {str(place): reason for place, reason in rejects.items()}
@@ -57,9 +57,9 @@ def check_rejects(videos: made.Made, rejects: dict) -> None:
 
 
 def check_frames(pixels_3THW: torch.Tensor, times: np.ndarray, start: int) -> None:
-    """The frames shown are real ones, and none is nearer to its time.  times: seconds, from the index."""
+    """Checks that each frame is the source frame nearest to its time.  times: seconds, from the index."""
     frames = pixels_3THW.permute(1, 2, 3, 0).numpy()
-    shown = np.array([made.read_time(frame) for frame in frames]) / 1000
+    shown = np.array([synthetic.read_time(frame) for frame in frames]) / 1000
     wanted = times[start] + np.arange(len(shown)) / FRAMING.rate
     far = np.abs(times[:, None] - shown).min(0)
     assert far.max() < 0.001, f"no frame at {shown[far.argmax()]}"
@@ -68,7 +68,7 @@ def check_frames(pixels_3THW: torch.Tensor, times: np.ndarray, start: int) -> No
 
 
 def check_source(source, table: Index, captions: dict[str, str], batch: int, seed: int = 0) -> None:
-    """An epoch has each clip once, with its caption and its own frames; the next, in another order."""
+    """Checks that an epoch has each clip once, with its caption and frames, and the next another order."""
     count = len(source)
     assert count == len(captions)
     orders = []
@@ -90,7 +90,7 @@ def check_source(source, table: Index, captions: dict[str, str], batch: int, see
 
 
 def place_of(source, seed: int, position: int) -> tuple[int, int]:
-    """(row of the index, number of the window's first frame)."""
+    """Returns (index row, index of the window's first frame)."""
     from swiftvideo_fast.seeds import seed_of
 
     if isinstance(source, ShardSource):
@@ -101,13 +101,13 @@ def place_of(source, seed: int, position: int) -> tuple[int, int]:
 
 
 def run_set(folder: Path, count: int, **options) -> None:
-    """Everything that is asked of the made set; AssertionError says what does not hold."""
+    """Runs all checks of generated videos; AssertionError names the one that fails."""
     begin = time.monotonic()
 
     def say(what: str) -> None:
         print(f"{time.monotonic() - begin:6.1f} s  {what}", flush=True)
 
-    videos = made.videos(folder / "set", count, **options)
+    videos = synthetic.videos(folder / "set", count, **options)
     say(f"made {len(videos.good)} good, {len(videos.short)} short, {len(videos.bad)} bad")
     rows, rejects = index(videos.folder, videos.captions, folder / "index.parquet", workers=2)
     assert rows == len(videos.good) + len(videos.short)
@@ -128,7 +128,7 @@ def run_set(folder: Path, count: int, **options) -> None:
 
 
 def work(what: str, folder: Path, out: Path) -> None:
-    """One of the three that are killed; does what is left to do."""
+    """Runs or resumes one of the three kinds of work that are killed."""
     torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
     if what == "index":
@@ -141,7 +141,7 @@ def work(what: str, folder: Path, out: Path) -> None:
 
 
 def epoch(shards: Path, seen: Path, batch: int = 2) -> None:
-    """A reader that writes down what it has drawn, and goes on after the last whole line."""
+    """Draws two epochs, logging each batch; resumes after the last complete line."""
     source = shards_of(shards)
     raw = seen.read_bytes() if seen.exists() else b""
     whole = raw[:raw.rfind(b"\n") + 1]
@@ -154,9 +154,9 @@ def epoch(shards: Path, seen: Path, batch: int = 2) -> None:
             print(position, digest.hexdigest(), drawn.captions, file=lines, flush=True)
 
 
-def prepare(folder: Path, count: int) -> made.Made:
-    """What the killed work on: a small set, its index, its shards."""
-    videos = made.videos(folder / "set", count, seconds=2.6, long=12.0)
+def prepare(folder: Path, count: int) -> synthetic.Videos:
+    """Writes a small set of videos, its index and shards."""
+    videos = synthetic.videos(folder / "set", count, seconds=2.6, long=12.0)
     index(folder / "set", folder / "set/captions.csv", folder / "index.parquet")
     one = job(folder / "index.parquet", folder / "shards", dtype="float32", passes=3)
     one.write(range(one.shards), threads=2)
@@ -168,7 +168,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def warm() -> multiprocessing.context.BaseContext:
-    """Processes forked from one that has imported everything: a kill hits the work, not the imports."""
+    """Returns a forkserver context with all imports done, so that a kill hits the work."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pipeline"])
@@ -176,7 +176,7 @@ def warm() -> multiprocessing.context.BaseContext:
 
 
 def kill(folder: Path, what: str, times: int, seed: int) -> float:
-    """Kill `what` so many times at random, let it end, compare its bytes.  Seconds of an undisturbed run."""
+    """Kills `what` `times` times, lets it finish, compares bytes; returns an uninterrupted run's seconds."""
     context = warm()
 
     def run(out: Path, seconds: float | None = None) -> int:
@@ -195,7 +195,7 @@ def kill(folder: Path, what: str, times: int, seed: int) -> float:
         (folder / f"{what}.seconds").write_text(str(time.monotonic() - begin))
     takes, draws, killed = float((folder / f"{what}.seconds").read_text()), random.Random(seed), 0
     while killed < times:
-        if run(out, draws.uniform(0.1, 0.8) * takes) == 0:     # it was quicker: from the start again
+        if run(out, draws.uniform(0.1, 0.8) * takes) == 0:     # finished before the kill: start over
             for path in out.rglob("*"):
                 path.unlink()
         else:

@@ -1,4 +1,4 @@
-"""Plugs that only tests have: each is a class here and an entry of TABLES, which recipe is handed."""
+"""Objectives, sources and families for tests, each a class here and an entry of TABLES."""
 
 import json
 from dataclasses import asdict, dataclass, replace
@@ -29,16 +29,16 @@ CHASER = "chaser"
 
 @dataclass(frozen=True)
 class Chase:
-    """moves: of the second network, for each of the student's.  explode: step from which its loss is inf."""
+    """moves: updates of the second network per student update.  explode: step from which its loss is inf."""
 
     name: ClassVar[str] = "chase"
     moves: int = option(POSITIVE, 4)
     explode: int = 10**6
-    steps: int = 3              # a name that another objective has with another type
+    steps: int = 3              # a field that another objective has with another type
 
 
 class Chasing(Objective):
-    """The student learns velocities; a second network, four times for each, to say what the student said."""
+    """The student learns velocities; a second network, updated four times per step, imitates the student."""
 
     Options = Chase
 
@@ -77,7 +77,7 @@ class WaveOptions(SourceOptions):
 
 
 class Waves:
-    """A source that stores nothing: each clip is a plane wave, by its number."""
+    """A source without storage: each clip is a plane wave determined by its number."""
 
     Options = WaveOptions
     prefetch = False
@@ -110,7 +110,7 @@ class BarSizes:
 
 
 class Bar(nn.Module):
-    """A network with a signature of its own: everything by keyword, time first, one vector of text."""
+    """A network with another signature: keywords only, time first, one vector of text."""
 
     def __init__(self, config: BarSizes):
         super().__init__()
@@ -125,7 +125,7 @@ class Bar(nn.Module):
 
 
 class BarFamily:
-    """As models/family.py's Family; the demo's codec."""
+    """A models/family.py Family with the demo's codec."""
 
     name = "bar"
     latent = ToyFamily.latent

@@ -1,4 +1,4 @@
-"""A tiny Wan with all its encoders, saved in each layout that is in the wild."""
+"""A tiny Wan with its encoders, saved in every released layout."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ from swiftvideo_fast.models.wan import encoders, folder
 from swiftvideo_fast.models.wan.names import CLIP, DIT, UMT5, VAE
 from swiftvideo_fast.models.wan.network import Wan, WanConfig
 
-SIDE = 32                                           # of CLIP's image, and of the clips here
+SIDE = 32                                           # side of CLIP's image and of the clips
 SIZES = WanConfig(dim=48, heads=2, layers=2, ffn_dim=80, text_dim=24, image_dim=160)
 WORDS = "<pad> </s> <unk> a red ball rolls over the table cat sleeps & it's".split()
 LAYOUTS = "original", "sharded", "videox", "diffusers", "comfyui"
@@ -38,7 +38,7 @@ DIFFUSERS = {"_class_name": "WanTransformer3DModel", "_diffusers_version": "0.42
 
 
 def randomised(module: nn.Module, seed: int, std: float = 0.1) -> nn.Module:
-    """None of its parameters at the value it is initialised to."""
+    """Returns the network with all parameters moved off their initial values."""
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in module.parameters():
@@ -78,7 +78,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def write(place: Path, layout: str, tensors: dict[str, Tensor] | None = None) -> Path:
-    """The network alone, in one of LAYOUTS."""
+    """Writes the network in one of LAYOUTS."""
     tensors = network().state_dict() if tensors is None else tensors
     place = place / "transformer" if layout == "diffusers" else place
     place.mkdir(parents=True)
@@ -101,7 +101,7 @@ def write(place: Path, layout: str, tensors: dict[str, Tensor] | None = None) ->
 
 
 def write_encoders(place: Path, layout: str) -> None:
-    """VAE, umT5 with its tokenizer, CLIP: as .pth, or as diffusers saves them."""
+    """Writes VAE, umT5 with its tokenizer, and CLIP, as .pth or as diffusers saves them."""
     if layout == "diffusers":
         vae().save_pretrained(place / "vae")
         text_encoder().save_pretrained(place / "text_encoder")
@@ -117,7 +117,7 @@ def write_encoders(place: Path, layout: str) -> None:
 
 
 def released_clip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The image half of the released file from transformers' tensors, and one of its text half."""
+    """Returns the released file's image encoder from transformers' tensors, and one text tensor."""
     found = {CLIP.back(k): x for k, x in tensors.items()}
     reshaped = {"visual.cls_embedding": lambda x: x[None, None], "visual.pos_embedding": lambda x: x[None],
                 "visual.head": lambda x: x.T}

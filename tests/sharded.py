@@ -1,4 +1,4 @@
-"""What the processes of test_engine.py do, each in its own."""
+"""Work of the ranks of test_engine.py."""
 
 import ctypes
 import json
@@ -28,15 +28,15 @@ from swiftvideo_fast.train.single import Trained
 
 
 def train_by_reference(cfg: Config) -> None:
-    """tiny.train, the ops replaced by their meaning."""
+    """Runs tiny.train with the reference ops."""
     meanings = {name: getattr(reference, name) for name in ops.__all__ if hasattr(reference, name)}
     with patch.multiple(ops, **meanings):
         tiny.train(cfg)
 
 
 def train_judged(cfg: Config) -> None:
-    """tiny.train with an adversary.  At each checkpoint the heads' buffers are the same on all ranks, and no
-    weight that is shared out has stayed whole on one."""
+    """Runs tiny.train with an adversary.  Checks at each checkpoint that the heads' buffers agree on all
+    ranks and that every sharded weight is sharded."""
     save = checkpoint.save
 
     def watched(run: Path, step: int, *, parts: dict, ranks: Ranks, **rest) -> Path:
@@ -52,8 +52,8 @@ def train_judged(cfg: Config) -> None:
 
 
 def train_shaken(cfg: Config, work: Callable, times: int) -> None:
-    """work(cfg), then again so often, each in its folder, with other roundings: each pass's point and each
-    step's gradients are moved by up to half the spacing of floats at their tensor's largest element."""
+    """Runs work(cfg), then repeats it in other folders with perturbed rounding: each pass's point and each
+    step's gradients change by up to half the float spacing at their tensor's largest element."""
     work(cfg)
     draw, step = path.draw, Trained.step
     for seed in range(times):
@@ -76,7 +76,7 @@ def train_shaken(cfg: Config, work: Callable, times: int) -> None:
 
 
 def full_disk(cfg: Config) -> None:
-    """tiny.train on a disk that is full for rank 1 from its second checkpoint on."""
+    """Runs tiny.train with a disk that is full for rank 1 from its second checkpoint on."""
     real, written = checkpoint.save_file, []
 
     def fill(tensors, path):
@@ -90,7 +90,7 @@ def full_disk(cfg: Config) -> None:
 
 
 def read_only(cfg: Config, folder: Path) -> None:
-    """tiny.train in a folder that the first rank, which alone writes there at first, may not write."""
+    """Runs tiny.train in a folder that rank 0, its first writer, cannot write to."""
     rank = os.environ["RANK"]
 
     def refuse(self: Path, **options) -> None:
@@ -104,8 +104,8 @@ def read_only(cfg: Config, folder: Path) -> None:
 
 
 def align(cfg: Config, folder: Path, refused: bool) -> None:
-    """rounds.run_ta_rounds in one round, the second rank late with its pairs, or refused them by its disk;
-    what each has made, and with what error it has ended."""
+    """Runs rounds.run_ta_rounds with one round and rank 1 late with its pairs, or with a full disk; records
+    what each rank wrote, and its error."""
     rank, write, made = int(os.environ["RANK"]), pairs.write, []
 
     def late(cfg: Config, codec: dict, numbers, make: Callable) -> None:
@@ -130,7 +130,7 @@ def align(cfg: Config, folder: Path, refused: bool) -> None:
 
 
 def wait(folder: Path) -> None:
-    """A text from a rank that is later than the default group waits."""
+    """Gathers text from a rank that is later than the default group's timeout."""
     torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=1))
     ranks = Ranks(*rank_and_world())
     time.sleep(3 * ranks.rank)
@@ -138,7 +138,7 @@ def wait(folder: Path) -> None:
 
 
 def inputs(seed: int) -> tuple:
-    """x, t, text, condition of two clips."""
+    """Returns x, t, text, condition of two clips."""
     rng = torch.Generator().manual_seed(seed)
     draw = [torch.randn(2, *shape, generator=rng) for shape in ((16, 2, 4, 4), (3, 8), (20, 2, 4, 4))]
     return draw[0], torch.rand(2, generator=rng), *draw[1:]
@@ -149,7 +149,7 @@ def start(cfg: Config, mapped: bool = False) -> nn.Module:
 
 
 def follow(cfg: Config, folder: Path) -> None:
-    """Three steps; the average against one kept here, the tangent against a whole network's; a resume."""
+    """Takes three steps; checks the average and the tangent against an unsharded network's, and a resume."""
     import deepspeed
 
     engine = start_engine(cfg)
@@ -198,12 +198,12 @@ def follow(cfg: Config, folder: Path) -> None:
 
 
 def heads() -> nn.Module:
-    """In place of a discriminator."""
+    """A stub of a discriminator."""
     return nn.Sequential(nn.Linear(32, 64), nn.SiLU(), nn.Linear(64, 8))
 
 
 def weigh(cfg: Config, folder: Path) -> None:
-    """Bytes of every storage that a rank holds, by part."""
+    """Measures the bytes of every storage that a rank holds, by part."""
     engine = start_engine(cfg)
     student, ema = engine.averaged(start(cfg), cfg.optim, cfg.ema)
     discriminator = engine.trained(heads(), cfg.optim)
@@ -224,7 +224,7 @@ def weigh(cfg: Config, folder: Path) -> None:
 
 
 def share(folder: Path) -> None:
-    """Value, tangent and gradients of a network with its tokens shared out, against the same alone."""
+    """Compares value, tangent and gradients under sequence parallelism with those of one process."""
     torch.distributed.init_process_group("gloo")
     net, alone = tiny.network().double(), tiny.network().double()
     net.share_tokens(Ulysses(torch.distributed.group.WORLD))
@@ -246,8 +246,8 @@ BIG = replace(tiny.SIZES, dim=512, heads=8, layers=4, ffn_dim=2048)
 
 
 def set_up(cfg: Config, folder: Path) -> None:
-    """Bytes of anonymous memory at the most, and after, while a teacher and a student are shared out."""
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 17)    # what is freed is given back
+    """Measures peak and final anonymous memory while a teacher and a student are sharded."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 17)    # freed memory is returned
     engine, peaks = start_engine(cfg), {}
     for name, make in {
             "teacher": lambda: engine.frozen(weights.load(cfg.model.start, mapped=engine.mapped)),
@@ -270,6 +270,6 @@ def set_up(cfg: Config, folder: Path) -> None:
 
 
 def anonymous() -> int:
-    """Bytes this process holds that no file backs."""
+    """Returns this process's anonymous memory in bytes."""
     return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines()
                 if line.startswith("RssAnon")) * 1024

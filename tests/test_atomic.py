@@ -1,4 +1,4 @@
-"""What is on disk is whole or absent."""
+"""Atomic writes."""
 
 import os
 import stat

@@ -1,7 +1,7 @@
-"""The methods that SwiftVideo is compared with: losses written out once more, and rest on Gaussian data.
+"""The baselines: losses against independent implementations, and fixed points on Gaussian data.
 
-On N(0, sd^2) data under the exact flow a(t) x, N Euler steps on a grid multiply x_t by known factors, and a
-student with one number a grid time can have exactly these.
+On N(0, sd^2) data under the exact flow a(t) x, N Euler steps on a grid multiply x_t by known factors, which a
+student with one number per grid time can represent exactly.
 """
 
 from dataclasses import replace
@@ -52,7 +52,7 @@ def assert_same_loss(got, want, net):
 
 
 def euler_factors(grid: int, sd: float, edges=(0,)) -> torch.Tensor:
-    """(grid + 1,): what Euler steps from k / grid down to the nearest edge below make of x."""
+    """Returns (grid + 1,): factors of x after Euler steps from k / grid down to the nearest edge below."""
     a, factors = Flow(sd).w(torch.arange(grid + 1, dtype=D) / grid), [torch.ones((), dtype=D)]
     for k in range(1, grid + 1):
         factors.append((1 if k - 1 in edges else factors[-1]) * (1 - a[k] / grid))
@@ -111,7 +111,7 @@ def dmd2(shift: float = 1.0, seed: int = 0, **options) -> DistributionMatching:
 
 
 def rungs(steps: int) -> dict[int, int]:
-    """For each time of the ladder, the first of 50 steps that draws it."""
+    """Returns, for each ladder time, the first of 50 steps that draws it."""
     drawn = [int(torch.randint(steps, (), generator=generator(0, "rung", step))) for step in range(50)]
     return {rung: drawn.index(rung) for rung in range(steps)}
 
@@ -170,7 +170,7 @@ def test_a_fake_score_alone_follows_what_the_student_would_have_shown(nets):
     batch = Batch(point.x0, condition, [""] * B)
     shown = dmd2().loss("student", nets, batch, generator(0, "path"), 1).carry
     assert torch.equal(dmd2().sampled(nets, batch, generator(0, "path"), 1), shown)
-    for step in range(5):                       # every rank and micro-batch of a step calls alike
+    for step in range(5):                       # all ranks and micro-batches of a step make equal calls
         drawn = {float(dmd2(steps=4).student_input(nets, batch, generator(seed, "path"), step)[1][0])
                  for seed in range(4)}
         assert len(drawn) == 1
@@ -179,8 +179,8 @@ def test_a_fake_score_alone_follows_what_the_student_would_have_shown(nets):
 
 @pytest.mark.parametrize("sd", [0.5, 1.0])
 def test_dmd2_rests_where_student_and_data_have_one_distribution(sd):
-    """A ladder of one step: a fake score that is linear in x sees the outputs of a longer one through their
-    mean variance, and cannot tell these from each other."""
+    """With a ladder of one step.  A fake score linear in x depends on the outputs of a longer ladder only
+    through their mean variance."""
     student, fake = Table(1), Legendre(4)
     objective, lr = dmd2(steps=1, every=3), {"student": 0.4, FAKE: 0.3}
     nets = {"student": student, FAKE: fake, "teacher": Flow(sd)}
@@ -233,7 +233,7 @@ def test_osv_is_its_two_stages(nets, stage, null):
     target = point.x0
     if stage == 2:
         rows = []
-        for i, x in enumerate(x_t):                                         # a clip at a time
+        for i, x in enumerate(x_t):                                         # per clip
             x, one = x[None], condition[i:i + 1]
             n = int(k[i])
             for j in range(n, max(n - 3, 0), -1):
@@ -254,7 +254,7 @@ def test_osv_is_its_two_stages(nets, stage, null):
 
 @pytest.mark.parametrize("m", [1, 5])
 def test_osv_rests_at_the_teachers_euler_steps_however_many_it_takes_at_once(m):
-    """Without its adversary, which has no closed form: that is tested as da's."""
+    """Without its adversary, which has no closed form and is tested in test_da.py."""
     grid = 16
     rest, k = Table(grid), torch.arange(1, grid + 1, dtype=D)
     with torch.no_grad():
@@ -281,7 +281,7 @@ def test_the_critic_of_osv_holds_the_averages_side_for_real(inputs):
     assert not torch.equal(seen.real, run.objective.window(batch.x0, seen.view))
 
 
-# --- what all of them share ------------------------------------------------------------------------------
+# --- all baselines ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("objective, passes, roles", [
@@ -291,8 +291,8 @@ def test_the_critic_of_osv_holds_the_averages_side_for_real(inputs):
     ("dmd2", [(1, True), (2, False), (1, False), (1, True)], {FAKE}),
 ])
 def test_a_plan_counts_the_networks_and_passes_of_each(objective, passes, roles):
-    """The last ones.  Before DMD2's come those of backward simulation, as many as the step draws; before
-    OSV's the first of the teacher's steps."""
+    """The last ones.  DMD2 first has the drawn number of backward-simulation steps, OSV the teacher's first
+    steps."""
     assert [(call.rows, call.grad) for call in plan.calls(objective)][-len(passes):] == passes
     found = plan.parameters(plan.PRESETS["1.3b"], objective)
     assert {role for role, held in found.items() if any(moves for _, moves in held)} >= {"student", *roles}

@@ -1,4 +1,4 @@
-"""A checkpoint is whole or absent, and comes back to the same bits or not at all."""
+"""Checkpoints: atomic, and restored bit for bit or rejected."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ OPTIM = Optim(lr=0.1)
 
 
 def parts(seed: int, steps: int = 2) -> dict:
-    """A student that has taken some steps, and its average."""
+    """Returns a student after some steps, and its average."""
     torch.manual_seed(seed)
     student = Trained(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), OPTIM, passes=1)
     average = Ema(student, 0.5)

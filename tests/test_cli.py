@@ -1,4 +1,4 @@
-"""The command line: what it says, what it refuses, and that looking changes nothing."""
+"""The command line: output, rejected input, and dry runs without side effects."""
 
 import os
 import re
@@ -25,7 +25,7 @@ def main(arguments: list, tables=tiny.TABLES) -> int:
 
 @pytest.fixture
 def file(inputs, tmp_path) -> Path:
-    """A tiny distillation's config; its run folder is tmp_path/run."""
+    """Returns a tiny distillation config with run folder tmp_path/run."""
     tree = config.to_dict(tiny.config(inputs, "ccd", run=str(tmp_path / "run")))
     path = tmp_path / "ccd.yaml"
     path.write_text(yaml.safe_dump(tree))
@@ -33,7 +33,7 @@ def file(inputs, tmp_path) -> Path:
 
 
 def refusal(capsys, *arguments: object) -> str:
-    """The one line on stderr of a command that ends with exit code 2."""
+    """Returns the one stderr line of a command with exit code 2."""
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert err.startswith(f"swiftvideo {arguments[0]}: ") and err.count("\n") == 1 and "Traceback" not in err
@@ -85,7 +85,7 @@ def test_of_several_processes_the_first_reports(file, capsys, monkeypatch):
 
 @pytest.fixture
 def aligning(inputs, tmp_path) -> Path:
-    """A tiny alignment's config; its run folder is tmp_path/run."""
+    """Returns a tiny alignment config with run folder tmp_path/run."""
     tree = config.to_dict(tiny.config(inputs, "ta", run=str(tmp_path / "run")))
     path = tmp_path / "ta.yaml"
     path.write_text(yaml.safe_dump(tree))
@@ -106,7 +106,7 @@ def test_pairs_are_sampled_by_several_ranks_and_trained_on(aligning, capsys, tmp
 
 
 def test_the_two_commands_of_the_docs_agree(aligning):
-    """docs/ta.md: the pairs that the first makes are those that the second trains on."""
+    """docs/ta.md: the second command trains on the pairs that the first writes."""
     text = (Path(__file__).parents[1] / "docs/ta.md").read_text()
     lines = [line.split("#")[0].split() for line in text.splitlines() if line.startswith("    swift")]
     asked = [words[1:] for words in lines]

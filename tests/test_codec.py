@@ -1,4 +1,4 @@
-"""The codec: Wan's strides, unit variance, faithful enough to show, and a file that is whole."""
+"""The PCA codec: Wan's strides, unit variance, reconstruction quality, and its file."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ def crops(part: str) -> Tensor:
 
 @pytest.fixture(scope="module")
 def pixels() -> Tensor:
-    """Crops of the demo's clips: frames that no codec was fitted to."""
+    """Returns crops of the demo's clips that the codec was not fitted to."""
     return crops("test")
 
 

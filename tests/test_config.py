@@ -1,4 +1,4 @@
-"""A config says what is wrong with it: which key, what was found, what was wanted."""
+"""Config errors: key, found, wanted."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def error(file, *overrides: str) -> str:
 
 def test_defaults_fill_what_the_file_leaves_out(file):
     cfg = load(file)
-    assert cfg.optim.lr == 1e-3             # which YAML reads as text
+    assert cfg.optim.lr == 1e-3             # YAML loads it as text
     assert isinstance(cfg.objective, Ccd) and cfg.objective.norm == "l2"
     assert cfg.data == CropOptions()
 
@@ -76,7 +76,7 @@ def test_every_shipped_config_loads_and_survives_the_round_trip(path):
     ("objective.guidence=2", "objective.guidance"),
     ("data.hieght=2", "data.height"),
     ("modl.codec=x", "model.codec"),
-    ("lr=1", "optim.lr"),                   # the section forgotten
+    ("lr=1", "optim.lr"),                   # the section omitted
     ("batch=1", "data.batch"),
     ("RUN.STEPS=5", "run.steps"),
     ("MODEL.PRESET=tiny", "model.preset"),
@@ -266,7 +266,7 @@ def test_a_shipped_config_and_its_weights_are_found_from_any_folder(name, tmp_pa
     assert all(Path(model[key]).is_file() and Path(model[key]).is_absolute() for key in ("weights", "codec"))
     assert config.read(name, ["model.codec=mine"])["model"]["codec"] == "mine"
     Path("configs/demo").mkdir(parents=True)
-    Path("configs/demo/teacher.safetensors").touch()                # what is here comes first
+    Path("configs/demo/teacher.safetensors").touch()                # local files take precedence
     assert config.read(name)["model"]["weights"] == "configs/demo/teacher.safetensors"
 
 

@@ -1,4 +1,4 @@
-"""Distribution alignment: eq. 10 by hand, what trains and what does not, and a gradient that arrives."""
+"""Distribution alignment: eq. 10 by hand, the networks trained, gradients through decoder and backbone."""
 
 import math
 from dataclasses import replace
@@ -52,7 +52,7 @@ class Affine(nn.Module):
 
 
 class Towards0(Consistency):
-    """The distillation wants v to be 0.  Its points are of noise 1 and fixed times."""
+    """A distillation with target v = 0, noise 1 and fixed times."""
 
     def jump(self, nets, batch, rng, step):
         point = point_of(batch)
@@ -83,7 +83,7 @@ def codec(tmp_path_factory):
 
 
 class Aligned:
-    """An objective, its networks and the step that the loop would take with them."""
+    """An objective with its networks, and the loop's step."""
 
     def __init__(self, codec, options: Da = OPTIONS, backbone=None, dtype=torch.float32, passes: int = 1,
                  held_out: Batch | None = None):
@@ -159,7 +159,7 @@ def test_the_loss_is_equation_10(codec):
 
 
 def test_the_students_gradient_is_that_of_the_whole_expression(codec):
-    """Taken at once in the forward, it is what one backward through everything gives."""
+    """Computed in the forward pass, it equals one backward through everything."""
     da, batch = Aligned(codec), drawn()
     out, ab, t = da.student_loss(batch, 2), [da.student.a, da.student.b], point_of(batch).t
     got, jump = torch.autograd.grad(out.value, ab), da.jump(batch)
@@ -178,10 +178,10 @@ def test_the_students_gradient_is_that_of_the_whole_expression(codec):
 
 
 def test_a_gradient_arrives_through_decoder_and_dino(monkeypatch):
-    """Against finite differences in float64, by the real classes: transformers' DINOv2 and diffusers' VAE."""
+    """Against finite differences in float64, with transformers' DINOv2 and diffusers' VAE."""
     transformers, diffusers = pytest.importorskip("transformers"), pytest.importorskip("diffusers")
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpsample
-    monkeypatch.setattr(WanUpsample, "forward", nn.Upsample.forward)        # theirs goes by float32
+    monkeypatch.setattr(WanUpsample, "forward", nn.Upsample.forward)        # theirs computes in float32
     torch.manual_seed(0)
     dino = Dino(transformers.Dinov2Model(transformers.Dinov2Config(
         hidden_size=24, num_hidden_layers=4, num_attention_heads=2, image_size=28, patch_size=14)))
@@ -298,7 +298,7 @@ def test_projected_latents_train_their_projection_and_reach_the_student():
 
 
 def test_the_heads_learn_to_tell_held_out_clips(codec):
-    """Real latents are smooth here, generated ones are not."""
+    """Real latents are smooth, generated ones are not."""
     def smooth(seed: int) -> Batch:
         batch = drawn(seed=seed)
         return replace(batch, x0=batch.x0.mean((3, 4), keepdim=True).expand_as(batch.x0).contiguous())

@@ -1,4 +1,4 @@
-"""From files to crops: what does not fit is said, what is held out stays unseen, a draw can be repeated."""
+"""The demo's clips and crops: errors, splits without overlap, reproducible draws."""
 
 import os
 from importlib.metadata import PackageNotFoundError
@@ -147,13 +147,13 @@ def test_a_split_holds_out_a_window_each_without_overlap_and_fits_its_windows(st
     else:
         assert [len(piece) for piece in held] == [window, window]
         assert all(len(piece) >= window for piece in parts["train"])
-    if length >= 5 * window:        # what is held out lies between what is trained on
+    if length >= 5 * window:        # held-out frames lie between training frames
         assert parts["train"][0].start == shot.start and parts["train"][-1].stop == shot.stop
 
 
 @pytest.mark.parametrize("fast", [(0.0, 1.0), (5.0, 1.0), (1.0, 9.0)])
 def test_the_test_is_the_window_that_moves_as_the_training_frames_do(fast):
-    """A shot of 9 windows: training moves by 3 a frame, the two that are held out by `fast`."""
+    """A shot of 9 windows: training moves by 3 per frame, the two held-out windows by `fast`."""
     places = split(range(10, 100), 10, np.zeros(99))
     first, second = sorted((places["valid"][0], places["test"][0]), key=lambda r: r.start)
     change = np.full(99, 3.0)
@@ -167,7 +167,7 @@ def test_the_test_is_the_window_that_moves_as_the_training_frames_do(fast):
 # Crops.
 
 def map_clip(frames: int = 40, height: int = 24, width: int = 60) -> Clip:
-    """A pixel says where it is: (row, column, frame)."""
+    """Returns a clip whose pixel values are (row, column, frame)."""
     t, y, x = np.meshgrid(np.arange(frames), np.arange(height), np.arange(width), indexing="ij")
     return Clip("map", "a map", 25.0, np.stack([y, x, t], -1).astype(np.uint8))
 
@@ -177,7 +177,7 @@ def source(part: str = "train", given: list[Clip] | None = None, **options) -> C
 
 
 def places(crops) -> torch.Tensor:
-    """(B, T, 3): row, column and frame of each crop's corner in map_clip."""
+    """Returns (B, T, 3): row, column and frame of each crop's corner in map_clip."""
     return ((crops.pixels[..., 0, 0] + 1) * 127.5).round().long().transpose(1, 2)
 
 

@@ -1,4 +1,4 @@
-"""Windows: frames by their time stamps, upright, cropped and resized, the same from PyAV and DALI."""
+"""Windows: frames by time stamp, upright, cropped and resized, equal from PyAV and DALI."""
 
 import logging
 from fractions import Fraction
@@ -6,10 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import av
-import made
 import numpy as np
 import pipeline
 import pytest
+import synthetic
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,11 +72,11 @@ def test_a_framing_of_nothing_is_refused():
 # Decoding.
 
 @pytest.mark.parametrize("encoder, varies", [
-    *((encoder, False) for encoder in made.CODECS),
-    *((encoder, True) for encoder in made.CODECS if encoder != "mpeg4")])               # an AVI has one rate
+    *((encoder, False) for encoder in synthetic.CODECS),
+    *((encoder, True) for encoder in synthetic.CODECS if encoder != "mpeg4")])           # an AVI has one rate
 def test_frames_are_those_whose_time_stamps_are_nearest(encoder, varies, tmp_path):
-    times = made.varying(1, 4.0) if varies else made.constant(24, 97)
-    path = made.film(tmp_path / f"a{made.CODECS[encoder][0]}", encoder, times)
+    times = synthetic.varying(1, 4.0) if varies else synthetic.constant(24, 97)
+    path = synthetic.write_video(tmp_path / f"a{synthetic.CODECS[encoder][0]}", encoder, times)
     about, framing = probe(path), pipeline.FRAMING
     for start in range(0, framing.starts(about), 7):
         pipeline.check_frames(window(path, start, framing), about.times * float(about.tick), start)
@@ -84,8 +84,8 @@ def test_frames_are_those_whose_time_stamps_are_nearest(encoder, varies, tmp_pat
 
 @pytest.mark.parametrize("encoder", ["libx264", "libx265"])
 def test_a_window_after_a_seek_has_the_bytes_of_decoding_from_the_start(encoder, tmp_path):
-    """Open groups with B-frames: at a keyframe some frames shown before it need the group before."""
-    path = made.film(tmp_path / "a.mp4", encoder, made.constant(24, 120))
+    """Open GOPs with B-frames: some frames displayed before a keyframe need the previous GOP."""
+    path = synthetic.write_video(tmp_path / "a.mp4", encoder, synthetic.constant(24, 120))
     with av.open(str(path)) as file:
         whole = [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
     framing = Framing(4, 24.0, 80, 64)
@@ -95,7 +95,7 @@ def test_a_window_after_a_seek_has_the_bytes_of_decoding_from_the_start(encoder,
 
 
 def test_a_frame_before_the_keyframe_that_a_seek_lands_on_is_not_taken():
-    """A decoder may show frame 98, broken, after a seek that landed on the keyframe at 100."""
+    """A decoder may return a broken frame 98 after a seek to the keyframe at 100."""
     def frame(pts: int, key: bool, good: bool = True) -> SimpleNamespace:
         return SimpleNamespace(pts=pts, key_frame=key, good=good)
 
@@ -117,7 +117,7 @@ def test_a_frame_before_the_keyframe_that_a_seek_lands_on_is_not_taken():
 
 
 def test_a_frame_that_is_shown_twice_is_there_twice(tmp_path):
-    path = made.film(tmp_path / "a.mp4", "libx264", made.constant(8, 30))
+    path = synthetic.write_video(tmp_path / "a.mp4", "libx264", synthetic.constant(8, 30))
     shown = window(path, 3, Framing(9, 16.0, 64, 64))
     assert torch.equal(shown[:, 0:8:2], shown[:, 1:9:2]) and not torch.equal(shown[:, 1], shown[:, 2])
 
@@ -125,18 +125,19 @@ def test_a_frame_that_is_shown_twice_is_there_twice(tmp_path):
 @pytest.mark.parametrize("turns", range(4))
 def test_a_turned_picture_is_upright(turns, tmp_path):
     size = {"width": 64, "height": 80}
-    upright = made.film(tmp_path / "0.mp4", "libx264", made.constant(24, 12), **size)
-    turned = made.film(tmp_path / "1.mp4", "libx264", made.constant(24, 12), **size, quarter_turns=turns)
+    upright = synthetic.write_video(tmp_path / "0.mp4", "libx264", synthetic.constant(24, 12), **size)
+    turned = synthetic.write_video(tmp_path / "1.mp4", "libx264", synthetic.constant(24, 12), **size,
+                                    quarter_turns=turns)
     framing = Framing(5, 24.0, 48, 80)
     a, b = (window(path, 2, framing).float() for path in (upright, turned))
     assert (a - b).abs().mean() < 3
 
 
 def test_a_file_that_is_no_longer_that_of_the_index_is_named(tmp_path):
-    path = made.film(tmp_path / "a.mp4", "libx264", made.constant(24, 40))
+    path = synthetic.write_video(tmp_path / "a.mp4", "libx264", synthetic.constant(24, 40))
     about, place, framing = probe(path), Place("", "a.mp4"), Framing(9, 24.0, 64, 64)
     indices = framing.choose(about, 30)
-    made.film(path, "libx264", made.constant(24, 34))
+    synthetic.write_video(path, "libx264", synthetic.constant(24, 34))
     with pytest.raises(ValueError, match=r"a.mp4: 5 indexed frames are missing, the first at 1.42 s"):
         PyAv().window(tmp_path, place, about, indices, framing)
     path.write_bytes(b"no video")
@@ -152,7 +153,7 @@ def test_a_file_that_is_no_longer_that_of_the_index_is_named(tmp_path):
 @pytest.mark.parametrize("width, height, aspect", [
     (64, 48, 1.0), (100, 48, 1.0), (64, 90, 1.0), (63, 47, 1.0), (32, 48, 2.0), (40, 20, 1.0)])
 def test_a_picture_keeps_its_shape_and_its_middle(width, height, aspect):
-    """A ramp stays a ramp of the slope that the scale gives, and its middle the middle."""
+    """A ramp keeps its centre, and has the slope given by the scale."""
     framing = Framing(2, 16.0, 32, 24)
     for axis, size, out in ((2, width, 32), (1, height, 24)):
         grey = np.linspace(20, 230, size)
@@ -161,7 +162,7 @@ def test_a_picture_keeps_its_shape_and_its_middle(width, height, aspect):
         got = fit(x, video([0, 1], width=width, height=height, aspect=aspect), framing).float()
         assert got.shape == (1, 24, 32, 3)
         line = got[0, :, :, 0].mean(0 if axis == 2 else 1)
-        scale = max(24 / height, 32 / (width * aspect))                 # pixels out a pixel in, upright
+        scale = max(24 / height, 32 / (width * aspect))         # output pixels per input pixel, upright
         slope = 210 / (size - 1) / scale / (aspect if axis == 2 else 1)
         middle = line[out // 4:-(out // 4)]
         assert torch.allclose(middle.diff().mean(), torch.tensor(slope), rtol=0.1)
@@ -191,8 +192,8 @@ def test_a_picture_of_the_size_wanted_is_left_alone():
 @pytest.mark.parametrize("size", [(80, 64), (98, 62)])
 @pytest.mark.parametrize("varies", [False, True], ids=["cfr", "vfr"])
 def test_dali_on_the_cpu_gives_the_bytes_of_pyav(size, varies, tmp_path):
-    times = made.varying(2, 4.0) if varies else made.constant(24, 97)
-    path = made.film(tmp_path / "a.webm", "libvpx-vp9", times, width=size[0], height=size[1])
+    times = synthetic.varying(2, 4.0) if varies else synthetic.constant(24, 97)
+    path = synthetic.write_video(tmp_path / "a.webm", "libvpx-vp9", times, width=size[0], height=size[1])
     how = decoder("dali")
     for start in (0, 5, 20, 3):
         got, want = (window(path, start, pipeline.FRAMING, by) for by in (how, PyAv(smooth=True)))
@@ -205,7 +206,7 @@ def test_dali_on_the_cpu_gives_the_bytes_of_pyav(size, varies, tmp_path):
 def test_dali_turns_a_picture_and_keeps_the_colours_of_bt709(tmp_path):
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as file:
-        stream = file.add_stream("libvpx-vp9", rate=24, options=made.CODECS["libvpx-vp9"][1])
+        stream = file.add_stream("libvpx-vp9", rate=24, options=synthetic.CODECS["libvpx-vp9"][1])
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 2_000_000
         stream.codec_context.colorspace = dali.BT709
         y, x = np.mgrid[:48, :64]
@@ -213,7 +214,7 @@ def test_dali_turns_a_picture_and_keeps_the_colours_of_bt709(tmp_path):
             colours = np.stack([90 + x + i, 180 - y, 90 + y], -1).astype(np.uint8)
             file.mux(stream.encode(av.VideoFrame.from_ndarray(colours, format="rgb24")))
         file.mux(stream.encode())
-    made.turn(path, 1)
+    synthetic.turn(path, 1)
     about, framing = probe(path), Framing(5, 24.0, 48, 64)
     assert about.matrix == dali.BT709 and about.rotation == 90
     how = decoder("dali")
@@ -225,7 +226,7 @@ def test_dali_turns_a_picture_and_keeps_the_colours_of_bt709(tmp_path):
 
 @needs_dali
 def test_dali_leaves_to_pyav_what_it_cannot_take(tmp_path, caplog):
-    path = made.film(tmp_path / "a.mp4", "libx264", made.constant(24, 60))
+    path = synthetic.write_video(tmp_path / "a.mp4", "libx264", synthetic.constant(24, 60))
     with caplog.at_level(logging.INFO):
         how = decoder("dali")
         got = window(path, 3, pipeline.FRAMING, how)
@@ -253,7 +254,7 @@ def test_dalis_pipeline_for_the_gpu_decodes_on_the_gpu_what_it_is_fed(monkeypatc
 
 @needs_dali
 def test_dali_names_a_file_that_it_cannot_decode_and_goes_on(tmp_path):
-    good = made.film(tmp_path / "a.webm", "libvpx-vp9", made.constant(24, 60))
+    good = synthetic.write_video(tmp_path / "a.webm", "libvpx-vp9", synthetic.constant(24, 60))
     about, decode = probe(good), decoder("dali")
     bad = tmp_path / "b.webm"
     bad.write_bytes(good.read_bytes()[:300])

@@ -1,4 +1,4 @@
-"""The demo's runs and page, without the training: what starts from what, and what the report shows."""
+"""The demo's runs and page, without training: dependencies, and the report's content."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -60,7 +60,7 @@ KEYS = ["loss", "tangent", "dF_dt", "win_diff", "lose_diff", "accuracy", "reflow
 
 @pytest.fixture
 def runs(tmp_path) -> dict[str, Config]:
-    """With logs in their folders, as of trained runs."""
+    """Returns runs with logs in their folders, as after training."""
     runs = dict(students(tmp_path, CONFIGS, seed=0, overrides=[], paired=True))
     for run in runs.values():
         Path(run.run.dir).mkdir(parents=True)
@@ -70,7 +70,7 @@ def runs(tmp_path) -> dict[str, Config]:
 
 
 def returned(name: str, kind: str, figure: float):
-    """What a task returns; its figures are `figure` and up."""
+    """Returns a task's result, with figures from `figure` upwards."""
     clips = np.zeros((SHOWN, 3, 5, 8, 8), np.float32)
     steps = (REFERENCE_STEPS, *STEPS[name]) if name == TEACHER else STEPS.get(name, ())
     if kind == SAMPLES:
@@ -90,7 +90,7 @@ def returned(name: str, kind: str, figure: float):
 
 @pytest.fixture
 def done(runs, tmp_path) -> dict:
-    """What all tasks return, in their order."""
+    """Returns all tasks' results, in order."""
     places = tasks(0, runs, 256, tmp_path)
     return {(seed, name, kind): pool.Ended(returned(name, kind, 10.0 * i), 1.0)
             for i, (seed, name, kind) in enumerate(places)}
@@ -174,7 +174,7 @@ def test_one_seed_trains_what_the_paper_has(tmp_path):
 
 
 def call(place: tuple) -> tuple:
-    """A task that tells when it ran."""
+    """A task that records when it ran."""
     DONE.append(place)
     return place
 
@@ -207,11 +207,11 @@ def test_the_first_error_of_a_task_ends_the_pool(monkeypatch):
 
 
 def test_a_pool_of_processes_trains_to_the_same_bits_as_the_loop(inputs, tmp_path):
-    """On the real clips: what a test patches does not reach another process."""
+    """On the real clips: patches of a test do not apply in another process."""
     cfg = tiny.config(inputs, "ccd", run=str(tmp_path / "beside"))
     cfg = replace(cfg, data=replace(cfg.data, pool=4), run=replace(cfg.run, steps=2))
     ended, = pool.run_tasks({("beside",): pool.Task(finish, (cfg,))}).values()
-    assert ended.core_seconds > 0.5         # torch's import alone
+    assert ended.core_seconds > 0.5         # importing torch takes longer
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -223,7 +223,7 @@ def test_a_pool_of_processes_trains_to_the_same_bits_as_the_loop(inputs, tmp_pat
 
 
 def test_rows_of_teacher_and_student_are_those_of_the_benchmark(inputs, tmp_path):
-    """Figures by hand from the same samples; the teacher's many-step samples have no error of trajectory."""
+    """Figures by hand from the same samples; the teacher's many-step samples have no trajectory error."""
     cfg = tiny.config(inputs, "ccd", run=str(tmp_path / "run"))
     run = recipe.train(cfg, tiny.TABLES)
     file = tmp_path / "reference.safetensors"
@@ -242,7 +242,7 @@ def test_rows_of_teacher_and_student_are_those_of_the_benchmark(inputs, tmp_path
 
 
 def test_the_preview_shows_the_samples_that_the_tables_measure(inputs, tmp_path, monkeypatch):
-    """To the bit, of clips beyond the first batch as well."""
+    """Bit for bit, also for clips beyond the first batch."""
     monkeypatch.setattr(measure, "FIRST_BATCH", 32)
     cfg = tiny.config(inputs, "ccd", run=str(tmp_path / "run"))
     captions, real, teacher = measure.preview(cfg, 40, (2,), tiny.TABLES)
@@ -307,7 +307,7 @@ def test_ratios_in_the_second_table_are_to_the_first_of_their_group(result):
 
 
 def test_questions_about_runs_that_are_not_there_are_not_asked(runs, done):
-    """With one seed there is no paired noise; and while the demo runs there is less."""
+    """With one seed there is no paired noise; while the demo runs, results are missing."""
     def asked(*without: str) -> list[list[str]]:
         kept = {place: ended for place, ended in done.items() if place[1] not in without}
         there = seed_result(0, runs, kept)
@@ -332,7 +332,7 @@ def test_the_page_shows_figures_6_and_8_the_samples_and_the_gain(result):
 
 
 def test_a_page_is_written_at_every_stage_and_says_what_is_still_to_come(runs, done):
-    """Never less than before."""
+    """Never with less than before."""
     shown, waits = 0, 9
     for count in range(1, len(done) + 1):
         partial = seed_result(0, runs, dict(list(done.items())[:count]))
@@ -344,7 +344,7 @@ def test_a_page_is_written_at_every_stage_and_says_what_is_still_to_come(runs, d
     assert not waits
     resumed = {place: ended for place, ended in done.items() if place[-1] in (TRAINED, TIMES)}
     html = render(page.TITLE, page.sections([seed_result(0, runs, resumed)], clips=256), About({}))
-    assert "Pending: shown after the teacher is sampled" in html        # other tasks may end before it
+    assert "Pending: shown after the teacher is sampled" in html        # other tasks may end first
 
 
 def test_the_first_page_is_there_with_the_teachers_samples_and_the_last_is_whole(

@@ -1,4 +1,4 @@
-"""The heads against their formulas; the frozen nets; one window, crop and disguise for a whole clip."""
+"""The heads against their formulas; frozen backbones; one window, crop and augmentation per clip."""
 
 import math
 
@@ -33,12 +33,12 @@ def seen(rng):
 
 @pytest.fixture
 def c(rng):
-    """A pair is told the same."""
+    """Returns conditioning that is equal within a pair."""
     return torch.randn(B // 2, TOLD, generator=rng, dtype=D).repeat(2, 1)
 
 
 def circular(x_SCL, conv):
-    """Position by position; the weight over u'Wv."""
+    """Returns the circular convolution, position by position, with weight W / u'Wv."""
     w = conv.weight / sum(conv.u[o] * conv.weight[o].flatten() @ conv.v for o in range(len(conv.u)))
     S, _, L = x_SCL.shape
     K = w.shape[2]
@@ -50,7 +50,7 @@ def circular(x_SCL, conv):
 
 
 def block(x_SCL, of):
-    """All sequences are of one pair of clips: its channels have mean 0 and variance 1 over all of them."""
+    """Sequences of one pair of clips: channels have mean 0 and variance 1 over all of them."""
     y = circular(x_SCL, of.conv)
     for channel in range(y.shape[1]):
         plane = y[:, channel]
@@ -61,7 +61,7 @@ def block(x_SCL, of):
 
 
 def literal(x_SCL, head, c):
-    """(1) to (3) of models/discriminator.py, for the sequences of a real clip and the one beside it."""
+    """(1) to (3) of adversary/discriminator.py, for the sequences of a pair of clips."""
     h = block(x_SCL, head.near)
     h = (block(h, head.far) + h) * (1 / math.sqrt(2))
     y = circular(h, head.out)
@@ -129,7 +129,7 @@ def test_judging_does_not_move_the_spectral_norms(net, seen, c):
 
 def test_the_same_seed_draws_the_same_heads():
     drawn = []
-    for noise in (1, 2):                    # the global state, which differs from rank to rank, has no part
+    for noise in (1, 2):                    # independent of the global state, which differs between ranks
         torch.manual_seed(noise)
         net = Discriminator([C], TOLD)
         discriminator.initialise(net, torch.Generator().manual_seed(0))
@@ -145,7 +145,7 @@ def test_projected_latents_are_as_large_as_their_pixels(rng):
     assert torch.allclose(net(torch.ones(1, 16, 1, 2, 2)), net.weight.sum((1, 2, 3, 4))[:, None, None, None])
 
 
-# --- what they look through ------------------------------------------------------------------------------
+# --- backbones -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
-"""docs/distil-wan.md, run as written, on a tiny model in the released layout and six mp4.
+"""Runs the commands of docs/distil-wan.md on a tiny model in the released layout and six mp4.
 
-What only makes it small comes after each command's own words: sizes, steps, one process.
+Options that make it small are appended to each command: sizes, steps, one process.
 """
 
 import re
@@ -8,9 +8,9 @@ import shlex
 import shutil
 from pathlib import Path
 
-import made
 import pytest
 import released
+import synthetic
 import torch
 
 pytest.importorskip("pyarrow")
@@ -34,7 +34,7 @@ SMALL = {
 
 
 def blocks() -> list[str]:
-    """The page's indented blocks, dedented."""
+    """Returns the page's indented blocks, dedented."""
     found = re.findall(r"(?:^    .*\n|^\n(?=    ))+", PAGE, re.M)
     return [re.sub(r"^    ", "", block, flags=re.M).strip() for block in found]
 
@@ -47,7 +47,7 @@ def test_the_page_from_mp4_to_a_clip_of_the_stock_pipeline(tmp_path, monkeypatch
     released.write_encoders(tmp_path / "Wan2.1-Fun-1.3B-InP", "original")
     rows = ["video,caption"]
     for number in range(6):
-        made.film(tmp_path / f"clips/{number}.mp4", "libx264", made.constant(24, 60))
+        synthetic.write_video(tmp_path / f"clips/{number}.mp4", "libx264", synthetic.constant(24, 60))
         rows.append(f'{number}.mp4,"a red ball, the {number}th"')
     Path("captions.csv").write_text("\n".join(rows) + "\n")
     released.picture(64, 64).save("first.png")

@@ -1,4 +1,4 @@
-"""What the documents say is there: messages in the source, files behind links, commands that parse."""
+"""The documents: quoted messages are in the source, links have targets, commands parse."""
 
 import ast
 import importlib.util
@@ -21,7 +21,7 @@ COMMANDS = sorted({(page.name, " ".join(line.split("  #")[0].split()))
 
 
 def written(node: ast.AST) -> str:
-    """A string of the source, with ... for what is filled in; the message of a call of config.strict.want."""
+    """Returns a string of the source with ... for its values, or the message of a config.strict.want call."""
     if isinstance(node, ast.JoinedStr):
         return "".join(map(written, node.values))
     if isinstance(node, ast.Call) and len(node.args) == 4 and ast.unparse(node.func).endswith("want"):
@@ -31,7 +31,7 @@ def written(node: ast.AST) -> str:
 
 @cache
 def literals() -> list[str]:
-    """Every string and message of the source, without back quotes."""
+    """Returns every string and message of the source, without back quotes."""
     sources = [*(ROOT / "swiftvideo_fast").rglob("*.py"), ROOT / "bootstrap.py", ROOT / "setup.py"]
     trees = [ast.parse(path.read_text()) for path in sources]
     return [written(node).replace("`", "") for tree in trees for node in ast.walk(tree)]
@@ -51,7 +51,7 @@ def test_links_lead_to_files(page):
 
 @pytest.mark.parametrize("page, command", COMMANDS)
 def test_a_command_parses(page, command):
-    """Its words and flags; what it runs on is tested where it is told."""
+    """Checks arguments and options only."""
     words = [re.sub(r"^FILE$|^RUN$|^OUT$|^MODEL$|^BASE$", "x", word) for word in shlex.split(command)[1:]]
     assert cli.parser().parse_args(words).name == words[0]
 

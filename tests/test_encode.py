@@ -1,4 +1,4 @@
-"""Shards and sources: the same bytes by any road, each clip once an epoch, and nothing of another's taken."""
+"""Shards and sources: the same bytes in any order, each clip once per epoch, other settings rejected."""
 
 import argparse
 import json
@@ -9,9 +9,9 @@ from itertools import count
 from pathlib import Path
 
 import encoders
-import made
 import pipeline
 import pytest
+import synthetic
 import torch
 
 pytest.importorskip("pyarrow")
@@ -32,7 +32,7 @@ def table(videos) -> Index:
 
 @pytest.fixture
 def own(videos, tmp_path) -> Path:
-    """A folder with copies of some of the good files, to be damaged, and their index."""
+    """Returns a folder with copies of some good files, to be damaged, and their index."""
     shutil.copytree(videos / "set/clips", tmp_path / "set/clips")
     shutil.copy(videos / "set/portrait.mp4", tmp_path / "set")
     shutil.copy(videos / "set/captions.csv", tmp_path)
@@ -178,7 +178,7 @@ def test_every_clip_comes_once_an_epoch_in_an_order_of_its_own():
 
 
 def test_two_ranks_go_on_as_one_and_as_three_without_repeat_or_hole(videos):
-    """A step's clips are shared out as train/loop.py does: rank r of w takes each w-th micro-batch."""
+    """A step's clips are split as in train/loop.py: rank r of w takes every w-th micro-batch."""
     drawn, batch, step = [], 6, count()
     for ranks, steps in ((2, 3), (1, 2), (3, 9)):
         sources = [pipeline.shards_of(videos / "shards") for _ in range(ranks)]
@@ -224,7 +224,7 @@ def test_what_is_held_out_does_not_depend_on_the_run():
 def test_pixels_of_another_index_are_refused(own):
     rows = Index(own / "index.parquet")
     pipeline.job(rows.path, own / "shards").write([0], 2)
-    made.film(own / "set/portrait.mp4", "libx264", made.constant(24, 70))
+    synthetic.write_video(own / "set/portrait.mp4", "libx264", synthetic.constant(24, 70))
     index(own / "set", own / "captions.csv", rows.path)
     with pytest.raises(ValueError, match="not the index that .* was encoded from; restore that one"):
         pipeline.shards_of(own / "shards", pixels=True)
@@ -262,7 +262,7 @@ def test_a_caption_is_encoded_once_while_it_is_kept(table, monkeypatch):
 # Ahead.
 
 class Counted:
-    """A source that tells what it was asked for."""
+    """A source that records its draws."""
 
     def __init__(self, source):
         self.source, self.asked, self.closed = source, [], False
@@ -285,7 +285,7 @@ def test_batches_drawn_ahead_are_those_of_the_source(videos):
     asked = ahead.source.asked
     assert asked.count(12) == asked.count(18) == 1                      # once, ahead
     ahead.draw(2, 0, 30)
-    ahead.pool.submit(int).result()                                     # all that is under way is drawn
+    ahead.pool.submit(int).result()                                     # pending draws are finished
     assert asked[-2:] == [60, 90]
     ahead.close()
     assert ahead.source.closed

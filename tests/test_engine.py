@@ -1,6 +1,6 @@
-"""Many processes train as one: the same losses, the same average, whatever the engine, the split, the kills.
+"""Several processes train as one: equal losses and averages for any engine, split and kills.
 
-python tests/endurance.py runs the long forms: 50 steps by every engine, 40 kills.
+python tests/endurance.py runs the long forms: 50 steps with every engine, 40 kills.
 """
 
 import json
@@ -11,7 +11,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-import fleet
+import launch
 import pytest
 import tiny
 import torch
@@ -29,18 +29,18 @@ from swiftvideo_fast.plan import Plan  # noqa: E402
 from swiftvideo_fast.train import checkpoint, recipe, rounds  # noqa: E402
 from swiftvideo_fast.train.log import read_log  # noqa: E402
 
-SPLITS = [(1, 1), (2, 1), (2, 2), (4, 2)]       # processes, those that share the tokens of a clip
-SHAKES, T = 4, 8.61                             # other roundings; Student's t of 1 - 0.001, two-sided
+SPLITS = [(1, 1), (2, 1), (2, 2), (4, 2)]       # processes, processes per clip (sequence parallelism)
+SHAKES, T = 4, 8.61                             # perturbed runs; Student's t of 1 - 0.001, two-sided
 
 
 @pytest.fixture(scope="module")
 def processes():
-    return fleet.server()
+    return launch.server()
 
 
 def config(inputs: Path, run: str, world: int, steps: int = 6, batch: int = 2, objective: str = "ccd",
            **engine):
-    """Steps in passes of one clip, a checkpoint after each second.  world 0: without DeepSpeed."""
+    """Returns a config with passes of one clip and a checkpoint every second step.  world 0: no DeepSpeed."""
     cfg = tiny.config(inputs, objective, run=run, data={"batch": batch},
                       engine={"name": "zero3" if world else "plain", "micro": 1} | engine)
     if objective == "ta":
@@ -49,16 +49,16 @@ def config(inputs: Path, run: str, world: int, steps: int = 6, batch: int = 2, o
 
 
 def ended(processes, cfg, world: int, work=tiny.train, *args) -> Path:
-    """The folder of a run by so many processes."""
-    assert fleet.Fleet(processes, max(1, world), work, cfg, *args).join(900) == [0] * max(1, world)
+    """Runs a training on `world` processes; returns its folder."""
+    assert launch.Processes(processes, max(1, world), work, cfg, *args).join(900) == [0] * max(1, world)
     return Path(cfg.run.dir)
 
 
 def distance(a: Path, b: Path) -> list[float]:
-    """The largest difference of the losses, of a critic's and a fake score's too; the root mean square of the
-    average's weights', of the critic's weights' and buffers', of the fake score's weights'.
+    """Returns the largest difference of the losses (also a critic's and a fake score's), and the RMS
+    difference of the average's weights, the critic's weights and buffers, and the fake score's weights.
 
-    (Not their largest: where a gradient is zero but for rounding, Adam steps by its sign.)
+    (Not the largest: where a gradient is zero up to rounding, Adam steps by its sign.)
     """
     lines = [*zip(read_log(a), read_log(b), strict=True)]
     losses = {key: [abs(x[key] - y[key]) for x, y in lines if key in x]
@@ -74,13 +74,13 @@ def distance(a: Path, b: Path) -> list[float]:
 
 
 def alone(processes, cfg, work=tiny.train) -> tuple[Path, list[float]]:
-    """The folder of a run of one process without DeepSpeed, and how far from it rounding may lead another.
+    """Returns the folder of a one-process run without DeepSpeed, and the distances that rounding may cause.
 
-    Two runs that differ by rounding commit, at each op of each step, an error of up to half the spacing of
-    floats at the largest element, and each error grows from step to step as the run would have it.  So the
-    run is made SHAKES times more, such an error put into the point and the gradients at every step.  A
-    split's distance is then one more draw of the law of theirs, or of a narrower one: of a normal law, it is
-    beyond T times their root mean square once in a thousand (Student's t with SHAKES degrees of freedom).
+    Runs that differ by rounding have, at each op of each step, an error of up to half the float spacing at
+    the largest element, and errors grow over steps.  The run is therefore repeated SHAKES times with such
+    errors added to the point and the gradients at every step.  A split's distance is one more draw from that
+    distribution, or a narrower one: if normal, it exceeds T times their RMS once in a thousand runs
+    (Student's t with SHAKES degrees of freedom).
     """
     run = ended(processes, cfg, 1, sharded.train_shaken, work, SHAKES)
     far = [distance(run, run.with_name(f"{run.name}-shaken-{seed}")) for seed in range(SHAKES)]
@@ -88,7 +88,7 @@ def alone(processes, cfg, work=tiny.train) -> tuple[Path, list[float]]:
 
 
 def compare(inputs: Path, processes, splits, steps: int, work=tiny.train, **changes) -> dict:
-    """Split -> (distances from one process without DeepSpeed, what rounding allows)."""
+    """Returns split -> (distances from one process without DeepSpeed, bounds from rounding)."""
     def named(world: int, **engine):
         run = f"{work.__name__}-{world}-{engine}-{changes}"
         return config(inputs, run, world, steps, **engine, **changes)
@@ -120,7 +120,7 @@ def test_every_kind_of_second_network_is_the_same_run_too(objective, work, input
 
 
 def test_the_shared_tokens_have_the_value_tangent_and_gradients_of_the_whole(processes, tmp_path):
-    assert fleet.Fleet(processes, 2, sharded.share, tmp_path).join(120) == [0, 0]
+    assert launch.Processes(processes, 2, sharded.share, tmp_path).join(120) == [0, 0]
     far = [json.loads((tmp_path / f"far-{rank}.json").read_text()) for rank in (0, 1)]
     assert max(far[0] + far[1]) < 1e-13 and len(far[0]) > 20
 
@@ -128,7 +128,7 @@ def test_the_shared_tokens_have_the_value_tangent_and_gradients_of_the_whole(pro
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_average_follows_the_masters_through_a_gather_and_a_resume(dtype, inputs, processes, tmp_path):
     cfg = config(inputs, "followed", 2, dtype=dtype)
-    assert fleet.Fleet(processes, 2, sharded.follow, cfg, tmp_path).join(120) == [0, 0]
+    assert launch.Processes(processes, 2, sharded.follow, cfg, tmp_path).join(120) == [0, 0]
     far = json.loads((tmp_path / "far.json").read_text())
     assert far["moved"] > 5e-7, "three steps of 1e-6"
     assert far["average"] < 0.1 * far["moved"]
@@ -141,7 +141,7 @@ def test_two_ranks_hold_half_of_what_one_holds_and_both_what_was_planned(inputs,
                                                                          monkeypatch):
     held = {}
     for world in (1, 2):
-        assert fleet.Fleet(processes, world, sharded.weigh, config(inputs, "weighed", world),
+        assert launch.Processes(processes, world, sharded.weigh, config(inputs, "weighed", world),
                            tmp_path).join(120) == [0] * world
         held[world] = [json.loads((tmp_path / f"bytes-{rank}.json").read_text()) for rank in range(world)]
     for part, whole in held[1][0].items():
@@ -160,7 +160,7 @@ def test_no_rank_holds_a_whole_network_while_it_is_shared_out(dtype, processes, 
     file = tmp_path / "teacher.safetensors"
     weights.save(tiny.network(sizes=sharded.BIG), file, getattr(torch, dtype))
     cfg = config(tmp_path, "never", 2, dtype=dtype)
-    assert fleet.Fleet(processes, 2, sharded.set_up, cfg, tmp_path).join(120) == [0, 0]
+    assert launch.Processes(processes, 2, sharded.set_up, cfg, tmp_path).join(120) == [0, 0]
     whole = file.stat().st_size
     for rank in (0, 1):
         peaks = json.loads((tmp_path / f"peaks-{rank}.json").read_text())
@@ -169,19 +169,19 @@ def test_no_rank_holds_a_whole_network_while_it_is_shared_out(dtype, processes, 
 
 
 def undisturbed(processes, cfg, world: int) -> Path:
-    """A run's folder, moved out of the way."""
+    """Returns an uninterrupted run's folder, moved away."""
     return ended(processes, cfg, world).rename(f"{cfg.run.dir}-undisturbed")
 
 
 def kill(processes, cfg, world: int, want: Path, times: int, seed: int, seconds: float) -> list[str]:
-    """Kill one rank or all, at a touch of the disk or after some time, so often; then let the run end.
+    """Kills one rank or all, at a disk access or after some time, repeatedly; then lets the run finish.
 
-    Returns what differs from the undisturbed run.
+    Returns the differences to the uninterrupted run.
     """
     draw = random.Random(seed)
     for _ in range(times):
         touch = draw.random() < 0.5
-        runners = fleet.Fleet(processes, world, tiny.train, cfg, draw.randint(5, 60) if touch else None)
+        runners = launch.Processes(processes, world, tiny.train, cfg, draw.randint(5, 60) if touch else None)
         if not touch:
             runners.kill(draw.uniform(0, seconds), draw.choice([[0], [world - 1], range(world)]))
         runners.join(300)
@@ -220,7 +220,7 @@ def test_eight_bit_moments_resume_to_the_same_bits(world, processes, tmp_path):
 
 
 def test_two_ranks_are_gone_on_with_by_another_number(inputs, processes):
-    """As far from one process alone as rounding may lead: the steps of either number are its steps."""
+    """The distance to one process is within rounding: steps are equal for any number of ranks."""
     plain, allowed = alone(processes, config(inputs, "by-none", 0, batch=6))
     cfg = config(inputs, "by-two", 2, batch=6)
     cfg = replace(cfg, run=replace(cfg.run, keep=3))
@@ -236,14 +236,14 @@ def test_two_ranks_are_gone_on_with_by_another_number(inputs, processes):
 
 
 def aligned(inputs: Path, run: str):
-    """The config of an alignment by two ranks, of three shards of pairs."""
+    """Returns the config of an alignment on two ranks with three shards of pairs."""
     cfg = config(inputs, run, 2, objective="ta")
     return replace(cfg, objective=replace(cfg.objective, count=2 * pairs.SHARD + 3, pairs=None))
 
 
 def test_two_ranks_share_out_the_pairs_of_an_alignment_and_wait_for_the_last(inputs, processes, tmp_path):
     both, one = (next(rounds.rounds(aligned(inputs, run), [2, 1])) for run in ("shared-out", "not-shared"))
-    assert fleet.Fleet(processes, 2, sharded.align, aligned(inputs, "shared-out"), tmp_path,
+    assert launch.Processes(processes, 2, sharded.align, aligned(inputs, "shared-out"), tmp_path,
                        False).join(120) == [0, 0]
     assert [json.loads((tmp_path / f"made-{rank}.json").read_text()) for rank in (0, 1)] == [[0, 2], [1]]
     rounds.make_pairs(one, tables=tiny.TABLES)
@@ -252,25 +252,25 @@ def test_two_ranks_share_out_the_pairs_of_an_alignment_and_wait_for_the_last(inp
 
 def test_pairs_that_one_rank_cannot_write_end_the_alignment_on_all(inputs, processes, tmp_path):
     cfg = aligned(inputs, "refused")
-    assert fleet.Fleet(processes, 2, sharded.align, cfg, tmp_path, True).join(120) == [0, 0]
+    assert launch.Processes(processes, 2, sharded.align, cfg, tmp_path, True).join(120) == [0, 0]
     said = [(tmp_path / f"said-{rank}").read_text() for rank in (0, 1)]
     assert said[0].startswith("rank 1: OSError(28") and "No space left on device" in said[1]
 
 
 def test_a_rank_that_is_late_is_waited_for(processes, tmp_path):
-    assert fleet.Fleet(processes, 2, sharded.wait, tmp_path).join(60) == [0, 0]
+    assert launch.Processes(processes, 2, sharded.wait, tmp_path).join(60) == [0, 0]
     assert {(tmp_path / f"said-{rank}").read_text() for rank in (0, 1)} == {"from 0 from 1"}
 
 
 def test_a_disk_that_is_full_for_one_rank_ends_the_run_on_all_and_costs_no_checkpoint(inputs, processes):
     cfg = config(inputs, "full", 2, steps=4)
-    assert fleet.Fleet(processes, 2, sharded.full_disk, cfg).join(120, grace=60) == [1, 1]
+    assert launch.Processes(processes, 2, sharded.full_disk, cfg).join(120, grace=60) == [1, 1]
     assert checkpoint.last_good(Path(cfg.run.dir)).state["step"] == 2
 
 
 def test_a_folder_that_is_read_only_ends_the_run_on_all_before_its_first_step(inputs, processes, tmp_path):
     cfg = config(inputs, "read-only", 2)
-    assert fleet.Fleet(processes, 2, sharded.read_only, cfg, tmp_path).join(60) == [0, 0]
+    assert launch.Processes(processes, 2, sharded.read_only, cfg, tmp_path).join(60) == [0, 0]
     for rank in (0, 1):
         said = (tmp_path / f"said-{rank}").read_text()
         assert f"{cfg.run.dir}: could not be created ([Errno 30] Read-only file system" in said

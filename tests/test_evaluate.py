@@ -11,7 +11,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import fleet
+import launch
 import pytest
 import tiny
 import torch
@@ -236,7 +236,7 @@ def work(arguments: list, kill_at: int | None = None) -> None:
 
 def test_two_ranks_make_the_bytes_and_figures_of_one(processes, done, words, tmp_path):
     out = tmp_path / "out"
-    assert fleet.Fleet(processes, 2, work, [*words, "--out", out]).join(120) == [0, 0]
+    assert launch.Processes(processes, 2, work, [*words, "--out", out]).join(120) == [0, 0]
     assert contents(out) == contents(done) and figures(out) == figures(done)
 
 
@@ -244,7 +244,7 @@ def test_killed_and_resumed_it_makes_the_same_bytes_and_figures(processes, done,
     """Killed between the seconds and the latents of a batch, and while it measures."""
     for kill_at in (15, 35):
         out = tmp_path / str(kill_at)
-        [code] = fleet.Fleet(processes, 1, work, [*words, "--out", out], kill_at).join(120)
+        [code] = launch.Processes(processes, 1, work, [*words, "--out", out], kill_at).join(120)
         assert code == -signal.SIGKILL and contents(out) != contents(done)
         assert main(*words, "--out", out) == 0
         assert contents(out) == contents(done) and figures(out) == figures(done)

@@ -1,13 +1,13 @@
-"""`swiftvideo evaluate` of Wan students, on clips that were encoded into shards."""
+"""`swiftvideo evaluate` of Wan students, on encoded shards."""
 
 import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-import made
 import pytest
 import released
+import synthetic
 import torch
 
 pytest.importorskip("pyarrow")
@@ -24,7 +24,7 @@ CLIPS, COUNT = 12, 5
 
 @pytest.fixture(scope="module", autouse=True)
 def few():
-    """Smaller sets than are allowed, in smaller batches."""
+    """Permits small sets, in small batches."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(clips, "LEAST", COUNT)
         patch.setattr(clips, "BATCH", 8)
@@ -37,11 +37,11 @@ def main(*arguments: object) -> int:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with a tiny released model, `base`, and CLIPS of its clips in `latents`."""
+    """Returns a folder with a tiny released model, `base`, and CLIPS encoded clips in `latents`."""
     place = tmp_path_factory.mktemp("wan")
     released.write(place / "base", "original")
     released.write_encoders(place / "base", "original")
-    first = made.film(place / "clips/0.mp4", "libx264", made.constant(24, 60))
+    first = synthetic.write_video(place / "clips/0.mp4", "libx264", synthetic.constant(24, 60))
     for number in range(1, CLIPS):
         shutil.copy(first, place / f"clips/{number}.mp4")
     rows = [f'{number}.mp4,"a red ball, the {number}th"' for number in range(CLIPS)]
@@ -54,7 +54,7 @@ def place(tmp_path_factory) -> Path:
 
 
 def student(place: Path, name: str, held_out: int = COUNT, seed: int = 1, folder: str = "latents") -> Path:
-    """The folder of a run by configs/wan/ccd.yaml that has ended, without its training."""
+    """Returns the folder of a finished run of configs/wan/ccd.yaml, without training."""
     cfg = TABLES.load("configs/wan/ccd.yaml", [
         f"run.dir={place / name}", f"model.weights={place}/base", f"data.folder={place / folder}",
         f"data.held_out={held_out}"])

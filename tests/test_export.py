@@ -1,4 +1,4 @@
-"""`swiftvideo export` of a file of ours: another storage, the header kept; or the weights of a checkpoint."""
+"""`swiftvideo export --to weights`: another dtype with the same header, or a checkpoint's weights."""
 
 import tiny
 import torch

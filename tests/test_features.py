@@ -1,4 +1,4 @@
-"""Does the feature net see what it must?  On held-out real clips, whole and damaged."""
+"""Sensitivity of the feature nets, on held-out real clips with and without corruption."""
 
 import pytest
 import torch
@@ -10,19 +10,19 @@ from swiftvideo_fast.metrics.features import FEATURES, random_net, trained_net
 from swiftvideo_fast.metrics.frechet import distance, fit
 
 CLIPS = 96
-NEAR, FAR = 2.0, 5.0    # half and gross damage are at least so many times as far as other real clips
+NEAR, FAR = 2.0, 5.0    # minimum distance of half and gross corruption, relative to other real clips
 
 
 @pytest.fixture(scope="module")
 def held_out():
-    """Two draws of held-out clips."""
+    """Returns two draws of held-out clips."""
     crops = CropSource(demo_clips(), "test", frames=17, size=64)
     return crops.draw(CLIPS, 1).pixels, crops.draw(CLIPS, 2).pixels
 
 
 @pytest.fixture(scope="module", params=[trained_net, random_net], ids=["trained", "random"])
 def ruler(request, held_out):
-    """(distance of clips to the first draw, that of the second draw)."""
+    """Returns (function: distance of clips to the first draw, distance of the second draw)."""
     net = request.param()
     first = fit(net.extract(held_out[0]))
 

@@ -1,4 +1,4 @@
-"""Figures of fidelity on clips whose answer is known."""
+"""Figures of fidelity on clips with known values."""
 
 from itertools import pairwise
 
@@ -63,7 +63,7 @@ def test_a_frozen_clip_has_no_motion_and_a_slow_one_half(clips, rng):
 
 
 def bytes_of(clips):
-    """(B, T, H, W, 3) uint8, as write_video rounds them."""
+    """Returns (B, T, H, W, 3) uint8, rounded as by write_video."""
     return ((clips.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 4, 1).numpy()
 
 

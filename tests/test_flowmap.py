@@ -1,4 +1,4 @@
-"""The flow map: its loss written out once more, its rest on Gaussian data, its second time in the network.
+"""The flow map: loss against an independent implementation, fixed point on Gaussian data, second time input.
 
 On data N(0, sd^2) under the exact flow, x_t grows as sigma(t) (test_gaussian.py), so the map is
     x_s = x_t sigma(s) / sigma(t)        u(x_t, t, s) = x_t (1 - sigma(s) / sigma(t)) / (t - s),   v at s = t
@@ -36,7 +36,7 @@ D = torch.float64
 
 
 class MapNet(Net):
-    """Net of test_objectives.py, with a second time; without it s = t."""
+    """test_objectives.Net with a second time; without it s = t."""
 
     def __init__(self, seed: int):
         super().__init__(seed)
@@ -141,7 +141,7 @@ def test_under_an_adversary_every_clip_has_a_second_pair_to_the_data(nets):
     assert_equal(both.loss, (one.loss + whole.loss) / 2)
     assert_equal(both.x0, whole.x0)
     assert_equal(both.x0, flowmap.x0(nets["student"], point.x_t, point.t, condition))
-    [at_v] = torch.autograd.grad(both.loss, both.v, retain_graph=True)      # what the adversary is weighed by
+    [at_v] = torch.autograd.grad(both.loss, both.v, retain_graph=True)      # used to weight the adversary
     [alone] = torch.autograd.grad(whole.loss, whole.v)
     assert_equal(at_v, alone / 2)
 
@@ -162,13 +162,13 @@ class ExactMap(Map):
         self.sd = sd
 
     def w(self, t, s):
-        """(sigma(t) - sigma(s)) / (t - s) / sigma(t), its difference of squares divided out."""
+        """(sigma(t) - sigma(s)) / (t - s) / sigma(t), without cancellation."""
         rise = (t + s) * (1 + self.sd**2) - 2 * self.sd**2
         return rise / (sigma(t, self.sd) + sigma(s, self.sd)) / sigma(t, self.sd)
 
 
 class LegendreMap(Map):
-    """w(t, s) any polynomial of a degree in t and in s / t."""
+    """w(t, s), a polynomial in t and s / t."""
 
     def __init__(self, degree: int):
         super().__init__()
@@ -204,7 +204,7 @@ def test_the_finite_difference_rests_nearby_in_second_order():
 
 
 def ratio(net: Map, steps: int, sd: float, shift: float = 1.0) -> float:
-    """Standard deviation of samples over that of the data, by the sampler that a config names."""
+    """Returns the standard deviation of samples over that of the data, with a config's sampler."""
     how = Sample("flowmap", shift)
     return sampler.generate(lambda x, t, condition, s: net(x, t, s=s), torch.ones(1, 1, dtype=D), NOTHING,
                             steps, how, None).item() / sd
@@ -305,7 +305,7 @@ def test_a_run_ends_with_maps_that_are_sampled_by_themselves(inputs):
 
 
 def test_an_adversary_and_an_alignment_stand_on_a_map(inputs):
-    """The latter on the map's own samples, by the map's own sampler."""
+    """TA uses the map's samples, by its own sampler."""
     how = {"sample": {"sampler": "flowmap"}}
     tree = to_dict(tiny.config(inputs, "da", run="map-da", **how))
     tree["objective"] = tiny.RUNS["flowmap"]

@@ -27,7 +27,7 @@ def seen(x):
 
 
 def of_cdfvd(real, fake):
-    """cd-fvd 0.1.1's distance of features (clips, D): raw sums in float64, scipy's root of the product."""
+    """Returns cd-fvd 0.1.1's distance of features (clips, D): raw sums in float64, scipy's matrix root."""
     means, covariances = [], []
     for x in (real, fake):
         x = x.numpy()
@@ -41,7 +41,7 @@ def of_cdfvd(real, fake):
 @given(st.integers(2, 300), st.integers(2, 300), st.integers(1, 40), st.integers(0, 99))
 @settings(max_examples=15)
 def test_is_cd_fvds_to_a_millionth(m, n, features, seed):
-    """With fewer clips than features scipy's root of the singular product has lost half the digits."""
+    """With fewer clips than features, scipy's root of the singular product loses half the digits."""
     rng = torch.Generator().manual_seed(seed)
     real, fake = draw(rng, m, features), draw(rng, n, features)
     want = of_cdfvd(real, fake)
@@ -99,7 +99,7 @@ def test_refuses_one_clip_and_says_how_many_clips_are_not_finite():
 
 @pytest.mark.parametrize("case", [(8, 64, alike, "flat", "gaussian") for alike in (True, False)])
 def test_the_interval_covers_the_truth_in_93_of_100_draws_and_the_estimate_has_no_bias(case):
-    """More cases by `python tests/intervals.py`."""
+    """More cases: `python tests/intervals.py`."""
     truth, found = intervals.of_draws(case, 100, seed=0)
     assert intervals.covered(truth, found) >= intervals.NEEDED
     values = np.array([e.value for e in found])
@@ -107,7 +107,7 @@ def test_the_interval_covers_the_truth_in_93_of_100_draws_and_the_estimate_has_n
     error = values.std(ddof=1) / len(values) ** 0.5
     assert abs(values.mean() - truth) < 3 * error < (plain - truth) / 2
     width = np.mean([e.high - e.low for e in found]) / values.std(ddof=1)
-    assert 4 < width < 8                                    # 5.2 of Student's, and no idle width
+    assert 4 < width < 8                                    # 5.2 of Student's; not wider than needed
 
 
 def test_the_estimate_is_the_jackknife_of_groups_left_out_on_both_sides(rng):

@@ -1,6 +1,6 @@
-"""FVD by networks that stand in for the published ones: preprocessing, weights by path, ranks, the result.
+"""FVD with stubs of the published networks: preprocessing, weight files, ranks, the result.
 
-The published architectures against cd-fvd's own pipeline: `python tests/fvd_itself.py`.
+The published architectures against cd-fvd's own pipeline: `python tests/compare_cdfvd.py`.
 """
 
 import sys
@@ -24,7 +24,7 @@ FRAMING = Framing(10, 16.0, 24, 16)
 
 
 class SmallI3d(nn.Module):
-    """Takes what cd-fvd's does; its features are linear in coarse pixels."""
+    """A stub with cd-fvd's input; its features are linear in coarse pixels."""
 
     def __init__(self, num_classes, in_channels):
         super().__init__()
@@ -55,7 +55,7 @@ class StyleGanV(nn.Module):
 
 @pytest.fixture(autouse=True)
 def package(monkeypatch):
-    """In cd-fvd's place."""
+    """Installs a stub of cd-fvd."""
     for name in ("cdfvd", "cdfvd.third_party", "cdfvd.third_party.i3d", "cdfvd.third_party.VideoMAEv2"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     i3d = ModuleType("cdfvd.third_party.i3d.pytorch_i3d")
@@ -81,12 +81,12 @@ def clips(rng, count=6, frames=10, height=16, width=24):
 
 
 def colours():
-    """A net whose features are the mean colour."""
+    """Returns a net whose features are the mean colour."""
     return Published("fvd-i3d", "none", 3, lambda x: x.float().mean((1, 2, 3)), torch.device("cpu"))
 
 
 def bilinear(x_HW, side=224):
-    """Half-pixel centres, edges clamped, no antialias; by numpy in float64."""
+    """Resizes with half-pixel centres, clamped edges, no antialias, in numpy float64."""
     def along(n):
         at = np.clip((np.arange(side) + 0.5) * n / side - 0.5, 0, None)
         low = at.astype(int)
@@ -101,7 +101,7 @@ def test_pixels_are_bilinear_at_224_in_each_nets_range(rng, height, width):
     x = clips(rng, 2, 3, height, width)
     want = np.stack([[[bilinear(x[b, t, :, :, c].double().numpy()) for t in range(3)] for c in range(3)]
                      for b in range(2)])
-    place = max(height, width) * 2 ** -23                    # how much a float32 coordinate errs
+    place = max(height, width) * 2 ** -23                    # error of a float32 coordinate
     np.testing.assert_allclose(i3d_pixels(x), 2 * want / 255 - 1, atol=2 * place)
     np.testing.assert_allclose(videomae_pixels(x), want / 255, atol=place)
 

@@ -41,7 +41,7 @@ class Average:
 
 
 class Linear(nn.Module):
-    """F(x, t) = w(t) x, told nothing."""
+    """F(x, t) = w(t) x, without conditioning."""
 
     def forward(self, x, t, text=None, frames=None, image=None):
         return path.over(self.w(t.double()), x) * x
@@ -74,7 +74,7 @@ class AtRest(Linear):
 
 
 class Legendre(Linear):
-    """A student whose w(t) is any polynomial of a degree."""
+    """A student whose w(t) is a polynomial."""
 
     def __init__(self, degree: int):
         super().__init__()
@@ -110,7 +110,7 @@ def points(t: Tensor, elements: int = 3) -> path.Point:
     return path.Point(x0, x1, t, path.interpolate(x0, x1, t))
 
 
-# --- where continuous distillation rests -----------------------------------------------------------------
+# --- fixed point of continuous distillation --------------------------------------------------------------
 
 
 TIMES = torch.linspace(0.01, 1, 60, dtype=D)
@@ -160,11 +160,11 @@ def test_ccd_trained_on_draws_comes_to_rest_there(s, norm, m):
     assert (ema.net.w(TIMES) - AtRest(s, m).w(TIMES)).abs().max() < 5e-3
 
 
-# --- the discrete twin -----------------------------------------------------------------------------------
+# --- discrete distillation -------------------------------------------------------------------------------
 
 
 def discretely_distilled(grid: int, s: float) -> Table:
-    """Trained to the end: each pass fits the table exactly and carries the data one time further."""
+    """Returns a converged student: each pass fits the table exactly and takes the data one time further."""
     student = Table(grid)
     ema = Average(student, 0.0)
     dcd = made(DiscreteDistillation, Dcd(guidance=1.0, grid=grid))
@@ -195,7 +195,7 @@ def test_dcd_nears_the_consistency_function_in_first_order(s):
 
 
 def euler_ratio(net: Linear, steps: int, s: float) -> float:
-    """Standard deviation of samples over that of the data: everything is linear, so one number tells it."""
+    """Returns the standard deviation of samples over that of the data; all maps are linear."""
     return sampler.euler(net, torch.ones(1, 1, dtype=D), path.ladder(steps)).item() / s
 
 
@@ -225,13 +225,13 @@ def test_euler_is_the_product_of_its_steps(steps, s):
 @pytest.mark.parametrize("s", [0.3, 1.0, 2.0])
 @pytest.mark.parametrize("steps", [1, 2, 4, 8, 25])
 def test_consistency_sampling_keeps_the_standard_deviation(steps, s, monkeypatch):
-    """Each independent noise gets an axis of its own: a sample's length is its standard deviation."""
+    """Each independent noise has its own axis: a sample's length is its standard deviation."""
     axes = iter(torch.eye(steps, dtype=D))
     monkeypatch.setattr(torch, "randn", lambda *_, **__: next(axes)[None])
     x = sampler.consistency(AtRest(s), torch.randn(1, steps), path.ladder(steps, shift=3.0),
                             torch.Generator())
     assert x.norm().item() == pytest.approx(s, rel=1e-12)
-    assert next(axes, None) is None                                         # one fresh noise a time above 0
+    assert next(axes, None) is None                                         # one fresh noise per time above 0
 
 
 def test_consistency_sampling_keeps_it_in_draws_too():

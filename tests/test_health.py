@@ -1,4 +1,4 @@
-"""Health checks raise an alarm for a collapse, and none where there is none."""
+"""Health checks: alarms on collapse, none otherwise."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The index: every file looked at, every caption at its file, every reject with its reason."""
+"""The index: every file probed, captions matched, rejects with reasons."""
 
 import argparse
 import csv
@@ -9,9 +9,9 @@ import zipfile
 from pathlib import Path
 
 import av
-import made
 import numpy as np
 import pytest
+import synthetic
 
 pytest.importorskip("pyarrow")
 
@@ -24,7 +24,7 @@ from swiftvideo_fast.data.probe import Video, probe  # noqa: E402
 
 
 def film(path: Path, fps: float = 24, frames: int = 6, encoder: str = "libx264", **options) -> Path:
-    return made.film(path, encoder, made.constant(fps, frames), **options)
+    return synthetic.write_video(path, encoder, synthetic.constant(fps, frames), **options)
 
 
 def table(path: Path, rows: dict[str, str], header: str = "video,caption") -> Path:
@@ -40,11 +40,11 @@ def rejected(out: Path) -> dict[str, str]:
 
 # Probing.
 
-@pytest.mark.parametrize("encoder", made.CODECS)
+@pytest.mark.parametrize("encoder", synthetic.CODECS)
 def test_a_probe_tells_codec_size_and_the_time_of_every_frame(encoder, tmp_path):
-    suffix, _ = made.CODECS[encoder]
-    times = made.constant(24, 30) if encoder == "mpeg4" else made.varying(3, 2.0)
-    video = probe(made.film(tmp_path / f"a{suffix}", encoder, times, width=98, height=62))
+    suffix, _ = synthetic.CODECS[encoder]
+    times = synthetic.constant(24, 30) if encoder == "mpeg4" else synthetic.varying(3, 2.0)
+    video = probe(synthetic.write_video(tmp_path / f"a{suffix}", encoder, times, width=98, height=62))
     assert video.codec == {"libx264": "h264", "libvpx-vp9": "vp9", "libx265": "hevc", "libsvtav1": "av1",
                            "mpeg4": "mpeg4"}[encoder]
     assert (video.width, video.height, video.rotation, video.pixels) == (98, 62, 0, "yuv420p")
@@ -81,7 +81,7 @@ def test_damage_inside_one_frame_is_seen_though_the_decoder_conceals_it(encoder,
 
 
 def test_a_file_that_was_trimmed_without_encoding_shows_what_is_left(tmp_path):
-    """`ffmpeg -ss 1 -c copy`: the frames before are still stored, and an edit list hides them."""
+    """`ffmpeg -ss 1 -c copy`: earlier frames are still stored and hidden by an edit list."""
     path = film(tmp_path / "whole.mp4", frames=100)
     options = {"use_editlist": "1", "avoid_negative_ts": "disabled"}
     with av.open(str(path)) as whole, av.open(str(tmp_path / "a.mp4"), "w", options=options) as file:
@@ -96,7 +96,7 @@ def test_a_file_that_was_trimmed_without_encoding_shows_what_is_left(tmp_path):
     framing = Framing(5, 24.0, 64, 64)
     for start in (0, 40):
         shown = PyAv().window(tmp_path, Place("", "a.mp4"), video, framing.choose(video, start), framing)
-        times = [made.read_time(frame) for frame in shown.permute(1, 2, 3, 0).numpy()]
+        times = [synthetic.read_time(frame) for frame in shown.permute(1, 2, 3, 0).numpy()]
         assert np.allclose(times, [1000 + 1000 * (start + i) / 24 for i in range(5)], atol=1)
 
 
@@ -111,7 +111,7 @@ def test_a_picture_is_no_video(tmp_path):
 # Captions.
 
 def test_captions_keep_their_commas_quotes_and_lines(tmp_path):
-    texts = {f"{i}.mp4": text for i, text in enumerate(made.CAPTIONS)}
+    texts = {f"{i}.mp4": text for i, text in enumerate(synthetic.CAPTIONS)}
     path = table(tmp_path / "a.csv", texts)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())           # as Excel saves it
     assert captions.read(path) == {name: {text} for name, text in texts.items()}
@@ -151,7 +151,7 @@ def test_a_csv_of_another_kind_is_one_error(raw, why, tmp_path):
 # Archives.
 
 def archived(folder: Path, names: list[str], pieces: int = 0) -> Path:
-    """A zip of short films, cut into pieces as `split` does."""
+    """Returns a zip of short videos, split as by `split`."""
     path = folder / "OpenVid_part7.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for name in names:
@@ -215,7 +215,7 @@ def test_an_index_goes_on_from_its_journal_and_looks_again_at_what_has_changed(t
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             index(tmp_path / "set", told, tmp_path / "i.parquet")
-        journal.write_bytes(journal.read_bytes() + b'{"archive": "", "pa')     # a line cut short
+        journal.write_bytes(journal.read_bytes() + b'{"archive": "", "pa')     # an incomplete line
         film(tmp_path / "set/a.mp4", frames=9)
     assert index(tmp_path / "set", told, tmp_path / "i.parquet")[0] == 3
     assert looked == ["a.mp4", "b.mp4", "c.mp4", "a.mp4", "c.mp4", "c.mp4"] and not journal.exists()
@@ -223,7 +223,7 @@ def test_an_index_goes_on_from_its_journal_and_looks_again_at_what_has_changed(t
 
 
 def crash(source):
-    """A probe whose decoder dies of one file."""
+    """A probe whose decoder crashes on one file."""
     if source.name == "b.mp4":
         os.kill(os.getpid(), signal.SIGKILL)
     return probe(source)

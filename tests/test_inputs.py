@@ -1,4 +1,4 @@
-"""Wrong inputs as new users make them: each is refused before anything is written, in words that mend it."""
+"""Wrong inputs of new users: each is rejected before anything is written, with an error that says the fix."""
 
 import re
 import signal
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 TEACHER, CODEC = "{inputs}/teacher.safetensors", "{inputs}/codec.safetensors"
 SAMPLE = f"sample {{config}} --weights {TEACHER} "
 ENCODE = f"encode {TEACHER} --out {{tmp}}/e --family toy --codec {CODEC} "
-LINES = [                       # a command; a part of what it says, as a pattern
+LINES = [                       # a command; a pattern of its error
     # the line itself
     ("", "required: COMMAND.*example: swiftvideo train"),
     ("trian x.yaml", "invalid choice: 'trian'.*perhaps 'train'"),
@@ -62,7 +62,7 @@ LINES = [                       # a command; a part of what it says, as a patter
     ("train {config} run.dir=/proc/x/run", "run.dir is /proc/x/run, which could not be written to"),
     ("runs {tmp}/none", "FOLDER is .*none; want a folder with runs"),
     ("runs {inputs}", "want a folder with runs; there is none in it"),
-    # more than fits, and what is not there
+    # too large, or missing
     ("train {config} data.batch=1000000000", r"data.batch is .* at most \d+ clips a backward pass"),
     ("train {config} data.batch=9 engine.micro=2", "data.batch is 9; want a multiple of 2"),
     ("train {config} data.pool=1000000000", r"data.pool is 1000000000; want at most \d+: a crop takes .* GB"),
@@ -115,7 +115,7 @@ DRY = [line for line in LINES if line[0].startswith("train {config} ") and "--" 
 
 @pytest.fixture(scope="module")
 def place(inputs, tmp_path_factory) -> dict[str, Path]:
-    """What stands in the lines; nothing of it may change."""
+    """Returns the files that LINES refer to; none may change."""
     tmp = tmp_path_factory.mktemp("tmp")
     for name in ("ccd", "ta"):
         tree = config.to_dict(tiny.config(inputs, name, run=str(tmp / "run")))
@@ -133,7 +133,7 @@ def place(inputs, tmp_path_factory) -> dict[str, Path]:
 
 
 def said(line: str, place: dict, capsys) -> str:
-    """What a refused command writes on stderr; nothing on stdout, no traceback, no file."""
+    """Returns a rejected command's stderr; checks that it writes no stdout, traceback or file."""
     before = sorted(f for name in ("tmp", "inputs") for f in place[name].rglob("*"))
     try:
         code = cli.main([word.format(**place) for word in line.split()], tiny.TABLES)

@@ -1,6 +1,6 @@
 """The import order: a module imports from lines above its own, and from its own group.
 
-Imports inside functions count as well.  The order is also told, in words, in CONTRIBUTING.md.
+Imports inside functions count too.  CONTRIBUTING.md has the same order.
 """
 
 import ast
@@ -39,7 +39,7 @@ swiftvideo_fast.cli
 swiftvideo_fast.__main__
 """
 RANK = {name: line for line, names in enumerate(ORDER.splitlines()) for name in names.split()}
-ONLY_IN = {                                     # package: the one place that imports it
+ONLY_IN = {                                     # package: the only place that imports it
     "deepspeed": "swiftvideo_fast.train.zero3",
     "nvidia": "swiftvideo_fast.data.dali",
     "pyarrow": "swiftvideo_fast.data.index",
@@ -55,13 +55,13 @@ MODULES = {".".join(path.relative_to(base).with_suffix("").parts).removesuffix("
 
 
 def group(module: str) -> str | None:
-    """The longest name of ORDER that holds the module; swiftvideo_fast alone is its __init__.py."""
+    """Returns the longest name of ORDER that contains the module; "swiftvideo_fast" is its __init__.py."""
     held = [name for name in RANK if f"{module}.".startswith(f"{name}.") and name != "swiftvideo_fast"]
     return max(held, key=len, default=module if module in RANK else None)
 
 
 def imports(module: str) -> Iterator[str]:
-    """Full names; `from a import b` gives a.b where that is a module of ours, else a."""
+    """Returns full names; `from a import b` gives a.b if that is one of our modules, else a."""
     path = MODULES[module]
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text())):
@@ -88,11 +88,11 @@ def test_the_loop_knows_no_plug():
     plugs = "objectives models data adversary metrics report demo".split()
     known = [name for name in imports("swiftvideo_fast.train.loop")
              if name.split(".")[1:2] and name.split(".")[1] in plugs]
-    assert not known, f"train/loop.py imports {known}: it is handed everything"
+    assert not known, f"train/loop.py imports {known}: pass it as an argument"
 
 
 def test_the_recipe_alone_holds_the_tables():
-    """Of all others, only the command line and the demo name a plug, to ask for what is theirs alone."""
+    """Apart from it, only the command line and the demo name a plug, for its specific features."""
     plugs = {f"swiftvideo_fast.{name}" for name in (
         "objectives.ccd", "objectives.dcd", "objectives.flow", "objectives.da", "models.toy.family",
         "models.wan.family")}

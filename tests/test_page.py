@@ -1,6 +1,6 @@
-"""Pages in a browser: nothing wider than the screen, samples large and playing, a choice that is shown.
+"""Pages in a browser: no overflow, samples large and playing, the selected choice shown.
 
-Headless Chromium, where there is one; the page measures itself and is dumped.
+Headless Chromium, if installed; the page measures itself and its DOM is dumped.
 """
 
 import html
@@ -51,7 +51,7 @@ FRAME = """<!doctype html><iframe src="page.html" style="width: {}px; height: 90
 
 @pytest.fixture
 def page(rng) -> str:
-    """Every component, tables with all metrics over seeds."""
+    """Returns a page with every component, and tables with all metrics over seeds."""
     def column(label: str) -> Column:
         return Column(label, (torch.rand(6, 3, 9, 16, 16, generator=rng) * 2 - 1).unbind())
 
@@ -70,7 +70,7 @@ def page(rng) -> str:
 
 
 def look(page: str, width: int, folder: Path) -> dict:
-    """In a frame, because a window is at least 500 pixels wide."""
+    """Measures the page in a frame, because a window is at least 500 pixels wide."""
     asking = page.replace("<head>", f"<head><script>{CLOCK}</script>")
     asking = asking.replace("</body>", f"<script>{ASK}</script></body>")
     (folder / "page.html").write_text(asking)

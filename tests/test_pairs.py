@@ -1,4 +1,4 @@
-"""Preferences: what a pair is, the same bytes however it was written, rounds from student to student."""
+"""TA pairs: content, reproducible bytes, and rounds of alignment."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def config(inputs: Path, folder: Path, **options):
 
 @pytest.fixture(scope="module")
 def written(inputs, tmp_path_factory):
-    """A config whose pairs are there."""
+    """Returns a config with written pairs."""
     cfg = config(inputs, tmp_path_factory.mktemp("written"))
     make_pairs(cfg)
     return cfg
@@ -66,7 +66,7 @@ def test_real_winners_are_the_clips(inputs, tmp_path):
     cfg = config(inputs, tmp_path, winner="real", count=4)
     make_pairs(cfg)
     batch = opened(cfg).draw(4, 0, 0)
-    assert torch.equal(batch.x0[:, :, 0], batch.condition.frames[:, 4:, 0])     # the first frame, as told
+    assert torch.equal(batch.x0[:, :, 0], batch.condition.frames[:, 4:, 0])     # the given first frame
     assert not torch.equal(batch.loser[:, :, 0], batch.x0[:, :, 0])
 
 
@@ -181,7 +181,7 @@ def test_pairs_of_other_options_or_another_student_are_left_alone(written, input
     cfg = replace(cfg, model=replace(cfg.model, student=str(tmp_path / "other.safetensors")))
     with pytest.raises(ValueError, match="holds other pairs .student: "):
         opened(cfg)
-    (pairs.folder_of(written) / pairs.MANIFEST).rename(tmp_path / "aside")      # a shard knows as well
+    (pairs.folder_of(written) / pairs.MANIFEST).rename(tmp_path / "aside")  # shards record their settings too
     with pytest.raises(ValueError, match="pairs-00000.safetensors holds other pairs .steps"):
         make_pairs(other)
     assert not (pairs.folder_of(written) / pairs.MANIFEST).exists()

@@ -1,4 +1,4 @@
-"""The flow path, its time samplers, its ladders, and the seeds all draws come from."""
+"""The flow path, time samplers, ladders, and seeds."""
 
 import math
 
@@ -43,7 +43,7 @@ def test_times_are_logit_normal(mean, std, rng):
     assert abs(logit.mean().item() - mean) < 4 * std / math.sqrt(n)                 # four standard errors
     assert abs(logit.std().item() / std - 1) < 4 / math.sqrt(2 * n)
     below = (logit < mean + std).double().mean().item()
-    assert abs(below - 0.841345) < 4 * math.sqrt(0.1335 / n)                        # the normal's own shape
+    assert abs(below - 0.841345) < 4 * math.sqrt(0.1335 / n)                # the normal distribution's shape
 
 
 def test_times_are_uniform_when_asked(rng):

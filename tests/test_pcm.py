@@ -1,4 +1,4 @@
-"""Phased consistency models and their critic of latents, as test_baselines.py tests the others."""
+"""Phased consistency models and their latent critic, tested as in test_baselines.py."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ def nets():
 
 
 class Features(ToyFamily):
-    """A network's only block is itself."""
+    """A family whose networks have one block: the network."""
 
     def features(self, net, x_t, t, condition):
         return [self.call(net, x_t, t, condition).flatten(2).mT]
@@ -149,8 +149,8 @@ class PhaseTable(Linear):
 
 @pytest.mark.parametrize("phases", [1, 2, 4])
 def test_pcm_rests_where_its_phases_are_the_teachers_euler_steps(phases):
-    """Without its adversary.  Euler in as many steps as phases has the standard deviation of the teacher's N:
-    to first order that of the data, where a consistency function's is 1.41 and 1.66 times it."""
+    """Without its adversary.  Euler with one step per phase has the standard deviation of the teacher's N
+    steps: to first order the data's; a consistency function's is 1.41 and 1.66 times that."""
     errors = []
     for grid in (32, 64):
         objective, edges = pcm(grid=grid, phases=phases, weight=0.0), range(0, grid, grid // phases)

@@ -24,7 +24,7 @@ def test_a_kill_leaves_the_bytes_of_an_undisturbed_run(what, videos):
 
 @pytest.mark.filterwarnings("ignore:.*first frames")
 def test_a_run_from_shards_is_the_run_from_videos_and_its_log_tells_what_it_waited(videos, inputs, tmp_path):
-    """By the commands, with the discriminator looking at the real pixels."""
+    """With the CLI, and da.raw."""
     shards, table, codec = tmp_path / "shards", videos / "index.parquet", inputs / "codec.safetensors"
     framing = ["--frames", "9", "--rate", "8", "--size", "32x32"]
     toy = ["--family", "toy", "--codec", str(codec), "--weights", str(inputs / "teacher.safetensors")]

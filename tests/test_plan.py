@@ -1,4 +1,4 @@
-"""A plan before a run: its sizes against tensors that are there, its advice against itself."""
+"""`plan`: its sizes against actual tensors, its advice against itself."""
 
 from dataclasses import replace
 from unittest.mock import patch
@@ -61,7 +61,7 @@ def test_a_plan_that_cannot_be_is_one_line(flags, why, capsys):
 
 @pytest.mark.parametrize("policy", RECOMPUTE)
 def test_a_students_activations_are_the_accounts(policy):
-    """At the published sizes, with six of the 30 blocks, which are all alike."""
+    """At the published sizes, with six of the 30 equal blocks."""
     whole = PRESETS["1.3b"]
     with patch.dict(PRESETS, {"1.3b": replace(whole, layers=6)}):
         counted = faked(train_pass, Setting("1.3b", recompute=policy)).peak_activations
@@ -70,7 +70,7 @@ def test_a_students_activations_are_the_accounts(policy):
 
 
 def test_a_plan_of_ccd_is_that_of_its_networks_and_turns():
-    """Closed forms of Algorithm 1: bytes a rank at 1.3B on 8 GPUs, traffic, operations."""
+    """Closed forms of Algorithm 1: bytes per rank at 1.3B on 8 GPUs, communication, FLOPs."""
     planned = Plan("1.3b", 8, 80)
     n = 1_564_428_608
     assert {name: round(size / n * 8, 2) for name, size in planned.held().items()} | {

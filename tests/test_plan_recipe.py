@@ -18,7 +18,7 @@ def record(tmp_path, **parts):
 
 @pytest.mark.parametrize("gpus, batch, hours", [
     (1, 1, (3000 * 4 + 10000 * 6 + 4000 * 2) / 3600),
-    (8, 1, (3000 * 4 + 1250 * 6 + 4000 * 2) / 3600),            # one clip a step: only pairs are shared
+    (8, 1, (3000 * 4 + 1250 * 6 + 4000 * 2) / 3600),            # one clip per step: only pairs are split
     (8, 16, (3000 * 2 * 4 + 1250 * 6 + 4000 * 2 * 2) / 3600),
 ])
 def test_hours_are_counts_times_seconds_shared_by_the_gpus(tmp_path, gpus, batch, hours):

@@ -1,9 +1,9 @@
-"""A new objective, source or family is one class and one line; it trains, and resumes to the same bits."""
+"""New objectives, sources and families, each one class and one line, train and resume to the same bits."""
 
 import random
 from pathlib import Path
 
-import fleet
+import launch
 import plugs
 import pytest
 import tiny
@@ -32,7 +32,7 @@ def config(inputs: Path, plug: str, run: str, **changes):
 
 @pytest.fixture(scope="module")
 def processes():
-    return fleet.server()
+    return launch.server()
 
 
 @pytest.mark.parametrize("plug", CHANGES)
@@ -42,10 +42,10 @@ def test_a_plug_of_ones_own_trains_and_resumes_to_the_same_bits(plug, world, inp
     engine = {"name": "zero3" if world else "plain", "micro": 1}
     cfg = config(inputs, plug, f"{plug}-{world}", engine=engine)
     run, count = Path(cfg.run.dir), max(world, 1)
-    assert fleet.Fleet(processes, count, plugs.train, cfg).join(120) == [0] * count
+    assert launch.Processes(processes, count, plugs.train, cfg).join(120) == [0] * count
     undisturbed = run.rename(f"{run}-undisturbed")
-    fleet.Fleet(processes, count, plugs.train, cfg, random.Random(plug).randint(20, 50)).join(120)
-    assert fleet.Fleet(processes, count, plugs.train, cfg).join(120) == [0] * count
+    launch.Processes(processes, count, plugs.train, cfg, random.Random(plug).randint(20, 50)).join(120)
+    assert launch.Processes(processes, count, plugs.train, cfg).join(120) == [0] * count
     found, want = everything(run), everything(undisturbed)
     assert {name for name in want | found if found.get(name) != want.get(name)} == set()
     assert len(want) >= 5 + count

@@ -1,4 +1,4 @@
-"""docs/config.md says what the code does; the shipped configs fit their cards and have the paper's values."""
+"""docs/config.md is up to date; the shipped configs fit their GPUs and have the paper's values."""
 
 import dataclasses
 

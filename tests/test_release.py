@@ -1,4 +1,4 @@
-"""A student in and out: our clips, the stock pipeline's from what we export, and the adapters others read."""
+"""Sampling and exporting students: against the stock pipeline, and LoRA as diffusers reads it."""
 
 import json
 from dataclasses import replace
@@ -36,7 +36,7 @@ PROMPT = "a red ball rolls over the &amp; table"
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """A released folder, as it is downloaded."""
+    """Returns a released model folder, as downloaded."""
     place = released.write(tmp_path_factory.mktemp("base") / "model", "original")
     released.write_encoders(place, "original")
     return place
@@ -44,7 +44,7 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def student(base, tmp_path_factory) -> Path:
-    """A run's average, with its adapters beside it; the base is where it started from."""
+    """Returns a run's average, with its LoRA file; the run started from the base."""
     run = tmp_path_factory.mktemp("run")
     about = {"sample": {"sampler": "euler", "shift": 3.0, "guidance": 1.0},
              "trained": {"model": {"weights": str(base)}}}
@@ -77,7 +77,7 @@ def row(tmp_path_factory) -> sample.Row:
 
 
 def noise() -> Tensor:
-    """Of the first row."""
+    """Returns the first row's noise."""
     return torch.randn(1, *SHAPE.latent, generator=generator(0, "sample", 0))
 
 
@@ -149,7 +149,7 @@ def test_the_card_and_the_sampling_say_steps_shift_guidance_and_ladder(exported)
 
 
 def test_an_export_that_makes_other_frames_is_an_error_and_leaves_nothing(student, tmp_path, monkeypatch):
-    """All names and shapes fit, and one table is wrong: queries and keys of self-attention exchanged."""
+    """Names and shapes match, but queries and keys of self-attention are swapped."""
     table = export.DIT.table
     q, k = "blocks.N.self_attn.q", "blocks.N.self_attn.k"
     monkeypatch.setattr(export, "DIT", Names("Wan", table | {q: table[k], k: table[q]}))
@@ -286,7 +286,7 @@ def test_a_picture_of_another_shape_covers_the_frame_and_loses_its_edges(tmp_pat
 
 @pytest.mark.parametrize("objective", ["flow", "ta"])
 def test_a_released_folder_is_trained_sampled_and_exported(objective, base, row, tmp_path):
-    """ta: adapters, on pairs that the base sampled."""
+    """ta: adapters, on pairs sampled from the base."""
     cfg = tiny.config(tmp_path, objective, model={"family": "wan", "weights": str(base), "codec": None},
                       sample={"shift": 3.0}, data={"pool": 2, "batch": 1})
     cfg = replace(cfg, run=replace(cfg.run, steps=2))

@@ -1,4 +1,4 @@
-"""The report: one file, whole or absent, whose charts, pictures and words are what they were given."""
+"""The report: one file, written atomically, with the given charts, pictures and text."""
 
 import base64
 import io
@@ -36,7 +36,7 @@ def sections(clip):
 
 
 class Tags(HTMLParser):
-    """Checks that tags nest, and gathers them."""
+    """Checks that tags nest, and collects them."""
 
     VOID = {"meta", "input", "br", "path", "circle", "rect"}
 
@@ -169,7 +169,7 @@ def test_few_points_are_marked_and_not_smoothed():
 
 @pytest.mark.parametrize("log_y", [False, True])
 def test_noise_on_a_constant_is_not_blown_up(log_y):
-    """Eight, give or take 0.4 percent, takes a tenth of the height."""
+    """8 +- 0.4 % takes a tenth of the height."""
     svg = Chart("", [Series("y", [0, 1, 2], [8.0, 8.033, 7.967])], log_y=log_y).svg()
     heights = [float(point.split()[1]) for point in re.search(r'd="M([^"]*)" fill', svg).group(1).split("L")]
     assert max(heights) - min(heights) == pytest.approx(170 * 0.0083 / 0.11, rel=0.1)

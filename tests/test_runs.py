@@ -1,4 +1,4 @@
-"""A run over its life: extended, moved, its settings changed, its speed and starts recorded, and listed."""
+"""Runs: extended, moved, with changed settings, speed and starts recorded, listed."""
 
 import json
 import math
@@ -91,7 +91,7 @@ def test_what_no_step_depends_on_may_change_from_one_start_to_the_next(inputs):
 
 
 def test_a_run_may_move_with_what_lies_beside_it(inputs, tmp_path):
-    """As the rounds of an alignment do: the second starts from the first's student, ../8-4."""
+    """As in rounds of alignment: the second starts from the first's student, ../8-4."""
     first = train(tiny.config(inputs, "flow", run=str(tmp_path / "old/8-4")))
     cfg = tiny.config(inputs, "ccd", run=str(tmp_path / "old/4-2"),
                       model={"student": str(first / recipe.FILES[AVERAGE])})

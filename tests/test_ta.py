@@ -1,4 +1,4 @@
-"""Trajectory alignment against eq. 11 written out once more, in float64."""
+"""Trajectory alignment against an independent implementation of eq. 11, in float64."""
 
 import math
 
@@ -42,14 +42,14 @@ def gradient(loss, net) -> torch.Tensor:
 
 
 def loss_of(student, reference, pairs, **options) -> tuple[torch.Tensor, dict]:
-    """(the loss, its log) of pairs at the point that `drawn` returns."""
+    """Returns (loss, log) of pairs at the point that `drawn` returns."""
     ta = made(TrajectoryAlignment, Ta(**options))
     out = ta.loss("student", {"student": student, "reference": reference}, pairs, generator(0, "path"), 0)
     return out.value, out.log
 
 
 def preference(student, reference, pairs, beta: float = 5.0) -> torch.Tensor:
-    """The gradient of the first term alone."""
+    """Returns the gradient of the first term alone."""
     return gradient(loss_of(student, reference, pairs, beta=beta, reflow=0.0)[0], student)
 
 

@@ -1,4 +1,4 @@
-"""The comparison (`make table`): what is trained from what, resumed, chosen, measured and laid out."""
+"""The comparison (`make table`): dependencies, resuming, rates, measurements and layout."""
 
 import json
 import math
@@ -31,7 +31,7 @@ class Crops(work.CachedCrops):
 
 @pytest.fixture
 def table(inputs, tmp_path, monkeypatch) -> Table:
-    """The demo's configs on tiny clips and networks; a few of the methods and rates; one process."""
+    """Returns a table with tiny clips and networks, few methods and rates, in one process."""
     (tmp_path / "configs").mkdir()
     for file in CONFIGS.glob("*.yaml"):
         tree = yaml.safe_load(file.read_text())

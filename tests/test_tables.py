@@ -1,4 +1,4 @@
-"""Tables of measured rows: what they print, mark and hand on."""
+"""Tables of measured rows: text, colours and JSON."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A run: the same bits however often it is killed, and one clear error for what stands in its way."""
+"""Training runs: bit-identical after kills, and one clear error per problem."""
 
 import json
 import math
@@ -31,7 +31,7 @@ STUDENT_FILE = recipe.FILES[STUDENT]
 
 @pytest.fixture(scope="module")
 def processes():
-    """Processes that start warm: forked from a server that has imported everything and run nothing."""
+    """Returns a forkserver context with all imports done."""
     with pytest.MonkeyPatch.context() as patch:
         path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         patch.setenv("PYTHONPATH", os.pathsep.join(path))
@@ -45,7 +45,7 @@ def train(cfg) -> Path:
 
 
 def attempt(processes, cfg, kill_at: int | None = None, seconds: float | None = None) -> int:
-    """Exit code of one attempt at the run, killed at its kill_at-th touch of the disk or after some time."""
+    """Runs one attempt, killed at its kill_at-th disk access or after some time; returns the exit code."""
     process = processes.Process(target=tiny.train, args=(cfg, kill_at))
     process.start()
     process.join(seconds)
@@ -56,19 +56,19 @@ def attempt(processes, cfg, kill_at: int | None = None, seconds: float | None = 
 
 
 def everything(run: Path) -> dict[str, object]:
-    """All that a run leaves, by name, to the bit, but for files that tell the time."""
+    """Returns a run's files by name, bit for bit, except files with times."""
     return {str(f.relative_to(run)): content(f.read_bytes()) for f in sorted(run.rglob("*"))
             if f.is_file() and f.parent.name != "tensorboard" and f.name not in (SPEED, run_folder.STARTS)}
 
 
 def content(raw: bytes) -> object:
-    """The bytes; of safetensors the header, whose order does not matter, and the rest."""
+    """Returns the bytes; for safetensors, the parsed header (order varies) and the rest."""
     end = 8 + int.from_bytes(raw[:8], "little")
     return (json.loads(raw[8:end]), raw[end:]) if raw[8:10] == b'{"' else raw
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows of a run, but for its speed."""
+    """Returns a run's TensorBoard scalars, except speed."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     shown = EventAccumulator(str(run / "tensorboard")).Reload()
@@ -97,7 +97,7 @@ def test_a_run_interrupted_between_checkpoints_ends_with_the_same_bits(inputs, m
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Ema, "update", interrupt)
         train(cfg)
-    time.sleep(1)               # TensorBoard orders the event files of one process by the second
+    time.sleep(1)               # TensorBoard sorts a process's event files by second
     train(cfg)
     assert_same(everything(run), scalars(run), *want)
 
@@ -139,7 +139,7 @@ def test_no_touch_of_the_disk_is_a_bad_moment_to_be_killed(inputs, processes):
 
 
 class Unreadable(tiny.NoiseCrops):
-    """A source that must not be asked for anything."""
+    """A source that must not be used."""
 
     def clips(self, split, count, seed):
         raise AssertionError("the data was opened")
@@ -186,7 +186,7 @@ def test_a_folder_of_another_config_is_left_alone(inputs):
 
     assert everything(Path(cfg.run.dir)) == want
 
-    (Path(cfg.run.dir) / run_folder.CONFIG).unlink()          # the checkpoint knows as well
+    (Path(cfg.run.dir) / run_folder.CONFIG).unlink()          # checkpoints record the config too
     with pytest.raises(ValueError, match="step-00000006 holds a run of another config .optim.lr: 0.001"):
         train(other)
 
@@ -221,7 +221,7 @@ def test_an_unknown_preset_lists_the_known_ones(inputs):
 
 
 def diverging(steps: set[int]) -> recipe.Tables:
-    """Flow matching whose loss is not a number in these steps."""
+    """Returns flow matching with a NaN loss in these steps."""
     class Diverging(FlowMatching):
         def loss(self, turn, nets, batch, rng, step, carry=None):
             out = super().loss(turn, nets, batch, rng, step, carry)
@@ -299,7 +299,7 @@ def test_the_average_follows_the_student():
 
 
 def test_adapters_begin_alike_whatever_the_file_is_stored_in(inputs, tmp_path):
-    """An engine that takes weights in a file's own dtype trains the same adapters as one that does not."""
+    """Engines that load weights in the file's dtype, or not, train the same adapters."""
     pytest.importorskip("peft")
     weights.save(tiny.network(), tmp_path / "half.safetensors", torch.bfloat16)
     cfg = tiny.config(inputs, "ta", model={"student": str(tmp_path / "half.safetensors")})

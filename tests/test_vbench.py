@@ -1,6 +1,6 @@
-"""The folder that VBench takes, as its own file checks see it; its scores into the paper's columns.
+"""The folder for VBench, by its own file checks; its scores in the paper's columns.
 
-The package itself: `python tests/vbench_itself.py` in VBench's environment.
+Against the package: `python tests/compare_vbench.py` in VBench's environment.
 """
 
 import json
@@ -26,7 +26,7 @@ CONSTANTS = {               # VBench's scripts/constant.py for I2V: weight, leas
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Videos of 52x30 (as 832x480), and of another size; images wide and tall."""
+    """Writes videos of 52x30 (as 832x480) and another size, and wide and tall images."""
     folder = tmp_path_factory.mktemp("made")
     rng = torch.Generator().manual_seed(0)
     for i in range(5):
@@ -43,7 +43,7 @@ def clip(made, prompt="a cat", image="wide.png", video="0.mp4"):
 
 
 def found_by_vbench(folder, dimension):
-    """Videos and images as VBench 0.1.5 looks for them: five names a prompt, images from its folder."""
+    """Returns videos and images as VBench 0.1.5 finds them: five names per prompt, images in its folder."""
     names, pairs = {p.name for p in (folder / "videos").iterdir()}, []
     for entry in json.loads((folder / "full_info.json").read_text()):
         if dimension in entry["dimension"]:
@@ -74,7 +74,7 @@ def test_every_video_and_image_is_where_vbench_looks(made, tmp_path):
 def test_an_image_is_turned_and_cropped_as_the_model_saw_it(made, tmp_path):
     """As release.sample's frame_of: the EXIF orientation, then the centre."""
     image = Image.new("RGB", (60, 104), (0, 0, 0))
-    image.paste((255, 0, 0), (0, 52, 60, 104))              # its lower half lies to the left, turned
+    image.paste((255, 0, 0), (0, 52, 60, 104))              # its lower half is on the left after rotation
     exif = image.getexif()
     exif[0x0112] = 6                                        # turn clockwise
     image.save(tmp_path / "turned.png", exif=exif)
@@ -85,7 +85,7 @@ def test_an_image_is_turned_and_cropped_as_the_model_saw_it(made, tmp_path):
 
 
 def test_run_takes_each_dimension_once_and_goes_on_where_it_was(made, tmp_path, monkeypatch):
-    """The package is stood in for by one that notes its calls and writes as it does."""
+    """With a stub of the package that records calls and writes the same files."""
     prepare(tmp_path / "out", [clip(made)])
     calls = []
 
@@ -166,7 +166,7 @@ def test_the_suite_must_be_whole(made, tmp_path):
     (name, image), = found_by_vbench(tmp_path / "out", "i2v_background")[:1]
     assert name == "a hill-0.mp4" and image.name == "hill.jpg"
     with Image.open(image) as opened:
-        assert opened.size == (52, 90)                      # the suite has cropped its images
+        assert opened.size == (52, 90)                      # the suite's images are already cropped
     for text in ("[1]", "{}x", "[" * 100_000, '{"a": 1}', '[{"prompt_en": "a cat"}]'):
         info.write_text(text)
         with pytest.raises(ValueError, match="not vbench2_i2v_full_info.json"):

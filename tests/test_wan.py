@@ -1,7 +1,7 @@
 """Wan against diffusers' WanTransformer3DModel with the same random weights: value, tangent, gradient, names.
 
-diffusers takes the angle 1000 t w of its time embedding in fp32: near t = 1 it is 6e-5 off, and so the rest.
-The released code, ours and `ExactAngles` take it in float64, which leaves 1e-5 to the network itself.
+diffusers computes the angle 1000 t w of its time embedding in fp32: near t = 1 its error is 6e-5, and so the
+network's.  The released code, ours and `ExactAngles` compute it in float64; the network's error is then 1e-5.
 """
 
 import re
@@ -46,7 +46,7 @@ def to_diffusers(tensors: dict) -> dict:
 
 
 def pair(config: WanConfig) -> tuple[Wan, WanTransformer3DModel]:
-    """The two networks with the same weights, none of them at the value it is initialised to."""
+    """Returns both networks with equal weights, none at its initial value."""
     torch.manual_seed(1)
     ours, theirs = Wan(config), diffusers_network(config)
     with torch.no_grad():
@@ -58,9 +58,9 @@ def pair(config: WanConfig) -> tuple[Wan, WanTransformer3DModel]:
 
 
 def inputs(config: WanConfig, B=2, T=3, H=4, W=10):
-    """x, t and what is constant: text, condition, image."""
+    """Returns x, t, and the constants text, condition, image."""
     torch.manual_seed(2)
-    image = 0.01 * torch.randn(B, 7, config.image_dim) if config.image_dim else None    # small: its eps tells
+    image = 0.01 * torch.randn(B, 7, config.image_dim) if config.image_dim else None    # small: eps matters
     constants = torch.randn(B, TEXT, config.text_dim), torch.randn(B, 20, T, H, W), image
     return torch.randn(B, 16, T, H, W), torch.rand(B), constants
 

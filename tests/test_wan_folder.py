@@ -1,4 +1,4 @@
-"""Every layout in the wild loads to the same tensors; what is no image-to-video Wan is named in one line."""
+"""Every released layout loads to the same tensors; other checkpoints are rejected in one line."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ RELEASED = {                    # DiffSynth's md5 over names and shapes of the p
 
 
 def md5(shapes: dict[str, tuple]) -> str:
-    """Of "name:s0_s1" and "name" for every tensor, sorted, joined by commas."""
+    """Returns the md5 of "name:s0_s1" and "name" for every tensor, sorted, joined by commas."""
     lines = [line for name, shape in shapes.items() for line in (f"{name}:{'_'.join(map(str, shape))}", name)]
     return hashlib.md5(",".join(sorted(lines)).encode()).hexdigest()
 
@@ -69,7 +69,7 @@ def test_storage_is_what_cast_keeps(layouts):
 
 
 def test_beside_the_network_one_tensor_is_in_memory(layouts, monkeypatch):
-    """Each tensor is asked for once, and the one before it is gone by then."""
+    """Each tensor is read once, after the previous one is freed."""
     import weakref
 
     read, alive = [], []

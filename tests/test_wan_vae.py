@@ -1,4 +1,4 @@
-"""A window of frames decoded is what the whole decode shows of it, and its gradient is the window's own."""
+"""decode_window: equal to the full decode, with the gradient of the window's latents."""
 
 import pytest
 import tiny
@@ -30,14 +30,14 @@ def z():
 
 
 def whole(wan, z):
-    """By diffusers' own decode."""
+    """Returns diffusers' full decode."""
     keys = "latents_mean", "latents_std"
     mean, std = (torch.tensor(wan.config[key])[:, None, None, None] for key in keys)
     return wan.decode(z * std + mean).sample
 
 
 def pixel_frames(start, count):
-    """A first latent frame is one pixel frame, every other four."""
+    """Returns the pixel frames: one for the first latent frame, four for each other."""
     return slice(4 * start - 3 if start else 0, 4 * (start + count) - 3)
 
 
@@ -60,7 +60,7 @@ def test_frames_before_the_window_get_no_gradient_and_those_after_no_say(wan, z)
 
 
 def test_a_recomputed_window_has_the_gradient_of_a_kept_one(wan, z):
-    """Latent frames 0 to 2 make a window by themselves, so diffusers' decode has the same gradient."""
+    """For latent frames 0 to 2, diffusers' decode has the same gradient."""
     latents, plain = (z[:, :, :3].clone().requires_grad_() for _ in range(2))
     WanVae(wan).decode_window(latents, 0, 3).square().sum().backward()
     whole(wan, plain).square().sum().backward()

@@ -1,4 +1,4 @@
-"""Weight files: what is read is what was written, or an error that says which file and why."""
+"""Weight files: read as written, or an error with the file and the reason."""
 
 import json
 import os

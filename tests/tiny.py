@@ -1,4 +1,4 @@
-"""Clips, a codec, a network and a run small enough to train in a second."""
+"""Clips, a codec, a network and a run that trains in a second."""
 
 import functools
 import os
@@ -36,7 +36,7 @@ RUNS = {
 
 
 def noise_clip(name: str, frames: int = 40, height: int = HEIGHT, width: int = 32, seed: int = 0) -> Clip:
-    """Noise that changes a little from frame to frame: no cuts, and variance in every direction."""
+    """Returns slowly changing noise: no cuts, and variance in every direction."""
     rng = np.random.default_rng(seed)
     moving = rng.normal(0, 8, (frames, height, width, 3)).cumsum(0)
     return Clip(name, f"noise {name}", 25.0, (128 + 60 * np.sin(moving / 40)).astype(np.uint8))
@@ -54,7 +54,7 @@ def demo() -> list[Clip]:
 
 
 class NoiseCrops(EncodedCrops):
-    """The source `crops`, of noise in place of the demo's clips."""
+    """The source `crops` of noise clips."""
 
     footage = staticmethod(lambda height: clips())
 
@@ -63,7 +63,7 @@ TABLES = replace(recipe.TABLES, sources=recipe.by_name(NoiseCrops))
 
 
 def network(seed: int = 0, sizes: WanConfig = SIZES) -> Wan:
-    """Initialised, then moved off its zero head."""
+    """Returns an initialised network with a nonzero head."""
     net, rng = Wan(sizes), torch.Generator().manual_seed(seed)
     initialise(net, rng)
     torch.nn.init.normal_(net.head.head.weight, std=0.1, generator=rng)
@@ -71,14 +71,14 @@ def network(seed: int = 0, sizes: WanConfig = SIZES) -> Wan:
 
 
 def write_inputs(folder: Path, sizes: WanConfig = SIZES) -> None:
-    """teacher.safetensors and codec.safetensors."""
+    """Writes teacher.safetensors and codec.safetensors."""
     weights.save(network(sizes=sizes), folder / "teacher.safetensors")
     fit_codec(CropSource(clips(), "train", frames=FRAMES, size=SIZE), seed=0, count=32).save(
         folder / "codec.safetensors")
 
 
 def config(folder: Path, objective: str, run: str = "run", **changes: dict) -> Config:
-    """Six steps, a checkpoint after every second, on the inputs in `folder`.  changes: section -> values."""
+    """Returns a config: six steps, a checkpoint at steps 2, 4 and 6.  changes: section -> values."""
     tree = {
         "run": {"dir": str(folder / run), "steps": 6, "save_every": 2, "log_every": 1, "keep": 1,
                 "watch_every": 0},
@@ -97,7 +97,7 @@ def config(folder: Path, objective: str, run: str = "run", **changes: dict) -> C
 
 
 def train(cfg: Config, kill_at: int | None = None, tables: recipe.Tables = TABLES) -> None:
-    """The run on tiny clips, alone in its process; killed before its kill_at-th touch of the disk."""
+    """Trains on tiny clips in its own process; killed before its kill_at-th disk access."""
     torch.set_num_threads(1)
     touches = 0
 

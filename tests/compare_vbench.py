@@ -1,10 +1,10 @@
-"""VBench's own package on a folder of ours: its file checks and temporal_flickering.  By hand:
+"""Runs VBench's package on a folder of ours: its file checks and temporal_flickering.  By hand:
 
-    python tests/vbench_itself.py make FOLDER           a folder of three prompts, by our environment
-    python FOLDER/run.py cpu temporal_flickering        by VBench's (vbench 0.1.5, numpy < 2)
-    python tests/vbench_itself.py frames FOLDER         by VBench's: the frames that its decoder gives, and
-                                                        its pairs of image and video, opened as it does
-    python tests/vbench_itself.py check FOLDER          by ours: every score, and the difference
+    python tests/compare_vbench.py make FOLDER           a folder of three prompts, in our environment
+    python FOLDER/run.py cpu temporal_flickering        in VBench's (vbench 0.1.5, numpy < 2)
+    python tests/compare_vbench.py frames FOLDER         in VBench's: frames by its decoder, and its pairs
+                                                        of image and video, opened as by VBench
+    python tests/compare_vbench.py check FOLDER          in ours: every score, and the difference
 """
 
 import json
@@ -38,7 +38,7 @@ def make(folder: Path) -> None:
 
 
 def frames(folder: Path) -> None:
-    """By VBench's own functions; frames as RGB."""
+    """Decodes with VBench's functions; frames as RGB."""
     from PIL import Image
     from vbench.temporal_flickering import get_frames
     from vbench2_beta_i2v import VBenchI2V

@@ -1,11 +1,11 @@
-"""Frechet distance and FVD by our code and by cd-fvd's own: on random features, then on networks of the
+"""Compares Frechet distance and FVD with cd-fvd's code: on random features, then on networks of the
 published architectures with random weights.
 
-    PYTHONPATH=SITE:.:kernels python tests/fvd_itself.py [DEPTH [NET FRAMES CLIPS]]
+    PYTHONPATH=SITE:.:kernels python tests/compare_cdfvd.py [DEPTH [NET FRAMES CLIPS]]
 
 SITE holds cd-fvd 0.1.1, torchvision and scipy below 1.18 (`pip install --target SITE --no-deps ...`).  I3D
-is whole; VideoMAE's ViT-g has DEPTH of its 40 blocks (default: 1), all else as published.  Exit code 1 where
-the two are apart by more than 1e-6 of the scale: the features' mean squares and variances.
+is complete; VideoMAE's ViT-g has DEPTH of its 40 blocks (default: 1), all else as published.  Exit code 1 if
+the two differ by more than 1e-6 of the scale: the features' mean squares and variances.
 """
 
 import sys
@@ -29,7 +29,7 @@ NAMES = {"i3d": "fvd-i3d", "videomae": "fvd-videomae"}
 
 
 def of_features() -> float:
-    """The largest difference, relative to the scale, on features of several counts and widths."""
+    """Returns the largest difference, relative to the scale, on features of several counts and widths."""
     rng, worst = torch.Generator().manual_seed(0), 0.0
     for clips, width in ((20, 5), (300, 64), (64, 300), (900, 400)):
         mixing = torch.randn(width, width, generator=rng)
@@ -51,7 +51,7 @@ def scale_of(*sides: Gaussian) -> float:
 
 
 def clips(count: int, frames: int, rng: torch.Generator) -> torch.Tensor:
-    """Coarse patterns, each clip around a colour and a contrast of its own."""
+    """Returns clips of coarse patterns, each with its own colour and contrast."""
     centre, contrast = torch.rand(2, count, 1, 1, 1, 3, generator=rng)
     x = centre + contrast * (torch.rand(count, frames, 8, 12, 3, generator=rng) - 0.5)
     return (x.clamp(0, 1) * 255).byte().repeat_interleave(8, 2).repeat_interleave(8, 3)

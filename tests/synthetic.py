@@ -1,9 +1,9 @@
-"""A set of video files as users have them, good and bad, each frame with its number in its pixels.
+"""Generates good and bad video files, with each frame's time encoded in its pixels.
 
-    python tests/made.py FOLDER [COUNT]         writes the files and captions.csv
+    python tests/synthetic.py FOLDER [COUNT]         writes the files and captions.csv
 
-A frame shows a board of black and white squares: the bits of its time in milliseconds.  `read_time` gets it
-back after any codec, any resize and the crop to a square.
+A frame is a board of black and white squares: the bits of its time in milliseconds.  `read_time` decodes it
+after any codec, resize and square crop.
 """
 
 import csv
@@ -17,7 +17,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-os.environ.setdefault("SVT_LOG", "0")  # SVT-AV1 tells of itself on stderr
+os.environ.setdefault("SVT_LOG", "0")  # silences SVT-AV1 on stderr
 BITS, ROWS, COLUMNS = 20, 4, 5          # milliseconds up to 17 minutes
 CODECS = {                              # encoder: (suffix, options for speed)
     "libx264": (".mp4", {"preset": "veryfast", "x264-params": "threads=1:open-gop=1"}),
@@ -35,8 +35,8 @@ CAPTIONS = [
 
 
 @dataclass(frozen=True)
-class Made:
-    """good: {path: caption}.  bad: {path: a part of the reason}.  short: good, but less than a window."""
+class Videos:
+    """good: {path: caption}.  bad: {path: part of the reason}.  short: valid, but shorter than a window."""
 
     folder: Path
     captions: Path
@@ -46,9 +46,9 @@ class Made:
 
 
 def board(milliseconds: int, width: int, height: int) -> np.ndarray:
-    """uint8 (height, width, 3): a board in the middle three quarters of the largest square about the centre.
+    """Returns uint8 (height, width, 3) with a board in the middle 3/4 of the largest centred square.
 
-    Its colours tell red, green and blue apart.
+    Red, green and blue differ.
     """
     picture = np.full((height, width, 3), 128, np.uint8)
     side = 3 * min(width, height) // 4
@@ -61,7 +61,7 @@ def board(milliseconds: int, width: int, height: int) -> np.ndarray:
 
 
 def read_time(frame_HWC: np.ndarray) -> int:
-    """Milliseconds, from a frame cropped to a square."""
+    """Returns the milliseconds encoded in a square frame."""
     size = len(frame_HWC)
     total = 0
     for i in range(BITS):
@@ -71,9 +71,9 @@ def read_time(frame_HWC: np.ndarray) -> int:
     return total
 
 
-def film(path: Path, encoder: str, seconds: list[float], *, width: int = 80, height: int = 64,
-         sound: bool = False, quarter_turns: int = 0, **options: str) -> Path:
-    """A file whose frames are shown at these times.  quarter_turns: stored turned, and marked as such."""
+def write_video(path: Path, encoder: str, seconds: list[float], *, width: int = 80, height: int = 64,
+                sound: bool = False, quarter_turns: int = 0, **options: str) -> Path:
+    """Writes a video with these frame times.  quarter_turns: stored rotated, rotation in the header."""
     tick = Fraction(1, 1000)
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=options) as file:
@@ -102,7 +102,7 @@ def film(path: Path, encoder: str, seconds: list[float], *, width: int = 80, hei
 
 
 def turn(path: Path, quarter_turns: int) -> None:
-    """Write into an mp4's track header that it is to be shown turned counter-clockwise."""
+    """Sets a counter-clockwise rotation in an mp4's track header."""
     raw = bytearray(path.read_bytes())
     at = raw.index(b"tkhd") + 4 + 40
     a, b = [(1, 0), (0, -1), (-1, 0), (0, 1)][quarter_turns % 4]
@@ -116,7 +116,7 @@ def _silence(samples: int) -> av.AudioFrame:
     return frame
 
 
-def sound(path: Path) -> Path:
+def write_sound(path: Path) -> Path:
     with av.open(str(path), "w") as file:
         stream = file.add_stream("aac", rate=44100)
         file.mux(stream.encode(_silence(44100)))
@@ -129,15 +129,15 @@ def constant(fps: float, frames: int) -> list[float]:
 
 
 def varying(seed: int, seconds: float) -> list[float]:
-    """Times in whole milliseconds, gaps of 15 to 120 of them."""
+    """Returns frame times in whole milliseconds, with gaps of 15 to 120 ms."""
     rng = np.random.default_rng(seed)
     gaps = rng.integers(15, 120, int(seconds / 0.05))
     times = np.concatenate([[0], gaps.cumsum()]) / 1000
     return times[times <= seconds].tolist()
 
 
-def videos(folder: Path, count: int = 200, seconds: float = 4.6, long: float = 480.0) -> Made:
-    """`count` files.  A good one lasts `seconds` or more; at least 24 files."""
+def videos(folder: Path, count: int = 200, seconds: float = 4.6, long: float = 480.0) -> Videos:
+    """Writes `count` files, at least 24.  Good ones last at least `seconds`."""
     folder.mkdir(parents=True, exist_ok=True)
     good, bad, short = {}, {}, {}
     encoders = list(CODECS)
@@ -149,26 +149,27 @@ def videos(folder: Path, count: int = 200, seconds: float = 4.6, long: float = 4
         return CAPTIONS[number % len(CAPTIONS)] + ("" if number < 2 * len(CAPTIONS) else f" {number // 3}")
 
     special = {
-        "wide é.mp4": lambda p: film(p, "libx264", constant(25, int(25 * seconds) + 1), width=126, height=62),
-        "portrait.mp4": lambda p: film(p, "libx264", constant(24, int(24 * seconds) + 1), width=64, height=80,
-                                       quarter_turns=1),
-        "portrait 2.mp4": lambda p: film(p, "libx265", constant(30, int(30 * seconds) + 1), width=64,
-                                         height=80, quarter_turns=3),
-        "long.avi": lambda p: film(p, "mpeg4", constant(24, int(24 * long))),
-        "twin/a.mp4": lambda p: film(p, "libx264", constant(24, int(24 * seconds) + 1), sound=True),
-        "other/twin/a.mp4": lambda p: film(p, "libx264", constant(30, int(30 * seconds) + 1)),
+        "wide é.mp4": lambda p: write_video(p, "libx264", constant(25, int(25 * seconds) + 1),
+                                            width=126, height=62),
+        "portrait.mp4": lambda p: write_video(p, "libx264", constant(24, int(24 * seconds) + 1),
+                                              width=64, height=80, quarter_turns=1),
+        "portrait 2.mp4": lambda p: write_video(p, "libx265", constant(30, int(30 * seconds) + 1),
+                                                width=64, height=80, quarter_turns=3),
+        "long.avi": lambda p: write_video(p, "mpeg4", constant(24, int(24 * long))),
+        "twin/a.mp4": lambda p: write_video(p, "libx264", constant(24, int(24 * seconds) + 1), sound=True),
+        "other/twin/a.mp4": lambda p: write_video(p, "libx264", constant(30, int(30 * seconds) + 1)),
     }
     for number, (name, make) in enumerate(special.items()):
         make(path(name))
         good[name] = caption(number)
-    film(path("twelve frames.mp4"), "libx264", constant(24, 12))
+    write_video(path("twelve frames.mp4"), "libx264", constant(24, 12))
     short["twelve frames.mp4"] = "short"
 
     cut = [("cut-0.mp4", "libx264", {}), ("cut-1.mp4", "libx264", {"movflags": "faststart"}),
            ("cut-2.webm", "libvpx-vp9", {}), ("cut-3.mp4", "libx265", {"movflags": "faststart"}),
            ("cut-4.avi", "mpeg4", {})]
     for name, encoder, options in cut:
-        film(path(name), encoder, constant(24, 100), **options)
+        write_video(path(name), encoder, constant(24, 100), **options)
         raw = path(name).read_bytes()
         path(name).write_bytes(raw[:len(raw) * 2 // 3])
         bad[name] = "truncated|damaged"
@@ -177,10 +178,10 @@ def videos(folder: Path, count: int = 200, seconds: float = 4.6, long: float = 4
         bad[f"empty-{number}.mp4"] = "empty file"
     path("letter.mp4").write_text("Dear all,\nthis is no video.\n" * 40)
     path("noise.webm").write_bytes(np.random.default_rng(0).bytes(5000))
-    sound(path("sound.mp4"))
+    write_sound(path("sound.mp4"))
     bad |= {"letter.mp4": "not a video|no video stream", "noise.webm": "not a video",
             "sound.mp4": "only sound"}
-    film(path("untold.mp4"), "libx264", constant(24, 30))
+    write_video(path("untold.mp4"), "libx264", constant(24, 30))
     bad["untold.mp4"] = "no caption"
 
     for number in range(count - len(good) - len(bad) - len(short)):
@@ -191,7 +192,7 @@ def videos(folder: Path, count: int = 200, seconds: float = 4.6, long: float = 4
             (24, 25, 30, 16)[number % 4] * seconds) + 2)
         size = [(80, 64), (98, 66), (64, 64), (120, 64)][number % 4]
         name = f"clips/{number:03d}-{'vfr' if vfr else 'cfr'}{suffix}"
-        film(path(name), encoder, times, width=size[0], height=size[1])
+        write_video(path(name), encoder, times, width=size[0], height=size[1])
         good[name] = caption(number)
 
     told = good | short | {name: f"a caption of {name}" for name in bad if name != "untold.mp4"}
@@ -202,7 +203,7 @@ def videos(folder: Path, count: int = 200, seconds: float = 4.6, long: float = 4
                         "frame,fps,seconds".split(","))
         for name, text in told.items():
             writer.writerow([name, text, 5.1, 2.0, 0.99, "static", 100, 24.0, 4.2])
-    return Made(folder, captions, good, bad, short)
+    return Videos(folder, captions, good, bad, short)
 
 
 if __name__ == "__main__":

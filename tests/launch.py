@@ -1,4 +1,4 @@
-"""Several processes as one run: forked warm from a server that has imported everything, met over gloo."""
+"""Launches the ranks of a run: forked from a server with all imports done, connected by gloo."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -14,7 +14,7 @@ PRELOAD = ["sharded", "swiftvideo_fast.train.engine", "deepspeed", "peft",
 
 
 def server() -> multiprocessing.context.BaseContext:
-    """The forkserver.  Its children find the tests' modules and a CPU."""
+    """Returns the forkserver context; its children import from tests/ and use the CPU."""
     path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ |= {"PYTHONPATH": os.pathsep.join(path), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     context = multiprocessing.get_context("forkserver")
@@ -22,8 +22,8 @@ def server() -> multiprocessing.context.BaseContext:
     return context
 
 
-class Fleet:
-    """`world` processes that run work(*args), each told its rank as torchrun would."""
+class Processes:
+    """`world` processes that run work(*args), with torchrun's environment variables."""
 
     def __init__(self, context, world: int, work: Callable, *args):
         port = free_port()
@@ -33,14 +33,14 @@ class Fleet:
             process.start()
 
     def kill(self, seconds: float, ranks) -> None:
-        """Some ranks, after so long."""
+        """Kills some ranks after `seconds`."""
         time.sleep(seconds)
         for rank in ranks:
             self.processes[rank].kill()
 
     def join(self, seconds: float | None = None, grace: float = 0) -> list[int]:
-        """Exit codes.  When one fails, the others are killed after `grace` seconds, as launchers do at once;
-        and when the time is over."""
+        """Returns exit codes.  When a rank fails, or after `seconds`, kills the others after `grace` seconds.
+        (Launchers kill without grace.)"""
         pending = list(self.processes)
         while pending:
             ready = multiprocessing.connection.wait([p.sentinel for p in pending], seconds)
@@ -64,7 +64,7 @@ def member(rank: int, world: int, port: int, work: Callable, args: tuple) -> Non
     except BaseException:
         traceback.print_exc()
         os._exit(1)
-    os._exit(0)             # gloo's threads would have DeepSpeed's destructors wait for them
+    os._exit(0)             # DeepSpeed's destructors would wait for gloo's threads
 
 
 def free_port() -> int:
