@@ -35,9 +35,9 @@ from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from swiftvideo_fast import Dual, NoTangent, binding, jvp
-from swiftvideo_fast.dual import parts, smooth
-from swiftvideo_fast.jvp import Forward
-from swiftvideo_fast.layout import copied
+from swiftvideo_fast.dual import is_differentiable, parts
+from swiftvideo_fast.jvp import ForwardMode
+from swiftvideo_fast.layout import copy_as
 
 RANDOM_VALUES = {"empty", "empty_like", "new_empty", "new_empty_strided", "empty_strided", "empty_permuted"}
 ALIASES = {"dim": "axis", "keepdim": "keepdims", "input": "x", "other": "x2"}
@@ -79,7 +79,7 @@ def by_name(method: str) -> Callable:
 
 
 def by_keyword(function: Callable, form: str) -> Callable | None:
-    binding.learn(function)
+    binding.load_signatures(function)
     signatures = binding.SIGNATURES[function]
 
     def call(*args, **kwargs):
@@ -152,7 +152,8 @@ def outcome(function: Callable, sample, tangents, form: str) -> str:
 def narrowed(tree, dtype: torch.dtype):
     if isinstance(tree, Iterator):
         return iter([narrowed(x, dtype) for x in tree])
-    return tree_map(lambda x: x.to(dtype) if smooth(x) else dtype if x in (torch.float64, LOW) else x, tree)
+    return tree_map(lambda x: x.to(dtype) if is_differentiable(x)
+                    else dtype if x in (torch.float64, LOW) else x, tree)
 
 
 def by_torch(function, inputs, tangents, form):
@@ -167,7 +168,7 @@ def by_torch(function, inputs, tangents, form):
 def by_func(function, inputs, tangents, form):
     """By torch.func.jvp, where all results are tensors."""
     leaves, spec = tree_flatten(inputs)
-    given = {i: t for i, x in enumerate(leaves) if smooth(x) and (t := next(tangents)) is not None}
+    given = {i: t for i, x in enumerate(leaves) if is_differentiable(x) and (t := next(tangents)) is not None}
 
     def call(*values):
         filled = list(leaves)
@@ -182,8 +183,8 @@ def by_func(function, inputs, tangents, form):
 
 def by_dual(function, inputs, tangents, form):
     torch.manual_seed(0)
-    with Forward() as forward:
-        given = tree_map(lambda x: paired(x, tangents, lambda p, t: Dual(p, copied(t, p)), form), inputs)
+    with ForwardMode() as forward:
+        given = tree_map(lambda x: paired(x, tangents, lambda p, t: Dual(p, copy_as(t, p)), form), inputs)
         shared = {memory(parts(x)[0]): memory(parts(x)[1]) for x in tree_leaves(given) if isinstance(x, Dual)}
         got = [parts(forward.dual(y)) for y in tree_leaves(function(given[0], *given[1], **given[2]))]
     for p, t in got:
@@ -193,7 +194,7 @@ def by_dual(function, inputs, tangents, form):
 
 
 def paired(x, tangents: Iterator[Tensor | None], pair, form: str):
-    t = next(tangents) if smooth(x) else None
+    t = next(tangents) if is_differentiable(x) else None
     if not isinstance(x, Tensor):
         return x
     return relaid(x, form) if t is None else pair(relaid(x, form), t.clone())
@@ -224,7 +225,7 @@ def same(got: list, want: list) -> str:
 def close(got: list, want: list, exact: list) -> str:
     """The tangent errs at most twice as much as torch's, plus two ulps of the largest value."""
     for (p, t), (p_want, t_want), (_, t_exact) in zip(got, want, exact, strict=True):
-        if not isinstance(p_want, Tensor) or not smooth(p_want):
+        if not isinstance(p_want, Tensor) or not is_differentiable(p_want):
             continue
         if p.dtype != p_want.dtype:
             return f"wrong: dtype {p.dtype}, want {p_want.dtype}"
@@ -242,7 +243,7 @@ def close(got: list, want: list, exact: list) -> str:
 def compiled(function: Callable, sample, tangents) -> str:
     """jvp of the call under torch.compile, backend eager, against jvp."""
     leaves, spec = tree_flatten((sample.input, sample.args, sample.kwargs))
-    moving = [i for i, x in enumerate(leaves) if smooth(x)]
+    moving = [i for i, x in enumerate(leaves) if is_differentiable(x)]
 
     def call(*values):
         filled = list(leaves)
@@ -295,7 +296,8 @@ def sweep(ops, samples: int, forms=FORMS, dtype=torch.float64) -> Iterator[tuple
                     or (function := called(op, form)) is None:
                 continue
             for sample, _ in zip(op.sample_inputs("cpu", dtype), range(samples), strict=False):
-                tensors = [x for x in tree_leaves((sample.input, sample.args, sample.kwargs)) if smooth(x)]
+                tensors = [x for x in tree_leaves((sample.input, sample.args, sample.kwargs))
+                           if is_differentiable(x)]
                 tangents = [torch.randn(x.shape, dtype=x.dtype, generator=rng) for x in tensors]
                 for given in missing(tangents):
                     if form == "compiled":

@@ -71,9 +71,9 @@ def test_rules_name_their_arguments_as_torch_does():
     """A name that both know stands at the same place in both: else by position and by name a call would
     differ."""
     checked = 0
-    for function, (apply, takes) in dispatch.RULES.items():
+    for function, (apply, accepted) in dispatch.RULES.items():
         known = binding.SIGNATURES[function]
-        if takes.keywords is None or not known or getattr(apply, "func", None) is not dispatch.by_rule:
+        if accepted.keywords is None or not known or getattr(apply, "func", None) is not dispatch.by_rule:
             continue
         parameters = list(inspect.signature(apply.args[1]).parameters.values())[1:]
         given = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -192,7 +192,7 @@ def test_a_copy_is_a_copy():
 
 
 def test_a_legacy_tensor_type_is_refused_not_read_as_memory():
-    with pytest.raises(TypeError, match=r"ask x\.dtype"):
+    with pytest.raises(TypeError, match=r"test x\.dtype"):
         jvp(lambda x: x if isinstance(x, torch.DoubleTensor) else x * 2, (W,), (W,))
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from swiftvideo_fast import intercept, jvp
-from swiftvideo_fast.dual import HERE
+from swiftvideo_fast.dual import CURRENT
 from swiftvideo_fast.models.wan.network import PRESETS, Wan
 
 
@@ -217,7 +217,7 @@ def test_a_graph_break_changes_nothing(network, compiled):
     run = torch.compile(run, backend="eager") if compiled == "jvp" else run
     for _ in range(2):
         torch.testing.assert_close(run(x, v), want)
-    assert HERE.level is None and intercept.running == 0
+    assert CURRENT.level is None and intercept.running == 0
 
 
 def test_a_type_is_asked_in_code_that_dynamo_writes_too():
@@ -255,7 +255,7 @@ assert x.view(1, 5)._base is not None
 
 
 def test_a_thread_without_views_is_refused():
-    """A plain tensor's views would not lead to its twin: its tangent would be lost without a word."""
+    """A plain tensor's views would not find its shadow, and its tangent would be lost silently."""
     def buffered(x):
         kept = torch.zeros(4)
         kept.view(2, 2)[0] = x[:2]
@@ -264,5 +264,5 @@ def test_a_thread_without_views_is_refused():
     with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)):
         with pytest.raises(RuntimeError, match="dispatcher skips autograd and views.*call jvp outside"):
             jvp(buffered, (x,), (x,))
-        assert HERE.level is None and intercept.running == 0
+        assert CURRENT.level is None and intercept.running == 0
     torch.testing.assert_close(jvp(buffered, (x,), (x,))[1], torch.tensor([2.0, 2, 0, 0]))

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from swiftvideo_fast import NoTangent, jvp, ops
-from swiftvideo_fast.layout import alike
+from swiftvideo_fast.layout import same_strides
 
 W = draw(torch.Generator().manual_seed(5), 4, 4)
 V = draw(torch.Generator().manual_seed(6), 4, 4)
@@ -183,7 +183,7 @@ def test_results_and_zeros_have_the_primals_strides(layout):
     constant = LAYOUTS[layout](torch.Generator().manual_seed(1))
     ys, ts = jvp(lambda x: (x, x * 1, x[1:], constant), (x,), (v,))
     for y, t in zip(ys, ts, strict=True):
-        assert layout == "expanded" or alike(t, y)
+        assert layout == "expanded" or same_strides(t, y)
 
 
 # --- buffers ---------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from swiftvideo_fast.dual import Dual, carries, parts
+from swiftvideo_fast.dual import Dual, has_tangent, parts
 
 
 class Ulysses:
@@ -77,7 +77,7 @@ class Ulysses:
 def _together(xs, there, back) -> list:
     """Each of xs taken there, in one message; `back` takes the cotangents of the values."""
     values, tangents = zip(*map(parts, xs))
-    if not carries(list(xs)):
+    if not has_tangent(list(xs)):
         return list(_Exchange.apply(torch.stack(values), there, back).unbind())
     with torch.no_grad():
         tangents = [torch.zeros_like(p) if t is None else t for p, t in zip(values, tangents)]

@@ -11,11 +11,11 @@ lse (B, H, N) is the natural log of the softmax's denominator, float32 (float64 
 import torch
 from torch import Tensor
 
-from swiftvideo_fast.dual import Dual, parts, torch_tangents
+from swiftvideo_fast.dual import Dual, accepts_forward_ad, parts
 from swiftvideo_fast.ops import check, cpu
 
 
-@torch_tangents
+@accepts_forward_ad
 def attention(q: Tensor | Dual, k: Tensor | Dual, v: Tensor | Dual, *, scale: float | None = None,
               causal: bool = False) -> Tensor | Dual:
     """softmax(scale q k') v -> (B, H, N, D).  scale: 1 / sqrt D unless given; causal: top-left, as in sdpa.

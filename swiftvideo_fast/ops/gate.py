@@ -7,11 +7,11 @@ x, y (B, N, C); g (B, C), which may be float32 beside a bfloat16 x.  Outputs are
 import torch
 from torch import Tensor
 
-from swiftvideo_fast.dual import Dual, parts, torch_tangents
+from swiftvideo_fast.dual import Dual, accepts_forward_ad, parts
 from swiftvideo_fast.ops import check, cpu
 
 
-@torch_tangents
+@accepts_forward_ad
 def gate(x: Tensor | Dual, y: Tensor | Dual, g: Tensor | Dual) -> Tensor | Dual:
     """x + g y, g one factor a channel and clip."""
     (x, tx), (y, ty), (g, tg) = parts(x), parts(y), parts(g)

@@ -7,11 +7,11 @@ Any shape; outputs are contiguous, in x's dtype.
 import torch
 from torch import Tensor
 
-from swiftvideo_fast.dual import Dual, parts, torch_tangents
+from swiftvideo_fast.dual import Dual, accepts_forward_ad, parts
 from swiftvideo_fast.ops import check, cpu
 
 
-@torch_tangents
+@accepts_forward_ad
 def gelu(x: Tensor | Dual) -> Tensor | Dual:
     """The tanh-approximated GELU."""
     x, tx = parts(x)

@@ -7,11 +7,11 @@ x (B, N, C); s, b (B, C), which may be float32 beside a bfloat16 x.  Outputs are
 import torch
 from torch import Tensor
 
-from swiftvideo_fast.dual import Dual, parts, torch_tangents
+from swiftvideo_fast.dual import Dual, accepts_forward_ad, parts
 from swiftvideo_fast.ops import check, cpu
 
 
-@torch_tangents
+@accepts_forward_ad
 def modulate(x: Tensor | Dual, s: Tensor | Dual, b: Tensor | Dual, eps: float = 1e-6) -> Tensor | Dual:
     """LayerNorm of x over its channels, with gain 1 + s and shift b per clip."""
     (x, tx), (s, ts), (b, tb) = parts(x), parts(s), parts(b)

@@ -8,11 +8,11 @@ Pairs are interleaved: channels 2i and 2i + 1 of each head.  Outputs are contigu
 import torch
 from torch import Tensor
 
-from swiftvideo_fast.dual import Dual, parts, torch_tangents
+from swiftvideo_fast.dual import Dual, accepts_forward_ad, parts
 from swiftvideo_fast.ops import check, cpu
 
 
-@torch_tangents
+@accepts_forward_ad
 def norm_rope(x: Tensor | Dual, w: Tensor, cos: Tensor | None, sin: Tensor | None,
               eps: float = 1e-6) -> Tensor | Dual:
     """x / rms(x) w over all C channels, then each head's pairs turned by their token's angles."""
