@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 import triton
 from swiftvideo_kernels import attention as primal
+from swiftvideo_kernels.attention_backends import BACKENDS, installed
 from swiftvideo_kernels.attention_jvp import attention_jvp
 from swiftvideo_kernels.attention_tangent import attention_tangent
-from swiftvideo_kernels.attention_ways import WAYS, installed
 from swiftvideo_kernels.tiles import TILES, family
 from torch import Tensor
 
@@ -64,7 +64,7 @@ def plain(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable]:
     do = torch.randn_like(q)
     o, lse = primal.attention(q, k, v, scale, False)
     ways = {}
-    for name, (forward, backward) in WAYS.items():
+    for name, (forward, backward) in BACKENDS.items():
         if installed(name) and name != "torch's efficient":
             ways[f"forward {name}"] = partial(forward, q, k, v, scale, False)
             ways[f"backward {name}"] = partial(backward, do, q, k, v, o, lse, scale, False, False)

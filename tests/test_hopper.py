@@ -14,7 +14,7 @@ import pytest
 import torch
 from swiftvideo_kernels import attention_jvp as launch
 from swiftvideo_kernels import tiles
-from swiftvideo_kernels.blocks import on_grid
+from swiftvideo_kernels.blocks import tma_aligned
 from swiftvideo_kernels.tiles import Tile
 
 from swiftvideo_fast.ops import reference
@@ -39,7 +39,7 @@ def draw(B, H, G, N, M, D, dtype=BF16, given=(1, 1, 1)):
         return torch.randn(B, tokens, heads, D, generator=rng).to(dtype).transpose(1, 2)
     q, tq, k, tk, v, tv = one(N, H), one(N, H), one(M, G), one(M, G), one(M, G), one(M, G)
     tq, tk, tv = (x if here else None for x, here in zip((tq, tk, tv), given))
-    return tuple(on_grid(x) for x in (q, tq, k, tk, v, tv))
+    return tuple(tma_aligned(x) for x in (q, tq, k, tk, v, tv))
 
 
 def exact(q, tq, k, tk, v, tv, scale, causal):
@@ -141,7 +141,8 @@ def test_the_launch_takes_it_where_it_can_and_triton_s_kernel_where_not(monkeypa
 
     monkeypatch.delattr("swiftvideo_kernels.hopper", raising=False)
     monkeypatch.setitem(sys.modules, "swiftvideo_kernels.hopper",
-                        types.SimpleNamespace(attention_jvp_hopper=counted, readable=space["readable"]))
+                        types.SimpleNamespace(attention_jvp_hopper=counted,
+                                              tma_readable=space["tma_readable"]))
     row = next(key for key in tiles.TILES if key[:2] == ("attention_jvp", "cpu"))
     monkeypatch.setitem(tiles.TILES, row, (TILE, *tiles.TILES[row]))
     args = draw(1, 2, 1, 70, 40, 100, dtype=F16)
@@ -177,7 +178,7 @@ def test_the_barriers_hold_in_every_order(hopper, monkeypatch):
 
 
 WAIT_TS = (f"{'        ts = warpgroup_mma_wait(VALUES, deps=(ts,))':64}"
-           "# O, A in flight; k and tk have been read\n")
+           "# O, A in flight; k and tk are free\n")
 WAIT_O = "    acc_o, acc_to = warpgroup_mma_wait(0, deps=(acc_o, acc_to))\n"
 FREE_K, FREE_V = (f"    mbarrier.arrive({name}.index(slot))\n" for name in ("k_free", "v_free"))
 Q_FULL = "    mbarrier.wait(bars[0].index(0), 0)\n"

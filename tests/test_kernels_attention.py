@@ -14,7 +14,7 @@ from swiftvideo_kernels import attention_jvp as kernel
 from swiftvideo_kernels import tiles
 from swiftvideo_kernels.attention_jvp import attention_jvp
 from swiftvideo_kernels.attention_tangent import attention_tangent
-from swiftvideo_kernels.blocks import alike, on_grid
+from swiftvideo_kernels.blocks import match_strides, tma_aligned
 from swiftvideo_kernels.tiles import TILES, Tile
 
 from swiftvideo_fast.ops import reference
@@ -85,7 +85,7 @@ def test_rows_that_tma_cannot_read_are_copied(rng):
     shifted = [x[..., 1:17] for x in draw(rng, 1, 2, 2, 18, 37, 24, dtype=SHORT)]
     for args in (ragged, shifted):
         for x in args:
-            read = on_grid(x)
+            read = tma_aligned(x)
             assert torch.equal(read, x) and read is not x
             assert read.stride(2) % 8 == 0 == read.data_ptr() % 16
         o, to, lse = attention_jvp(*args, 0.2, False, tile=tile)
@@ -93,8 +93,8 @@ def test_rows_that_tma_cannot_read_are_copied(rng):
         assert_right(o, attention_tangent(*args, o, lse, 0.2, False, tile=tile), args, 0.2, False)
     on = draw(rng, 1, 2, 2, 5, 5, 24, dtype=SHORT)[0]
     one_clip = on.as_strided(on.shape, (on.stride(0) + 1, *on.stride()[1:]))
-    assert on_grid(on) is on and on_grid(one_clip) is one_clip
-    assert alike(on, one_clip)[1] is one_clip
+    assert tma_aligned(on) is on and tma_aligned(one_clip) is one_clip
+    assert match_strides(on, one_clip)[1] is one_clip
 
 
 def test_a_width_without_a_one_pass_tile_goes_in_two_passes(rng, monkeypatch):
@@ -153,7 +153,7 @@ def test_views_go_without_copies_and_outputs_are_token_major(rng):
         torch.testing.assert_close((o, to), oracle(q, tq, k, tk, v, tv, 0.25, False), rtol=1e-4, atol=1e-5)
         assert o.transpose(1, 2).is_contiguous() and to.transpose(1, 2).is_contiguous()
     for x, tx in ((q, tq), (k, tk), (v, tv)):
-        assert all(a is b for a, b in zip(alike(x, tx), (x, tx), strict=True))
+        assert all(a is b for a, b in zip(match_strides(x, tx), (x, tx), strict=True))
 
 
 def test_every_input_has_strides_of_its_own(rng):

@@ -8,9 +8,9 @@ from functools import partial
 import pytest
 import torch
 from swiftvideo_kernels import attention as plain
+from swiftvideo_kernels.attention_backends import installed
 from swiftvideo_kernels.attention_jvp import attention_jvp as one_pass
 from swiftvideo_kernels.attention_tangent import attention_tangent
-from swiftvideo_kernels.attention_ways import installed
 from swiftvideo_kernels.tiles import TILES, family
 
 from bench.arguments import arguments
@@ -182,7 +182,7 @@ def test_the_fastest_way_of_the_table_is_right_here(D, causal):
     for direction in ("forward", "backward"):
         order = plain.ORDER.get((direction, torch.cuda.get_device_capability()[0]), plain.FLASH)
         first = next(name for name in order if installed(name))
-        assert plain.chosen(direction, torch.device("cuda", 0), BF16, D, causal) == first
+        assert plain.select(direction, torch.device("cuda", 0), BF16, D, causal) == first
 
 
 def test_the_deterministic_backward_repeats_to_the_bit():

@@ -134,7 +134,7 @@ MUTANTS = [
     (" + part(b_ptr + channel, col_b, mask_b)", ""),
     ("tx_ptr + at, col_b, mask_b", "x_ptr + at, col_b, mask_b"),
     ("_tangent(tb, b, mean_t", "_tangent(tb, b, 0.0"),
-    ("moves, shifts, col_b", "moves, None, col_b"),
+    ("ts_row, tb_row, col_b", "ts_row, None, col_b"),
     ("dn_a = dy_a * (1 + part(s_ptr + clip * C", "dn_a = dy_a * (1 + part(s_ptr"),
     ("dn_b = dy_b * (1 + part(s_ptr + clip * C, col_b, mask_b))", "dn_b = dy_b"),
     ("ds_a += dy_a * a", "ds_a += dy_a"),

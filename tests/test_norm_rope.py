@@ -122,7 +122,7 @@ MUTANTS = [
     ("a * cos - b * sin", "a * cos + b * sin"),
     ("a * sin + b * cos", "b * sin + a * cos"),
     ("/ C + eps", "/ C"),
-    ("y = _turned(a * part(w_ptr, col_a, mask_a)", "y = _turned(a"),
+    ("y = _rotate(a * part(w_ptr, col_a, mask_a)", "y = _rotate(a"),
     ("y = b * part(w_ptr, col_b, mask_b)", "y = b"),
     ("(ta, a, mean_nt, rstd) * part(w_ptr, col_a, mask_a)", "(ta, a, mean_nt, rstd)"),
     ("mean_nt = row_dot(ta, tb, a, b) / C", "mean_nt = row_dot(ta, None, a, None) / C"),
