@@ -1,4 +1,4 @@
-// Between torch's tensors and the kernels' pointers: dispatch on dtype, layout, and the split over torch's threads.
+// From torch's tensors to the kernels' pointers: dtype dispatch, layout, and work division over torch's threads.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -36,8 +36,8 @@ inline Tensor widened(const Tensor& x, const Tensor& like) { return x.to(wide(li
 inline Maybe widened(const Maybe& x, const Tensor& like) { return x ? Maybe(widened(*x, like)) : x; }
 inline Tensor output(const Tensor& x) { return at::empty(x.sizes(), x.options()); }
 
-constexpr int64_t GRAIN = 1 << 14;  // elements worth a thread
-constexpr int64_t CACHE = 1 << 25;  // bytes that no last-level cache is sure to hold until they are next used
+constexpr int64_t GRAIN = 1 << 14;  // least elements per thread
+constexpr int64_t CACHE = 1 << 25;  // bytes; larger tensors may not stay in the last-level cache
 inline void over(int64_t items, int64_t elements_each, const std::function<void(int64_t, int64_t)>& run) {
   at::parallel_for(0, items, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, elements_each)), run);
 }
