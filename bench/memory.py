@@ -127,7 +127,7 @@ def devices_needed(account: Account, gathered: int, capacity_gb: int) -> int | N
 def table(settings: list[Setting]) -> Iterator[str]:
     """Lines of Markdown: each network and pass, what it takes, and the devices it takes."""
     columns = ["network", "pass", "weights and states, GB", "gradients", "activations",
-               "peak beyond the first", *(f"devices of {gb} GB" for gb in DEVICES_GB)]
+               "peak beyond weights and states", *(f"devices of {gb} GB" for gb in DEVICES_GB)]
     yield f"| {' | '.join(columns)} |\n|---|---|{'--:|' * (len(columns) - 2)}"
     for setting in settings:
         with FakeTensorMode():
