@@ -1,4 +1,4 @@
-"""jvp of our Wan against torch.func.jvp of the network in plain torch with math attention, and it compiled.
+"""jvp of Wan against torch.func.jvp of the network in plain torch with math attention, also compiled.
 
 Depth 4, width 256, 4 heads, fp32 on a CPU.
 """
@@ -18,7 +18,7 @@ SIDE = 32                                                          # latent pixe
 
 
 def ways(N: int, device: str, dtype: torch.dtype) -> tuple[Wan, Callable, Callable]:
-    """The network, our way and torch's through it at N tokens."""
+    """Returns (network, our jvp, torch's jvp) at N tokens."""
     frames = N // (SIDE // 2) ** 2
     net = Wan(CONFIG).to(device, dtype).requires_grad_(False)
     x, v = (torch.randn(1, CONFIG.latent, frames, SIDE, SIDE, device=device, dtype=dtype) for _ in range(2))
