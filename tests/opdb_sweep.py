@@ -1,5 +1,4 @@
-"""PyTorch's own operator database through jvp, in every form a call can have, against torch's own forward
-mode.
+"""jvp of every operator of PyTorch's OpInfo database, in every call form, against torch's forward mode.
 
     python tests/opdb_sweep.py                    every operator in every form, 2 samples each
     python tests/opdb_sweep.py --samples 100      more samples
@@ -9,11 +8,11 @@ mode.
     python tests/opdb_sweep.py --slice 3/12       one of twelve parts: under torch.compile a process each
     python tests/opdb_sweep.py --programs 3000    random programs of views and writes instead (programs.py)
 
-Forms: as the database calls it, as a method, in place; by keyword, by keyword in reversed order, with numpy's
-names; on slices, on transposes, on expanded inputs; in bfloat16 and under autocast, where the error against
-float64 may be twice torch's.  Where there are several tensors, also with the first tangent alone and without
-it. Each sample ends as one of
-    right       value and tangent as torch.autograd.forward_ad gives them
+Forms: as in the database, as a method, in place; by keyword, by keyword in reversed order, with numpy's
+names; on slices, transposes and expanded inputs; in bfloat16 and under autocast, where the error against
+float64 may be twice torch's.  With several tensors also with only the first tangent, and without it.  Outcome
+of a sample:
+    right       value and tangent equal torch.autograd.forward_ad's
     refused     NoTangent
     wrong       anything else: a differing value, a differing or missing tangent, another error
 The exit status is 1 if one is wrong or fewer than 98 % are right.
@@ -262,7 +261,7 @@ def compiled(function: Callable, sample, tangents) -> str:
     try:
         torch.manual_seed(0)
         got = torch.compile(run, backend="eager")(primals(), tuple(tangents))
-    except Exception as error:                         # most often Dynamo's own: never a result
+    except Exception as error:                         # usually Dynamo's own error: no result
         got, refusal = None, f"refused: {type(error).__name__}"
     if got is None:
         gc.collect()                                   # freeing the error may do harm

@@ -1,4 +1,4 @@
-"""The average of parameters on the CPU, and its working copy."""
+"""Exponential moving average on the CPU, with its low-precision copy."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_moves_the_average_and_fills_the_copy(isa, sizes, copied, decay):
 
 @pytest.mark.parametrize("offset", [0, 1])
 def test_a_shard_larger_than_the_caches_is_the_same(rng, offset):
-    """Such a shard is written past the caches where it is aligned, and plainly where it is not."""
+    """Aligned parts of such a shard use non-temporal stores, others normal ones."""
     average, master = (normal(rng, 5_000_003, dtype=torch.float32)[offset:] for _ in range(2))
     copy, want = torch.empty_like(average, dtype=torch.bfloat16), average + 0.05 * (master - average)
     ema_([average], [master], 0.95, [copy])
@@ -45,7 +45,7 @@ def test_a_step_of_one_millionth_is_not_lost():
     torch.testing.assert_close(average, torch.full((64,), 1 + 1e-3 * (1 - 0.999**1000)))
 
 
-def test_a_strided_master_is_read_where_it_lies(rng):
+def test_a_strided_master_is_accepted(rng):
     average, master = torch.zeros(4, 6), normal(rng, 6, 4, dtype=torch.float32).T
     ema_([average], [master], 0.0)
     torch.testing.assert_close(average, master)
@@ -69,7 +69,7 @@ def test_says_which_argument_is_wrong():
 
 
 def test_copies_may_be_of_several_dtypes():
-    """As the parameters of a bf16 network whose norms stay fp32."""
+    """Like the parameters of a bf16 network with fp32 norms."""
     average, master = ([torch.randn(n) for n in (3, 70, 5)] for _ in range(2))
     copy = [torch.zeros(3, dtype=torch.bfloat16), torch.zeros(70), torch.zeros(5, dtype=torch.bfloat16)]
     want = [a + (1 - 0.9) * (m - a) for a, m in zip(average, master, strict=True)]
@@ -78,7 +78,7 @@ def test_copies_may_be_of_several_dtypes():
     assert all(torch.equal(c, a.to(c.dtype)) for c, a in zip(copy, average, strict=True))
 
 
-# Of the Triton kernel, for tests/mutants.py: (what is there, what takes its place).
+# Mutants of the Triton kernel, for tests/mutants.py: (original, replacement).
 MUTANTS = [
     ("average = decay * average + rest * tl", "average = rest * average + decay * tl"),
     ("average = decay * average + rest * tl", "average = decay * average + tl"),
@@ -90,7 +90,7 @@ MUTANTS = [
 ]
 
 
-def test_a_move_is_seen_by_autograd():
+def test_an_update_is_seen_by_autograd():
     average, master, copy = ([torch.randn(8)] for _ in range(3))
     before = average[0]._version, copy[0]._version
     ema_(average, master, 0.9, copy)

@@ -1,4 +1,4 @@
-"""The account of live bytes: its figure for the 1.3B network, held to 2 %, and against a real run."""
+"""Memory prediction: its 1.3B figures, within 2 %, and comparison with a real run."""
 
 import csv
 from dataclasses import replace
@@ -19,7 +19,7 @@ from swiftvideo_fast.models.wan.network import RECOMPUTE, Block
 JVP_PEAK_GB = 0.843         # 1.3B, bf16, 24,960 tokens; the bar is 1.25
 TA_HELD_GB, TA_PEAK_GB = 5.186, 11.091      # the same, a whole step with LoRA of rank 64
 DA_HELD_GB, DA_PEAK_GB = 25.992, 46.242     # a whole step with its adversary; AdamW's moments in 8 bits
-QUICK = [name for name in PASSES if name != "da"]       # whose VAE alone is 30,000 ops
+QUICK = [name for name in PASSES if name != "da"]       # its VAE alone is 30,000 ops
 SMALL = Setting("tiny", 17, (256, 256), torch.float32)
 
 
@@ -40,17 +40,17 @@ def test_the_peak_is_attention_and_its_planes_are_ten(released):
 
 
 @pytest.mark.parametrize("build", [jvp_pass, train_pass, step_pass])
-def test_the_account_agrees_with_the_allocator(build):
+def test_the_prediction_agrees_with_the_allocator(build):
     assert faked(build, SMALL).peak == pytest.approx(measured(build, SMALL, "cpu"), rel=0.05)
 
 
-def test_whole_mlp_planes_are_seen():
+def test_full_mlp_activations_are_detected():
     with patch.object(wan, "MLP_ROWS", 128):
         in_rows = faked(jvp_pass, SMALL).peak
     assert faked(jvp_pass, SMALL).peak > 1.3 * in_rows
 
 
-def test_a_plane_kept_too_long_breaks_the_bar(released):
+def test_an_activation_kept_too_long_is_detected(released):
     forward, kept = Block.forward, []
 
     def hoarding(self, x, *args):
@@ -164,7 +164,7 @@ def test_a_point_of_the_sweep_is_the_whole_networks_account(name):
     assert sweep.continued(name, setting) == (whole.known_bytes, whole.peak)
 
 
-def test_a_timeline_is_drawn_by_phases_and_beside_torchs(tmp_path):
+def test_a_timeline_is_drawn_by_phases_and_with_torchs(tmp_path):
     step = faked(step_pass, Setting("tiny", 5, (64, 64)))
     phases = [phase for *_, phase in memory.spans(step)]
     assert phases == ["teacher", "average", "student", "student backward", "update"]
@@ -181,12 +181,12 @@ def test_a_pass_in_bf16_is_measured_and_differs_by_workspace(name):
     assert 0.9 * found < account < 1.001 * found
 
 
-def test_what_torch_would_need_is_told_of_the_jvp_pass_alone(capsys):
+def test_torchs_memory_is_available_for_the_jvp_pass_only(capsys):
     with pytest.raises(SystemExit):
         memory.main(["--preset", "wan-tiny", "--pass", "step", "--against", "torch"])
     assert "want --pass jvp, found step" in capsys.readouterr().err
 
 
-def test_a_size_that_is_no_size_is_named():
+def test_an_invalid_size_is_refused_by_name():
     with pytest.raises(ValueError, match="60 frames of 832x480; want 4n \\+ 1 frames"):
         Setting(frames=60)

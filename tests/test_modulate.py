@@ -115,7 +115,7 @@ def test_says_which_argument_is_wrong(rng):
         modulate(x, s, b.float())
 
 
-# Of the Triton kernel, for tests/mutants.py: (what is there, what takes its place).
+# Mutants of the Triton kernel, for tests/mutants.py: (original, replacement).
 MUTANTS = [
     ("    a = a - mean\n", "    a = a\n"),
     ("b = tl.where(mask_b, b - mean, 0.0)", "b = b - mean"),

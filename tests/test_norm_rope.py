@@ -112,7 +112,7 @@ def test_says_which_argument_is_wrong(rng):
         norm_rope_jvp(x, tx[:1], w, cos, sin, 1e-6)
 
 
-# Of the Triton kernel, for tests/mutants.py: (what is there, what takes its place).
+# Mutants of the Triton kernel, for tests/mutants.py: (original, replacement).
 MUTANTS = [
     ("rstd * (u - n * mean_nu)", "rstd * u"),
     ("rstd * (u - n * mean_nu)", "u - n * mean_nu"),
