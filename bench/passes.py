@@ -1,13 +1,13 @@
-"""The passes whose memory is accounted for: each builds its networks and gives (its account, one run of it).
+"""The passes of the memory bench: each builds its networks and returns (account, function that runs it).
 
     jvp     the EMA network and its tangent, under no_grad
     train   the student's loss, forward and backward
-    step    Algorithm 1 whole: guided teacher, jvp of the EMA, student, clipped gradients, AdamW, average
-    ta      trajectory alignment whole: winner and loser through the base and the student, AdamW, average;
+    step    all of Algorithm 1: guided teacher, jvp of the EMA, student, clipped gradients, AdamW, average
+    ta      all of trajectory alignment: winner and loser through the base and the student, AdamW, average;
             LoRA of rank 64, its base stored once
-    da      that step with eq. 10 on top: a window decoded by Wan's VAE and seen by DINOv2 ViT-S/14, both in
-            fp32; the critic and its step; AdamW's moments in 8 bits
-    zero3   step, under DeepSpeed ZeRO-3 in one process (no account: it takes no fake tensors)
+    da      `step` plus eq. 10: a window decoded by Wan's VAE, features of DINOv2 ViT-S/14, both in fp32; the
+            critic and its step; AdamW's moments in 8 bits
+    zero3   `step` under DeepSpeed ZeRO-3 in one process (no account: it does not support fake tensors)
 All but the first two are a step of the training loop itself (train/loop.py) on an engine of one process, with
 the objective's own networks and turns: one device, one clip, nothing sharded, weights stored as bfloat16.
 """
@@ -54,11 +54,11 @@ velocity = FAMILY.call
 
 @dataclass(frozen=True)
 class Setting:
-    """What is accounted for.  frames: 4n + 1, in pixel space; size: (width, height), multiples of 16.
+    """Model and sizes of a pass.  frames: 4n + 1 video frames; size: (width, height), multiples of 16.
 
-    layers: blocks of the network, the preset's own number if None.
+    layers: number of network blocks; None: the preset's.
     recompute: the student's, of models.wan.network.RECOMPUTE.  moments: AdamW's, 32 or 8 bits; da: always 8.
-    random: weights, else zero.
+    random: random weights instead of zeros.
     """
 
     preset: str = "1.3b"
@@ -103,7 +103,7 @@ class Setting:
                          torch.randn(TEXT, c.text_dim), image)
 
     def network(self, *, trained: bool, rank: int = 0) -> Wan:
-        """Of the preset's sizes, on the current default device.  rank: of LoRA, then all that is trained."""
+        """Returns the preset's network on the default device.  rank: of a LoRA, then all that is trained."""
         def build() -> Wan:
             net = FAMILY.cast(Wan(self.config), self.dtype).requires_grad_(trained)
             if rank:
@@ -115,8 +115,7 @@ class Setting:
         return net
 
     def weighted(self, net: nn.Module) -> nn.Module:
-        """With weights as a trained network's where they are to be random: norms' gains 1, maps of standard
-        deviation 0.02."""
+        """Returns net; if `random`, with norm gains of 1 and linear weights of standard deviation 0.02."""
         for name, p in net.named_parameters() if self.random else ():
             if "norm" in name and name.endswith("weight"):
                 p.data.fill_(1)
@@ -126,7 +125,7 @@ class Setting:
 
 
 def hollow(build: Callable[[], nn.Module]) -> nn.Module:
-    """What `build` makes, not initialised: weights of zero, on the current default device."""
+    """Returns build() with zero weights on the default device, without running the initialisation."""
     with unset_fake_temporarily(), torch.device("meta"):
         net = build()
     for module in net.modules():        # Module.to_empty would swap tensors, which fakes refuse
@@ -166,7 +165,7 @@ def ta_pass(setting: Setting) -> tuple[Account, Callable]:
 
 
 def da_pass(setting: Setting) -> tuple[Account, Callable]:
-    """VAE and DINOv2 have the sizes of the released ones (the VAE's class defaults to them)."""
+    """VAE and DINOv2 have the released sizes (the defaults of the VAE's class)."""
     from diffusers import AutoencoderKLWan
     from transformers import Dinov2Config, Dinov2Model
 
@@ -178,7 +177,7 @@ def da_pass(setting: Setting) -> tuple[Account, Callable]:
         objective.backbone, objective.codec = Dino(setting.weighted(dino)), WanVae(setting.weighted(vae))
         build = objective.build_critic
 
-        def build_critic() -> nn.Module:                # by a CPU generator, whatever the default device
+        def build_critic() -> nn.Module:                # with a CPU generator on any default device
             device = torch.get_default_device()
             with torch.device("cpu"):
                 critic = build()
@@ -200,7 +199,7 @@ def zero3_pass(setting: Setting) -> tuple[Account, Callable]:
 def loop_step(setting: Setting, objective: Callable[[Config, Setup], Objective], *, da: Da | None = None,
               rank: int = 0, engine: Callable[[Config], train_engine.Engine] | None = None,
               spread: Engine | None = None, **networks: nn.Module) -> tuple[Account, Callable]:
-    """A step of the training loop on random clips.  objective: its class, or what makes it."""
+    """Returns a step of the training loop on random clips.  objective: a class or a factory."""
     options = ConsistencyDistillation.Options() if da else objective.Options()
     cfg = Config(Run("bench", 1), Model(weights="released"), options, Optim(1e-6, moments=setting.moments),
                  CropOptions(batch=1), da=da, engine=spread or Engine())
@@ -230,7 +229,7 @@ def loop_step(setting: Setting, objective: Callable[[Config, Setup], Objective],
 
 
 def ccd_of(net: Wan) -> tuple[ConsistencyDistillation, dict[str, Wan]]:
-    """The CCD objective with one network in every role."""
+    """Returns the CCD objective and {role: net}, with one network in every role."""
     cfg = Config(Run("bench", 1), Model(weights="released"), ConsistencyDistillation.Options(), Optim(1e-6),
                  CropOptions())
     nets = dict.fromkeys((STUDENT, AVERAGE, TEACHER), net)
@@ -248,7 +247,7 @@ class Resident(single.Single):
 
 
 class AdamW8(torch.optim.Optimizer):
-    """What bitsandbytes' AdamW8bit holds, which wants a GPU: a byte a moment, a scale for every 256."""
+    """Stub of bitsandbytes' AdamW8bit, which needs a GPU: one byte per moment, a scale per 256."""
 
     def __init__(self, parameters, optim: Optim):
         super().__init__(parameters, {"lr": optim.lr})
@@ -282,7 +281,7 @@ def _tensors(condition: Condition) -> list[Tensor]:
 
 @contextmanager
 def plain_torch():
-    """The ops are their references in here: math attention, nothing fused, the MLP whole."""
+    """Context that replaces the ops by their references: math attention, no fusion, unchunked MLP."""
     with ExitStack() as swapped:
         for name in filter(reference.__dict__.get, ops.__all__):
             swapped.enter_context(patch.object(ops, name, getattr(reference, name)))

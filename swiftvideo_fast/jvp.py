@@ -48,13 +48,14 @@ def jvp(func: Callable, primals: tuple, tangents: tuple, *, strict: bool = False
         raise RuntimeError(f"jvp: primals and tangents differ in structure: {error}; "
                            "want one tangent, or None, for each primal") from error
     if all([t is None for t in seeds]):
-        raise RuntimeError("jvp: no primal has a tangent")
+        raise RuntimeError("jvp: every tangent is None; want at least one tensor")
     with ForwardMode() as forward:
         inputs = [_seed(p, t, where, tangents) for where, (p, t) in enumerate(zip(leaves, seeds))]
         result, aux = func(*tree_unflatten(inputs, spec)), ()
         if has_aux:
             if not (isinstance(result, tuple) and len(result) == 2):
-                raise RuntimeError("jvp: has_aux wants func to return a tuple (output, aux)")
+                raise RuntimeError(f"jvp: func returned a {type(result).__name__}; "
+                                   "want a tuple (output, aux), as has_aux is set")
             result, aux = result[0], (tree_map(lambda x: parts(x)[0], result[1]),)
         leaves, spec = tree_flatten(result)
         leaves = leaves if torch.compiler.is_compiling() else [forward.dual(leaf) for leaf in leaves]
@@ -109,7 +110,8 @@ def _output(x, strict: bool) -> tuple[Tensor, Tensor]:
     if not isinstance(p, Tensor):
         raise RuntimeError(f"jvp: func returned a {type(p).__name__}; want tensors (has_aux is for the rest)")
     if t is None and strict:
-        raise RuntimeError("jvp: strict, and an output does not depend on the primals that have tangents")
+        raise RuntimeError("jvp: an output does not depend on the primals with tangents; "
+                           "want strict=False, for a tangent of zeros")
     return p, zeros_as(p) if t is None else t
 
 

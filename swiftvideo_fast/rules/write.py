@@ -34,7 +34,7 @@ def _target(function, x) -> Dual:
     if isinstance(x, Dual):
         return x
     raise NoTangent(f"{name_of(function)}: a Dual written into a plain tensor would lose its tangent; make "
-                    "the buffer from a Dual (empty_like, new_zeros), or write inside jvp, in eager")
+                    "the buffer from a Dual (empty_like, new_zeros), or write inside jvp, uncompiled")
 
 
 def _set_tangent(x: Dual, t: Tensor | None, index=...) -> None:
