@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other",
-         "self": "input"}
+NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input",
+               "x2": "other", "self": "input"}
 TENSOR_NAMES = ("input", "self", "tensors", "x", "a", "x1")
 REQUIRED = object()
 UNLIMITED = 1 << 30
@@ -127,4 +127,4 @@ def signature_of(rule: Callable, skip: int) -> RuleSignature:
         return RuleSignature(UNLIMITED, None)
     most = sum(k is Parameter.POSITIONAL_OR_KEYWORD for k in parameter_kinds)
     return RuleSignature(UNLIMITED if Parameter.VAR_POSITIONAL in parameter_kinds else most,
-                 frozenset(p.name for p in parameters))
+                         frozenset(p.name for p in parameters))

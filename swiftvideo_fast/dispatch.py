@@ -128,9 +128,9 @@ SUBCLASS_AWARE: set[Callable] = set()
 
 def _overrides_dispatch(kind: type) -> bool:
     """True for a tensor subclass with its own __torch_function__ (a mask, a nested tensor)."""
-    answer = kind.__torch_function__
-    return kind is not Dual and answer is not torch._C._disabled_torch_function_impl and \
-        getattr(answer, "__func__", None) is not Tensor.__torch_function__.__func__
+    handler = kind.__torch_function__
+    return kind is not Dual and handler is not torch._C._disabled_torch_function_impl and \
+        getattr(handler, "__func__", None) is not Tensor.__torch_function__.__func__
 
 
 def _is_dual(x: Dual) -> bool:
@@ -173,18 +173,19 @@ def by_torch(func, args: tuple, kwargs: dict):
     leaves, tangents = [parts(x)[0] for x in leaves], [leaves[i].tangent for i in active]
     if not active:
         return func(*primals(args), **primals(kwargs))
-    seen = {}
+    captured = {}
 
     def run(*values):
         filled = list(leaves)
         for i, value in zip(active, values, strict=True):
             filled[i] = value
         filled_args, filled_kwargs = tree_unflatten(filled, spec)
-        seen["results"], seen["spec"] = tree_flatten(func(*filled_args, **filled_kwargs))
-        floats = tuple([y for y in seen["results"] if is_differentiable(y)])
+        captured["results"], captured["spec"] = tree_flatten(func(*filled_args, **filled_kwargs))
+        floats = tuple([y for y in captured["results"] if is_differentiable(y)])
         if floats and all([fwd.unpack_dual(y).tangent is None for y in floats]):
             raise NoTangent(f"{name_of(func)}: torch's forward mode gives its result no tangent")
-        constants = tuple([y for y in seen["results"] if isinstance(y, Tensor) and not is_differentiable(y)])
+        constants = tuple([y for y in captured["results"]
+                           if isinstance(y, Tensor) and not is_differentiable(y)])
         return floats or values[:1], constants
 
     try:
@@ -199,7 +200,7 @@ def by_torch(func, args: tuple, kwargs: dict):
     constants = iter(constants)
     return tree_unflatten([
         next(duals) if is_differentiable(y) else next(constants) if isinstance(y, Tensor) else y
-        for y in seen["results"]], seen["spec"])
+        for y in captured["results"]], captured["spec"])
 
 
 def by_forward_ad(func, args: tuple, kwargs: dict):

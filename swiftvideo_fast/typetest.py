@@ -21,10 +21,10 @@ LEGACY = type(torch.FloatTensor)
 NAMES = frozenset("LOAD_GLOBAL LOAD_NAME LOAD_FAST LOAD_FAST_CHECK LOAD_FAST_BORROW LOAD_FAST_LOAD_FAST "
                   "LOAD_FAST_BORROW_LOAD_FAST_BORROW LOAD_DEREF LOAD_CLASSDEREF".split())
 NO_FALLTHROUGH = frozenset("JUMP_FORWARD JUMP_BACKWARD JUMP_BACKWARD_NO_INTERRUPT RETURN_VALUE RETURN_CONST "
-                   "RAISE_VARARGS RERAISE".split())
+                           "RAISE_VARARGS RERAISE".split())
 PURE = frozenset("LOAD_CONST LOAD_ATTR BUILD_TUPLE BINARY_SUBSCR CACHE PUSH_NULL PRECALL".split())
 UNKNOWN = object()
-CHECKPOINT_SAVE = "_CheckpointFrame.save_inputs"                          # of torch.utils.checkpoint
+CHECKPOINT_SAVE = "_CheckpointFrame.save_inputs"                # of torch.utils.checkpoint
 Instructions = list[dis.Instruction]
 
 
@@ -54,7 +54,7 @@ def reported_class(self: object) -> type:
         return torch.Tensor
     classes = UNKNOWN if test.classes is None else _evaluate(test.classes, frame)
     if classes is UNKNOWN:
-        raise TypeError("isinstance: of a tensor that jvp differentiates, the classes must be names "
+        raise TypeError("isinstance: the classes for a tensor under jvp are computed in the call; want names "
                         "(a variable, an attribute, a tuple of them): assign them to a variable first")
     return torch.Tensor if checked_classes(classes) else type(self)
 
@@ -63,8 +63,8 @@ def checked_classes(classes) -> list[type]:
     """Returns isinstance's classes, flattened.  TypeError for torch.FloatTensor etc., tested in C++."""
     found = list(_flatten(classes))
     if any([isinstance(cls, LEGACY) for cls in found]):
-        raise TypeError("isinstance: of a tensor that jvp differentiates, test x.dtype; "
-                        "torch.FloatTensor and its like read C++ memory")
+        raise TypeError("isinstance: torch.FloatTensor or similar for a tensor under jvp, read in C++; "
+                        "want a test of x.dtype")
     return found
 
 
@@ -88,8 +88,9 @@ def _type_tests(code: CodeType) -> dict[int, TypeTest]:
         elif at.opname == "MATCH_CLASS":                        # attribute names are pushed last
             found[at.offset] = TypeTest([], _operand(instructions, _start_of(instructions, here, 1) or 0))
         elif at.opname == "LOAD_ATTR" and at.argval == "__class__":
-            following = instructions[here + 1].offset           # specialized, Python 3.12 is in its cache
-            found |= dict.fromkeys(range(at.offset, following, 2), TypeTest([], []))
+            # once specialized, Python 3.12's f_lasti is inside the instruction's cache
+            offsets = range(at.offset, instructions[here + 1].offset, 2)
+            found |= dict.fromkeys(offsets, TypeTest([], []))
     return found
 
 

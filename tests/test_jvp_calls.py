@@ -190,7 +190,7 @@ def test_copy_and_deepcopy():
 
 
 def test_a_legacy_tensor_type_is_refused():
-    with pytest.raises(TypeError, match=r"test x\.dtype"):
+    with pytest.raises(TypeError, match=r"want a test of x\.dtype"):
         jvp(lambda x: x if isinstance(x, torch.DoubleTensor) else x * 2, (W,), (W,))
 
 

@@ -29,7 +29,7 @@ def test_a_class_that_the_code_computes_is_refused_by_a_network():
     def net(x):
         return x * 2 if isinstance(x, tuple([int, torch.Tensor])) else x * 3
     x = torch.ones(2)
-    with pytest.raises(TypeError, match="the classes must be names .* assign them to a variable first"):
+    with pytest.raises(TypeError, match="computed in the call; want names .*: assign them to a variable"):
         jvp(net, (x,), (x,))
 
 
