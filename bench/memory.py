@@ -25,7 +25,8 @@ from bench.account import GRADIENT, OUTSIDE, Account, grouped
 from bench.harness import allocated, device_name
 from bench.options import Parser, count, picture, size
 from bench.passes import PASSES, Setting, jvp_pass, plain_torch
-from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE
+from swiftvideo_fast.models.wan.network import RECOMPUTE
+from swiftvideo_fast.models.wan.sizes import PRESETS
 from swiftvideo_fast.plan import USABLE
 
 DEVICES_GB = (80, 141)                  # H100, H200

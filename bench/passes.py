@@ -35,9 +35,10 @@ from swiftvideo_fast.data.crops import CropOptions
 from swiftvideo_fast.data.pairs import Pairs
 from swiftvideo_fast.models import lora
 from swiftvideo_fast.models.condition import Condition
-from swiftvideo_fast.models.wan import network as wan
+from swiftvideo_fast.models.wan import blocks
 from swiftvideo_fast.models.wan.family import WanFamily
-from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE, Wan, WanConfig
+from swiftvideo_fast.models.wan.network import RECOMPUTE, Wan
+from swiftvideo_fast.models.wan.sizes import PRESETS, WanConfig
 from swiftvideo_fast.models.wan.vae import WanVae
 from swiftvideo_fast.objectives.base import AVERAGE, STUDENT, TEACHER, Objective, Setup
 from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
@@ -286,5 +287,5 @@ def plain_torch():
     with ExitStack() as swapped:
         for name in filter(reference.__dict__.get, ops.__all__):
             swapped.enter_context(patch.object(ops, name, getattr(reference, name)))
-        swapped.enter_context(patch.object(wan, "MLP_ROWS", sys.maxsize))
+        swapped.enter_context(patch.object(blocks, "MLP_ROWS", sys.maxsize))
         yield

@@ -13,8 +13,10 @@ from bench import memory, sweep
 from bench.account import Account
 from bench.memory import USABLE, devices_needed, faked, measured
 from bench.passes import PASSES, Setting, da_pass, jvp_pass, step_pass, ta_pass, train_pass, velocity
-from swiftvideo_fast.models.wan import network as wan
-from swiftvideo_fast.models.wan.network import RECOMPUTE, Block
+from swiftvideo_fast.models.wan import blocks as wan_blocks
+from swiftvideo_fast.models.wan.blocks import Block
+from swiftvideo_fast.models.wan.network import RECOMPUTE, initialise
+from swiftvideo_fast.models.wan.sizes import PRESETS, WanConfig
 
 JVP_PEAK_GB = 0.843         # 1.3B, bf16, 24,960 tokens; the bar is 1.25
 TA_HELD_GB, TA_PEAK_GB = 5.186, 11.091      # the same, a whole step with LoRA of rank 64
@@ -45,7 +47,7 @@ def test_the_account_agrees_with_the_allocator(build):
 
 
 def test_whole_mlp_planes_are_seen():
-    with patch.object(wan, "MLP_ROWS", 128):
+    with patch.object(wan_blocks, "MLP_ROWS", 128):
         in_rows = faked(jvp_pass, SMALL).peak
     assert faked(jvp_pass, SMALL).peak > 1.3 * in_rows
 
@@ -57,23 +59,23 @@ def test_a_plane_kept_too_long_breaks_the_bar(released):
         kept.append(x)
         return forward(self, x, *args)
 
-    with patch.object(Block, "forward", hoarding), patch.dict(wan.PRESETS, {"two": blocks(2)}):
+    with patch.object(Block, "forward", hoarding), patch.dict(PRESETS, {"two": blocks(2)}):
         planted = faked(jvp_pass, Setting("two")).peak
     assert planted > 1.02 * released.peak
 
 
-def blocks(count: int) -> wan.WanConfig:
-    return wan.WanConfig(**vars(wan.PRESETS["1.3b"]) | {"layers": count})
+def blocks(count: int) -> WanConfig:
+    return WanConfig(**vars(PRESETS["1.3b"]) | {"layers": count})
 
 
 def test_the_peak_does_not_grow_with_the_number_of_blocks(released):
-    with patch.dict(wan.PRESETS, {"two": blocks(2)}):
+    with patch.dict(PRESETS, {"two": blocks(2)}):
         assert faked(jvp_pass, Setting("two")).peak == released.peak
 
 
 def test_alignment_of_the_released_network_fits_one_card():
     """Each block adds its weights, its factors and, recomputed in the backward, one plane: two tell of 30."""
-    with patch.dict(wan.PRESETS, {"two": blocks(2), "three": blocks(3)}):
+    with patch.dict(PRESETS, {"two": blocks(2), "three": blocks(3)}):
         two, three = (faked(ta_pass, Setting(name)) for name in ("two", "three"))
     held, peak = (a + 28 * (b - a) for a, b in ((two.known_bytes, three.known_bytes), (two.peak, three.peak)))
     assert (held / 1e9, peak / 1e9) == pytest.approx((TA_HELD_GB, TA_PEAK_GB), rel=0.02)
@@ -82,7 +84,7 @@ def test_alignment_of_the_released_network_fits_one_card():
 
 def test_alignment_with_real_clips_fits_one_card():
     """At the peak, decoding, each block more is its input: weights and states are known beforehand."""
-    with patch.dict(wan.PRESETS, {"two": blocks(2)}):
+    with patch.dict(PRESETS, {"two": blocks(2)}):
         two = faked(da_pass, Setting("two"))
         block = Setting("two").network(trained=False).blocks[0]
     parameters = 28 * sum(p.numel() for p in block.parameters())
@@ -96,7 +98,7 @@ def test_alignment_with_real_clips_fits_one_card():
 def test_recomputed_blocks_give_the_same_gradients_and_keep_less():
     setting = Setting("tiny", 5, (64, 64), torch.float32)
     net, point, condition = setting.network(trained=True), setting.point(), setting.condition()
-    wan.initialise(net, torch.Generator().manual_seed(0))
+    initialise(net, torch.Generator().manual_seed(0))
     nn.init.normal_(net.head.head.weight, std=0.1)
     found = []
     for net.recompute in RECOMPUTE:
