@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bench import meta
 from bench.account import GRADIENT, OUTSIDE, Account, grouped
 from bench.harness import allocated, device_name
 from bench.options import Parser, count, picture, size
@@ -34,7 +34,7 @@ DEVICES_GB = (80, 141)                  # H100, H200
 
 def faked(build: Callable, setting: Setting) -> Account:
     """The account of a pass of which nothing is computed."""
-    with FakeTensorMode():
+    with torch.device("meta"), meta.as_on_a_device():
         account, run = build(setting)
         with account:
             run()
@@ -131,7 +131,7 @@ def table(settings: list[Setting]) -> Iterator[str]:
                "peak beyond the first", *(f"devices of {gb} GB" for gb in DEVICES_GB)]
     yield f"| {' | '.join(columns)} |\n|---|---|{'--:|' * (len(columns) - 2)}"
     for setting in settings:
-        with FakeTensorMode():
+        with torch.device("meta"):
             block = setting.network(trained=False).blocks[0]
         gathered = 2 * sum(p.numel() * p.element_size() for p in block.parameters())
         for name, build in PASSES.items():
