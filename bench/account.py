@@ -1,6 +1,6 @@
 """Memory prediction: tracks every storage that a program allocates until it is freed.
 
-Under FakeTensorMode nothing is allocated and nothing computed: a network of any size is accounted for on any
+On the meta device nothing is allocated and nothing computed: a network of any size is accounted for on any
 machine.  A fused op counts as what it returns: workspace inside a kernel is not seen, nor is what a GPU's
 allocator rounds up or leaves in pieces.
 """
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bench import meta
+
 GRADIENT = "gradients"
 OUTSIDE = "outside"
 BLOCK = re.compile(r"(?<!\w)blocks\.(\d+)")
-VALUES = {torch.bool: True}             # what a fake tensor's .item() reads as; 1.0 for every other dtype
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,10 @@ class Account(TorchDispatchMode):
             self.gradients += plane.bytes
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default and torch._guards.detect_fake_mode(args):
-            return VALUES.get(args[0].dtype, 1.0)
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if (value := meta.read(func, args, kwargs)) is not None:
+            return value
+        result = meta.run(func, args, kwargs)
         op = func._schema.name.partition("::")[2]
         for x in tree_leaves(result):
             if isinstance(x, Tensor):

@@ -11,7 +11,8 @@ from bench.bench_network import JVP, block_flops
 from bench.harness import Case, case
 from bench.passes import plain_torch
 from swiftvideo_fast import jvp
-from swiftvideo_fast.models.wan.network import Wan, WanConfig
+from swiftvideo_fast.models.wan.network import Wan
+from swiftvideo_fast.models.wan.sizes import WanConfig
 
 CONFIG = WanConfig(dim=256, heads=4, layers=4, ffn_dim=1024, text_dim=64, freq_dim=64, time_scale=10.0)
 SIDE = 32                                                          # latent pixels: 16 x 16 tokens a frame

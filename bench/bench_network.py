@@ -13,7 +13,8 @@ from bench.harness import Case, case
 from bench.passes import Setting, ccd_of, plain_torch, velocity
 from swiftvideo_fast import jvp, path
 from swiftvideo_fast.models.condition import Condition
-from swiftvideo_fast.models.wan.network import Block, Wan, rotary_tables
+from swiftvideo_fast.models.wan.blocks import Block, rotary_tables
+from swiftvideo_fast.models.wan.network import Wan
 from swiftvideo_fast.objectives import ccd
 from swiftvideo_fast.ops import reference
 

@@ -18,13 +18,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bench import meta
 from bench.account import GRADIENT, OUTSIDE, Account, grouped
 from bench.harness import allocated, device_name
 from bench.options import Parser, count, picture, size
 from bench.passes import PASSES, Setting, jvp_pass, plain_torch
-from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE
+from swiftvideo_fast.models.wan.network import RECOMPUTE
+from swiftvideo_fast.models.wan.sizes import PRESETS
 from swiftvideo_fast.plan import USABLE
 
 DEVICES_GB = (80, 141)                  # H100, H200
@@ -32,7 +33,7 @@ DEVICES_GB = (80, 141)                  # H100, H200
 
 def faked(build: Callable, setting: Setting) -> Account:
     """Returns the predicted account of a pass, without computing it."""
-    with FakeTensorMode():
+    with torch.device("meta"), meta.as_on_a_device():
         account, run = build(setting)
         with account:
             run()
@@ -129,7 +130,7 @@ def table(settings: list[Setting]) -> Iterator[str]:
                "peak beyond weights and states", *(f"devices of {gb} GB" for gb in DEVICES_GB)]
     yield f"| {' | '.join(columns)} |\n|---|---|{'--:|' * (len(columns) - 2)}"
     for setting in settings:
-        with FakeTensorMode():
+        with torch.device("meta"):
             block = setting.network(trained=False).blocks[0]
         gathered = 2 * sum(p.numel() * p.element_size() for p in block.parameters())
         for name, build in PASSES.items():

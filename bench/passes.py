@@ -14,7 +14,6 @@ the objective's own networks and turns: one device, one clip, nothing sharded, w
 
 import math
 import sys
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -24,7 +23,6 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from bench.account import Account
 from swiftvideo_fast import jvp, ops, path
@@ -35,9 +33,10 @@ from swiftvideo_fast.data.crops import CropOptions
 from swiftvideo_fast.data.pairs import Pairs
 from swiftvideo_fast.models import lora
 from swiftvideo_fast.models.condition import Condition
-from swiftvideo_fast.models.wan import network as wan
+from swiftvideo_fast.models.wan import blocks
 from swiftvideo_fast.models.wan.family import WanFamily
-from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE, Wan, WanConfig
+from swiftvideo_fast.models.wan.network import RECOMPUTE, Wan
+from swiftvideo_fast.models.wan.sizes import PRESETS, WanConfig
 from swiftvideo_fast.models.wan.vae import WanVae
 from swiftvideo_fast.objectives.base import AVERAGE, STUDENT, TEACHER, Objective, Setup
 from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
@@ -126,11 +125,11 @@ class Setting:
 
 def hollow(build: Callable[[], nn.Module]) -> nn.Module:
     """Returns build() with zero weights on the default device, without running the initialisation."""
-    with unset_fake_temporarily(), torch.device("meta"):
+    with torch.device("meta"):
         net = build()
-    for module in net.modules():        # Module.to_empty would swap tensors, which fakes refuse
-        for name, p in module.named_parameters(recurse=False):
-            module._parameters[name] = nn.Parameter(torch.zeros(p.shape, dtype=p.dtype), p.requires_grad)
+    net = net.to_empty(device=torch.get_default_device())
+    for p in net.parameters():
+        p.data.zero_()
     return net
 
 
@@ -209,11 +208,8 @@ def loop_step(setting: Setting, objective: Callable[[Config, Setup], Objective],
         teacher=partial(setting.network, trained=False), reference=partial(setting.network, trained=False),
         codec=None, clips=None))
     with patch.object(single, "own_device", torch.get_default_device), \
-            patch.object(single, "adamw", AdamW8 if setting.moments == 8 else single.adamw), \
-            patch.object(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode, create=True), \
-            warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")        # in a deepcopy
-        engine = (engine or Resident)(cfg)
+            patch.object(single, "adamw", AdamW8 if setting.moments == 8 else single.adamw):
+        engine = (engine or single.Single)(cfg)
         nets, movers, averages = recipe.place(made.networks(), engine)
     x0, condition = setting.point().x0, setting.condition()
     batch = Pairs(x0, condition, [""], torch.randn_like(x0), torch.randn_like(x0))
@@ -234,16 +230,6 @@ def ccd_of(net: Wan) -> tuple[ConsistencyDistillation, dict[str, Wan]]:
                  CropOptions())
     nets = dict.fromkeys((STUDENT, AVERAGE, TEACHER), net)
     return ConsistencyDistillation(cfg, Setup(FAMILY, net.head.head.weight.device, *[None] * 6)), nets
-
-
-class Resident(single.Single):
-    """The engine of one process, of networks that are made on its device: fakes cannot be moved."""
-
-    def trained(self, net: nn.Module, optim: Optim) -> single.Trained:
-        return single.Trained(net, optim, self.passes)
-
-    def frozen(self, net: nn.Module) -> nn.Module:
-        return net.requires_grad_(False).eval()
 
 
 class AdamW8(torch.optim.Optimizer):
@@ -285,5 +271,5 @@ def plain_torch():
     with ExitStack() as swapped:
         for name in filter(reference.__dict__.get, ops.__all__):
             swapped.enter_context(patch.object(ops, name, getattr(reference, name)))
-        swapped.enter_context(patch.object(wan, "MLP_ROWS", sys.maxsize))
+        swapped.enter_context(patch.object(blocks, "MLP_ROWS", sys.maxsize))
         yield

@@ -20,7 +20,8 @@ from bench.options import Parser, count, output, size
 from swiftvideo_fast.models.wan import encoders
 from swiftvideo_fast.models.wan.codec import WanCodec
 from swiftvideo_fast.models.wan.image import ImageEncoder
-from swiftvideo_fast.models.wan.network import PRESETS, Wan, WanConfig, cast
+from swiftvideo_fast.models.wan.network import Wan, cast
+from swiftvideo_fast.models.wan.sizes import PRESETS, WanConfig
 from swiftvideo_fast.models.wan.text import LENGTH, TextEncoder
 from swiftvideo_fast.models.wan.vae import WanVae
 from swiftvideo_fast.release import sample

@@ -35,7 +35,8 @@ from swiftvideo_fast import jvp, ops
 from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.config import Sample
 from swiftvideo_fast.models.condition import guided
-from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE
+from swiftvideo_fast.models.wan.network import RECOMPUTE
+from swiftvideo_fast.models.wan.sizes import PRESETS
 from swiftvideo_fast.sampler import generate
 
 OUT = Path(__file__).parents[1] / "runs" / "gpu"

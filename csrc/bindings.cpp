@@ -351,6 +351,24 @@ void ema_(const std::vector<Tensor>& average, const std::vector<Tensor>& master,
   });
 }
 
+// ema_ of unchecked arguments; false, with nothing moved, if they are wrong or need the dispatcher.
+bool ema_if_plain(const std::vector<Tensor>& average, const std::vector<Tensor>& master, double decay,
+                  const std::vector<Tensor>& copy) {
+  const size_t count = average.size();
+  if (!count || master.size() != count || (copy.size() && copy.size() != count)) return false;
+  const auto exact = wide(average[0]), stored = copy.empty() ? exact : copy[0].scalar_type();
+  for (size_t i = 0; i < count; ++i) {
+    const Tensor &a = average[i], &m = master[i], &c = copy.empty() ? a : copy[i];
+    if (!plain(a, exact) || !plain(m, exact) || !plain(c, stored) || wide(c) != exact) return false;
+    if (!a.is_contiguous() || !c.is_contiguous()) return false;
+    if (m.sizes() != a.sizes() || c.sizes() != a.sizes()) return false;
+  }
+  ema_(average, master, decay, copy);
+  for (const Tensor& x : average) torch::autograd::impl::bump_version(x);
+  for (const Tensor& x : copy) torch::autograd::impl::bump_version(x);
+  return true;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -375,6 +393,7 @@ PYBIND11_MODULE(_C, m) {
   def("ccd_gradient", &ccd_gradient);
   def("ccd_loss", &ccd_loss);
   def("ema_", &ema_);
+  def("ema_if_plain", &ema_if_plain);
   m.def("isas", &isas,
         "Returns the instruction sets of this machine, narrowest first; the last is the default.");
   m.def("use_isa", &use_isa, "Selects the ops' instruction set; returns the previous one.  For tests.");

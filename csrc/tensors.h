@@ -27,6 +27,17 @@ inline at::ScalarType wide(const Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
+// Whether x has this dtype and a kernel may take it without the dispatcher: x lies on the CPU, and neither x (a
+// subclass, a fake, a lazy negative, an inference tensor) nor an active mode needs more than autograd's bookkeeping.
+inline bool plain(const Tensor& x, at::ScalarType dtype) {
+  using K = at::DispatchKey;
+  constexpr at::DispatchKeySet usual(
+      {K::CPU, K::BackendSelect, K::ADInplaceOrView, K::AutogradCPU, K::AutocastCPU});
+  const auto mode = c10::impl::tls_local_dispatch_key_set();
+  return x.scalar_type() == dtype && !x.is_inference() &&
+         usual.has_all((x.key_set() | mode.included_) - mode.excluded_);
+}
+
 template <typename T> T* data(const Tensor& x) { return static_cast<T*>(x.data_ptr()); }
 template <typename T> T* data(const Maybe& x) { return x ? data<T>(*x) : nullptr; }
 

@@ -5,7 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import ISAS, normal, with_isa
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from swiftvideo_fast import _C
 from swiftvideo_fast.ops import ema_, reference
 from swiftvideo_fast.ops.ema import ema_op
 
@@ -66,6 +68,64 @@ def test_says_which_argument_is_wrong():
         ema_([one.bfloat16()], [one.bfloat16()], 0.9)
     with pytest.raises(ValueError, match=r"ema_: copy\[0\] has strides \(1, 3\); want contiguous storage"):
         ema_([torch.zeros(3, 2)], [torch.zeros(3, 2)], 0.9, [torch.zeros(2, 3).T])
+
+
+def lists():
+    """Three shards of each kind, which fit."""
+    return [[torch.full((3, 4), float(i), dtype=dtype) for _ in range(3)]
+            for i, dtype in enumerate((torch.float32, torch.float32, torch.bfloat16))]
+
+
+FAULTS = {                              # list, what the last of its tensors is, what the error names
+    "shape": (1, lambda: torch.zeros(4, 3), r"master\[2\] \(4, 3\)"),
+    "axes": (0, lambda: torch.zeros(12), r"average\[2\] is \(12,\)"),
+    "wide": (1, lambda: torch.zeros(3, 4, dtype=torch.float64), r"master\[2\] .*float64"),
+    "narrow": (0, lambda: torch.zeros(3, 4, dtype=torch.bfloat16), r"average\[2\] is .*bfloat16"),
+    "whole numbers": (0, lambda: torch.zeros(3, 4, dtype=torch.int32), r"average\[2\] is .*int32"),
+    "strides": (0, lambda: torch.zeros(4, 3).T, r"average\[2\] has strides \(1, 3\)"),
+    "copy's shape": (2, lambda: torch.zeros(3, 3, dtype=torch.bfloat16), r"copy\[2\] is \(3, 3\)"),
+    "copy's strides": (2, lambda: torch.zeros(4, 3, dtype=torch.bfloat16).T, r"copy\[2\] has strides"),
+}
+
+
+@pytest.mark.parametrize("which, other, told", FAULTS.values(), ids=FAULTS)
+def test_a_fault_in_the_last_shard_is_named_and_nothing_is_moved(which, other, told):
+    given = lists()
+    given[which][2] = other()
+    assert not _C.ema_if_plain(*given[:2], 0.9, given[2])
+    with pytest.raises(ValueError, match=told):
+        ema_(*given[:2], 0.9, given[2])
+    assert not given[0][0].any() and given[2][0].eq(2).all()
+
+
+@pytest.mark.parametrize("average, copy, told", [
+    (torch.float32, torch.float64, r"copy\[0\] is .*float64; want .* that of average or narrower"),
+    (torch.float64, torch.float32, r"copy\[0\] is .*float32; want .* that of average or narrower"),
+    (torch.float32, torch.float16, "ema_: the CPU has kernels for float32, bfloat16 and float64"),
+])
+def test_a_copy_wider_than_the_average_or_without_a_kernel_is_refused(average, copy, told):
+    old = torch.zeros(3, dtype=average)
+    with pytest.raises(ValueError, match=told):
+        ema_([old], [torch.ones(3, dtype=average)], 0.9, [torch.zeros(3, dtype=copy)])
+    assert not old.any()
+
+
+def test_what_only_the_dispatcher_can_take_goes_through_it():
+    """A lazy negative's storage has the other sign; a mode must see the op; a strided master is plain."""
+    average, negative = torch.zeros(4), torch._neg_view(torch.ones(4))
+    ema_([average], [negative], 0.0)
+    assert average.eq(-1).all()
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        ema_([average], [torch.ones(4)], 0.0)
+    assert torch.ops.swiftvideo_fast.ema_.default in seen and average.eq(1).all()
+    assert _C.ema_if_plain([torch.zeros(2, 3)], [torch.ones(3, 2).T], 0.9, [])
 
 
 def test_copies_may_be_of_several_dtypes():

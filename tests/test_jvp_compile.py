@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from swiftvideo_fast import intercept, jvp
 from swiftvideo_fast.dual import CURRENT
-from swiftvideo_fast.models.wan.network import PRESETS, Wan
+from swiftvideo_fast.models.wan.network import Wan
+from swiftvideo_fast.models.wan.sizes import PRESETS
 
 
 def assert_one_graph(function, *inputs, backend="aot_eager", tolerance=1e-12):

@@ -16,7 +16,8 @@ from swiftvideo_kernels.tiles import TILES, family
 from bench.arguments import arguments
 from swiftvideo_fast import jvp, ops
 from swiftvideo_fast.dual import Dual
-from swiftvideo_fast.models.wan.network import Wan, WanConfig
+from swiftvideo_fast.models.wan.network import Wan
+from swiftvideo_fast.models.wan.sizes import WanConfig
 from swiftvideo_fast.ops import reference
 from swiftvideo_fast.ops.attention import attention_jvp
 
