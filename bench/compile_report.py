@@ -199,19 +199,19 @@ def faults(name: str, arch: int, f: dict) -> list[str]:
     if name.startswith("attention") and not exempt and not f[MATRIX[arch]]:
         found.append(f"has no {MATRIX[arch]}")
     if name.startswith("attention") and not exempt and f["F2F"]:
-        found.append(f"rounds one by one ({f['F2F']} F2F)")
+        found.append(f"rounds one value at a time ({f['F2F']} F2F)")
     if not name.startswith("attention") and f["U16"]:
         found.append(f"moves two bytes at a time ({f['U16']} loads and stores)")
     if f["shared"] > SHARED[arch]:
-        found.append(f"wants {f['shared']} bytes of shared memory of {SHARED[arch]}")
+        found.append(f"needs {f['shared']} bytes of shared memory; the limit is {SHARED[arch]}")
     return found
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench compile_report")
-    parser.add_argument("names", nargs="*", help="only the kernels whose names begin with one of these")
+    parser.add_argument("names", nargs="*", help="kernels with these name prefixes")
     parser.add_argument("--arch", type=int, nargs="+", choices=sorted(MATRIX), help="compute capabilities")
-    parser.add_argument("--sample", action="store_true", help="a sample, on sm_90")
+    parser.add_argument("--sample", action="store_true", help="only the cases nearest to spilling, on sm_90")
     parser.add_argument("--record", action="store_true", help=f"write the figures to {RECORD.name}")
     parser.add_argument("--slice", metavar="I/N", help="only every N-th case, from the I-th")
     args = parser.parse_args(argv)

@@ -91,9 +91,9 @@ def decoding(folder: Path, args: argparse.Namespace) -> None:
     others: dict[str, Decoder] = {"ours, PyAV": PyAv(), "ours, PyAV, smooth": PyAv(smooth=True)}
     if dali.installed():
         others[f"ours, DALI ({'NVDEC' if device.type == 'cuda' else 'CPU'})"] = decoder("dali", device)
-    print(f"windows of 61 frames at 16 a second, {width}x{height}; {args.threads} threads; clips/s "
+    print(f"windows of 61 frames at 16 fps, {width}x{height}; {args.threads} threads; clips/s "
           f"{'' if device.type == 'cuda' else 'and core '}\n"
-          "(then over the bare decode of the whole file, and of the window's frames)")
+          "(then relative to the bare decode of the whole file and of the window)")
     for w, h in dict.fromkeys((args.size, (1280, 720))):
         source = f"{w}x{h}"
         for codec, (encoder, suffix, options) in ENCODERS.items():
@@ -156,7 +156,7 @@ def from_shards(folder: Path, args: argparse.Namespace) -> None:
         drawn += 1
     took = time.perf_counter() - begin
     size = sum(np.prod(shape) * 2 for shape in (LATENT, FRAMES, IMAGE, TEXT)) / 1e6
-    print(f"shards, {size:.0f} MB a clip: {(drawn - len(source)) / took:.0f} samples/s on one core")
+    print(f"shards, {size:.0f} MB per clip: {(drawn - len(source)) / took:.0f} samples/s on one core")
 
     ahead, shares = Prefetched(source), []
     for step in range(12):
@@ -167,16 +167,16 @@ def from_shards(folder: Path, args: argparse.Namespace) -> None:
             torch.ones(256, 256) @ torch.ones(256, 256)
         shares.append(waited / (time.perf_counter() - begin))
     ahead.close()
-    print(f"shards, 4 clips a step of 0.5 s: {shares[0]:.1%} of the first step spent waiting, "
+    print(f"shards, 4 clips per step of 0.5 s: {shares[0]:.1%} of the first step spent waiting, "
           f"{max(shares[2:]):.2%} at most of a later one")
 
 
 def main(argv: list[str]) -> int:
     parser = Parser("data", __doc__)
-    parser.add_argument("--clips", type=count, default=12, help="a round")
-    parser.add_argument("--seconds", type=seconds, default=5.0, help="a candidate")
+    parser.add_argument("--clips", type=count, default=12, help="clips per round")
+    parser.add_argument("--seconds", type=seconds, default=5.0, help="timing per candidate")
     parser.add_argument("--size", type=size, default=(832, 480),
-                        help="of a window, and of one of the two kinds of file")
+                        help="of a window and of one of the two test files")
     parser.add_argument("--threads", type=count, default=os.cpu_count() or 1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args(argv)

@@ -116,8 +116,8 @@ def command(part: Part, record: bool, peers: list[str]) -> list[str]:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench gpu")
     parser.add_argument("parts", nargs="*", metavar="PART",
-                        help=f"of {', '.join(PARTS)}; all but hopper if none")
-    parser.add_argument("--no-record", action="store_true", help="leave bench/*.json as they are")
+                        help=f"one of {', '.join(PARTS)}; default all but hopper")
+    parser.add_argument("--no-record", action="store_true", help="do not write bench/*.json")
     parser.add_argument("--peer", action="append", default=[], metavar="MODULE:FUNCTION")
     args = parser.parse_args(argv)
     if unknown := set(args.parts) - PARTS.keys():

@@ -85,7 +85,7 @@ def fault(case: Case, dtype: torch.dtype) -> str | None:
     except Exception as error:                                # the other cases continue
         return told(error)
     apart = 0.0 if theirs is None else disagreement(ours, theirs)
-    return None if apart <= AGREEMENT[dtype] else f"{apart:.1e} away from torch's result"
+    return None if apart <= AGREEMENT[dtype] else f"error of {apart:.1e} relative to torch's result"
 
 
 def absent(case: Case) -> dict[str, str]:

@@ -381,9 +381,9 @@ def together(parts: list[str]) -> int:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench hopper_card")
-    parser.add_argument("parts", nargs="*", metavar="PART", choices=[*LIMITS, []], help="all if none")
+    parser.add_argument("parts", nargs="*", metavar="PART", choices=[*LIMITS, []], help="default all")
     parser.add_argument("--part", choices=PARTS)
-    parser.add_argument("--share", type=int, default=0, help="of a part that several processes divide")
+    parser.add_argument("--share", type=int, default=0, help="index of this process among those of a part")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("python -m bench hopper_card: no CUDA device here; `python -m bench hopper_report` needs none")

@@ -132,22 +132,23 @@ def faults(f: dict, products: int, registers: int, version: tuple[int, int]) -> 
     """Returns the violated requirements.  products: HGMMA per loop iteration."""
     found, (most_stl, most_ldl) = [], SPILLS.get(version, (0, 0))
     if len(f["loops"]) != 2:
-        found.append(f"has {len(f['loops'])} loops with HGMMA; want one a consumer")
+        found.append(f"has {len(f['loops'])} loops with HGMMA; want one per consumer")
     for loop in f["loops"]:
         if loop["STL"] > most_stl or loop["LDL"] > most_ldl:
             found.append(f"spills in a loop ({loop['STL']} STL, {loop['LDL']} LDL)")
         if loop["HGMMA"] != products or loop["waits"] > 3:
-            found.append(f"has {loop['HGMMA']} HGMMA and {loop['waits']} waits a turn; want {products} and 3")
+            found.append(f"has {loop['HGMMA']} HGMMA and {loop['waits']} waits per iteration; "
+                         f"want {products} and 3")
         if loop["BAR of all"]:
-            found.append(f"joins the whole block {loop['BAR of all']} times a turn")
+            found.append(f"has {loop['BAR of all']} block-wide barriers per iteration")
         if loop["F2F"]:
-            found.append(f"rounds one by one ({loop['F2F']} F2F)")
+            found.append(f"rounds one value at a time ({loop['F2F']} F2F)")
         if loop["hazards"]:
-            found.append(f"touches registers of products in flight {loop['hazards']} times")
+            found.append(f"accesses registers of products in flight {loop['hazards']} times")
     if not {24, registers} <= set(f["SETMAXREG"]):
-        found.append(f"moves registers to {f['SETMAXREG']}; want 24 and {registers}")
+        found.append(f"reallocates registers to {f['SETMAXREG']}; want 24 and {registers}")
     if f["shared"] > SHARED[90]:
-        found.append(f"wants {f['shared']} bytes of shared memory of {SHARED[90]}")
+        found.append(f"needs {f['shared']} bytes of shared memory; the limit is {SHARED[90]}")
     return found
 
 
@@ -176,7 +177,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench hopper_report")
     parser.add_argument("names", nargs="*", metavar="CASE", choices=[*CASES, []])
     parser.add_argument("--record", action="store_true", help="write the figures to bench/hopper.json")
-    parser.add_argument("--cubin", type=Path, metavar="DIR", help="write two cubins for hopper_card there")
+    parser.add_argument("--cubin", type=Path, metavar="DIR", help="write two cubins for hopper_card into DIR")
     args = parser.parse_args(argv)
     if args.cubin:
         write_cubins(args.cubin)

@@ -144,7 +144,7 @@ def table(settings: list[Setting]) -> Iterator[str]:
 def setting_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="wan-1.3b", choices=[f"wan-{name}" for name in PRESETS])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--recompute", default=Setting.recompute, choices=RECOMPUTE, help="the student's")
+    parser.add_argument("--recompute", default=Setting.recompute, choices=RECOMPUTE, help="of the student")
     parser.add_argument("--moments", type=int, default=Setting.moments, choices=(32, 8), help="bits")
 
 
@@ -159,13 +159,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--frames", type=count, default=61)
     parser.add_argument("--size", type=size, default=(832, 480), help="width x height in pixels")
     parser.add_argument("--pass", dest="name", choices=PASSES, default="jvp")
-    parser.add_argument("--against", choices=["torch"], help="beside torch.func.jvp with math attention")
-    parser.add_argument("--measure", action="store_true", help="run the pass too; on a GPU it always is")
+    parser.add_argument("--against", choices=["torch"], help="also torch.func.jvp with math attention")
+    parser.add_argument("--measure", action="store_true", help="also run the pass; always on a GPU")
     parser.add_argument("--png", type=picture, help="draw the timeline into this file")
     parser.add_argument("--table", action="store_true", help="every pass of 1.3B and 14B, as Markdown")
     args = parser.parse_args(argv)
     if args.against and args.name != "jvp":
-        parser.error(f"--against {args.against} is of the JVP pass: want --pass jvp, found {args.name}")
+        parser.error(f"--against {args.against} needs the JVP pass: want --pass jvp, found {args.name}")
     setting = setting_of(parser, args, args.frames, args.size)
     if args.table:
         for line in table([replace(setting, preset=name) for name in ("1.3b", "14b")]):

@@ -213,7 +213,7 @@ def main(argv: list[str]) -> int:
     for part in parts:
         absent = [name for name in WANT.get(part, ()) if not find_spec(name)]
         if absent:
-            print(f"{part}: left out, without {' and '.join(absent)}", flush=True)
+            print(f"{part}: skipped, without {' and '.join(absent)}", flush=True)
             continue
         try:
             if part == "phases":

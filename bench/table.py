@@ -118,15 +118,15 @@ def trace(name: str, case: Case, folder: Path, device: str) -> None:
 
 def main(argv: list[str]) -> int:
     parser = Parser("", __doc__)
-    parser.add_argument("names", nargs="*", help="only the cases whose names begin with one of these")
+    parser.add_argument("names", nargs="*", help="cases with these name prefixes")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--json", type=output)
     parser.add_argument("--png", type=picture)
     parser.add_argument("--trace", type=folder, metavar="FOLDER")
-    parser.add_argument("--threads", type=count, default=1, help="of a CPU; the time of one is CPU time")
-    parser.add_argument("--seconds", type=seconds, default=1.0, help="that a case is timed for")
-    parser.add_argument("--avx2", action="store_true", help="ours and torch's without AVX-512")
+    parser.add_argument("--threads", type=count, default=1, help="CPU threads; one is timed in CPU time")
+    parser.add_argument("--seconds", type=seconds, default=1.0, help="timing per case")
+    parser.add_argument("--avx2", action="store_true", help="both sides without AVX-512")
     args = parser.parse_args(argv)
     if args.avx2:
         parser.built(without_avx512, argv)
@@ -142,7 +142,7 @@ def main(argv: list[str]) -> int:
     here = [name for name in CASES if name.split("/")[1].startswith("cpu") == (device == "cpu")]
     for start in args.names:
         if not any(name.startswith(start) for name in here):
-            parser.error(f"no case begins with {start!r} on this device; there are {', '.join(here)}")
+            parser.error(f"no case with prefix {start!r} on this device; want one of {', '.join(here)}")
     print(f"{title}\n{HEAD}")
     for name in here:
         if args.names and not name.startswith(tuple(args.names)):
@@ -154,7 +154,7 @@ def main(argv: list[str]) -> int:
             print(failed[-1], flush=True)
             continue
         for peer, wrong in absent(case).items():
-            print(f"{name}: {peer} is left out: {wrong}", flush=True)
+            print(f"{name}: {peer} is skipped: {wrong}", flush=True)
             del case.peers[peer]
 
         def again(times: int, name: str = name, case: Case = case) -> Row:

@@ -38,7 +38,7 @@ def milliseconds(launch: Callable[[Tile | None], Tensor], tile: Tile, want: Tens
     try:
         apart = (launch(tile) - want).float().norm() / want.float().norm()
         if not apart < WRONG:
-            print(f"  {tile}: {apart:.1e} away from the launched tile's result")
+            print(f"  {tile}: differs by {apart:.1e} from the launched tile's result")
             return float("inf")
         return triton.testing.do_bench(lambda: launch(tile), return_mode="median")
     except Exception as error:                                # a tile that this GPU cannot run ranks last

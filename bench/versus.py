@@ -188,7 +188,7 @@ def below(name: str, found: dict[str, dict[str, float]]) -> list[str]:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench versus")
-    parser.add_argument("names", nargs="*", metavar="SHAPE", help=f"of {', '.join(SHAPES)}; all if none")
+    parser.add_argument("names", nargs="*", metavar="SHAPE", help=f"one of {', '.join(SHAPES)}; default all")
     parser.add_argument("--record", action="store_true", help="write the figures to bench/gpu.json")
     parser.add_argument("--peer", action="append", default=[], metavar="MODULE:FUNCTION")
     args = parser.parse_args(argv)

@@ -45,7 +45,7 @@ def test_planted_faults_and_missing_kernels_are_reported():
                           env=PATHS)
     assert told.stdout.split("\n") == [
         "", "spills (2 stores, 0 bytes of stack)", "spills (0 stores, 8 bytes of stack)", "has no HGMMA",
-        "wants 232449 bytes of shared memory of 232448", "rounds one by one (64 F2F)",
+        "needs 232449 bytes of shared memory; the limit is 232448", "rounds one value at a time (64 F2F)",
         "moves two bytes at a time (48 loads and stores)",
         "no kernel's name begins with 'attention_jpv'", "1", ""]
 
