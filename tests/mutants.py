@@ -138,9 +138,9 @@ def main(files: list[str]) -> int:
         for file in files or MUTANTS:
             for old, new in MUTANTS[file]:
                 alive, count = survives(tree, file, old, new), count + 1
-                print("SURVIVES" if alive else "seen", f"{file}: {old!r} -> {new!r}", flush=True)
+                print("SURVIVES" if alive else "killed", f"{file}: {old!r} -> {new!r}", flush=True)
                 survivors += [(file, old)] * alive
-    print(f"{count - len(survivors)} of {count} seen")
+    print(f"{count - len(survivors)} of {count} killed")
     return bool(survivors)
 
 
