@@ -1,8 +1,8 @@
 """Memory prediction: tracks every storage that a program allocates until it is freed.
 
-On the meta device nothing is allocated and nothing computed: a network of any size is accounted for on any
-machine.  A fused op counts as what it returns: workspace inside a kernel is not seen, nor is what a GPU's
-allocator rounds up or leaves in pieces.
+On the meta device nothing is allocated or computed, so a network of any size can be predicted on any
+machine.  A fused op counts as its outputs: workspace inside kernels and a GPU allocator's rounding and
+fragmentation are not included.
 """
 
 import re

@@ -351,7 +351,7 @@ void ema_(const std::vector<Tensor>& average, const std::vector<Tensor>& master,
   });
 }
 
-// ema_ of unchecked arguments; false, with nothing moved, if they are wrong or need the dispatcher.
+// ema_ of unchecked arguments; returns false, without an update, if they are wrong or need the dispatcher.
 bool ema_if_plain(const std::vector<Tensor>& average, const std::vector<Tensor>& master, double decay,
                   const std::vector<Tensor>& copy) {
   const size_t count = average.size();

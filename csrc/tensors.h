@@ -27,8 +27,8 @@ inline at::ScalarType wide(const Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-// Whether x has this dtype and a kernel may take it without the dispatcher: x lies on the CPU, and neither x (a
-// subclass, a fake, a lazy negative, an inference tensor) nor an active mode needs more than autograd's bookkeeping.
+// True if x has this dtype and needs no dispatcher: a CPU tensor, not a subclass, fake, lazy negative or inference
+// tensor, and no active mode beyond autograd's bookkeeping.
 inline bool plain(const Tensor& x, at::ScalarType dtype) {
   using K = at::DispatchKey;
   constexpr at::DispatchKeySet usual(
