@@ -1,4 +1,4 @@
-"""python -m bench ...: the table of cases.   python -m bench COMMAND ...: another face, each with --help."""
+"""python -m bench ...: the table of cases.   python -m bench COMMAND ...: each with --help."""
 
 import importlib
 import os
@@ -7,7 +7,7 @@ import sys
 
 import bench
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")   # torch's profiler tells of each start and stop on stderr
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")   # torch's profiler logs each start and stop on stderr
 COMMANDS = ("compile_report", "data", "gpu", "growth", "hopper_card", "hopper_report", "memory", "sampling",
             "step", "sweep", "tune", "versus")
 

@@ -1,8 +1,8 @@
-"""The account of live bytes: every storage that a program makes, followed until it dies.
+"""Memory prediction: tracks every storage that a program allocates until it is freed.
 
-Under FakeTensorMode nothing is allocated and nothing computed: a network of any size is accounted for on any
-machine.  A fused op counts as what it returns: workspace inside a kernel is not seen, nor is what a GPU's
-allocator rounds up or leaves in pieces.
+On the meta device nothing is allocated or computed, so a network of any size can be predicted on any
+machine.  A fused op counts as its outputs: workspace inside kernels and a GPU allocator's rounding and
+fragmentation are not included.
 """
 
 import re
@@ -18,15 +18,16 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bench import meta
+
 GRADIENT = "gradients"
 OUTSIDE = "outside"
 BLOCK = re.compile(r"(?<!\w)blocks\.(\d+)")
-VALUES = {torch.bool: True}             # what a fake tensor's .item() reads as; 1.0 for every other dtype
 
 
 @dataclass(frozen=True)
 class Plane:
-    """One storage: how big, and the module and op that made it."""
+    """One storage: bytes, shape, dtype, and the module and op that allocated it."""
 
     bytes: int
     shape: tuple[int, ...]
@@ -42,10 +43,10 @@ class Plane:
 class Account(TorchDispatchMode):
     """Live bytes beyond those of `known` tensors (weights, optimizer states), while the mode is on.
 
-    peak: the most bytes alive after an op.  where, op, planes: where that was, and what was alive there.
-    peak_gradients, peak_activations: of known tensors' gradients, and of all else, each at its own peak.
-    timeline: live bytes after each op.  phases: (op it begins at, its name): "student", "student backward".
-    tops: {(how many phases, block of the network): the most bytes alive after an op there}.
+    peak: most live bytes after any op.  where, op, planes: module, op and live storages at the peak.
+    peak_gradients, peak_activations: of known tensors' gradients and of everything else, each at its own
+    peak.  timeline: live bytes after each op.  phases: (index of the first op, name), e.g. "student
+    backward".  tops: {(phase number, network block): most live bytes after an op there}.
     """
 
     def __init__(self, known: Iterable[Tensor] = (), **networks: nn.Module):
@@ -69,7 +70,7 @@ class Account(TorchDispatchMode):
         return list(self.live.values()) if self._planes is None else self._planes
 
     def follow(self, x: Tensor, op: str = "given") -> None:
-        """Count x's storage from now until it dies."""
+        """Counts x's storage from now until it is freed."""
         storage = x.untyped_storage()
         key = storage._cdata
         if key in self.live or key in self.known:
@@ -79,23 +80,24 @@ class Account(TorchDispatchMode):
         weakref.finalize(storage, self._free, key).atexit = False
 
     def _free(self, key: int) -> None:
-        if self._planes is None:        # a copy after every op that adds to the peak would cost their square
+        if self._planes is None:        # copying after every op that raises the peak would be quadratic
             self._planes = list(self.live.values())
         plane = self.live.pop(key)
         self.alive -= plane.bytes
         self.gradients -= plane.bytes * (plane.where == GRADIENT)
 
     def _gradient(self, p: Tensor) -> None:
-        """What was an activation's gradient by chance of arithmetic is now p.grad, and stays."""
+        """Relabels a storage as a parameter gradient once it is p.grad."""
         key = p.grad.untyped_storage()._cdata
         if (plane := self.live.get(key)) and plane.where != GRADIENT:
             self.live[key] = replace(plane, where=GRADIENT)
             self.gradients += plane.bytes
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._local_scalar_dense.default and torch._guards.detect_fake_mode(args):
-            return VALUES.get(args[0].dtype, 1.0)
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if (value := meta.read(func, args, kwargs)) is not None:
+            return value
+        result = meta.run(func, args, kwargs)
         op = func._schema.name.partition("::")[2]
         for x in tree_leaves(result):
             if isinstance(x, Tensor):
@@ -116,7 +118,7 @@ class Account(TorchDispatchMode):
         self.peak_gradients = max(self.peak_gradients, self.gradients)
         self.peak_activations = max(self.peak_activations, self.alive - self.gradients)
 
-    # --- which module is at work -------------------------------------------------------------------------
+    # --- the running module ------------------------------------------------------------------------------
 
     def here(self) -> str:
         if self.entered:
@@ -138,7 +140,7 @@ class Account(TorchDispatchMode):
         return super().__exit__(*error)
 
     def _watch(self, module: nn.Module, name: str) -> None:
-        """Name the module while its forward runs, and from the moment its output's gradient is known."""
+        """Tracks the module during its forward, and from the gradient of its output on in backward."""
         def enter(module, args):
             self.entered.append(name)
 
@@ -157,12 +159,12 @@ class Account(TorchDispatchMode):
 
 @cache
 def place(where: str) -> tuple[str, int | None]:
-    """(network, its block) of a module's name."""
+    """Returns (network, block number or None) of a module's name."""
     block = BLOCK.search(where)
     return where.split(".")[0].split(" ")[0], int(block[1]) if block else None
 
 
 def grouped(planes: list[Plane]) -> list[tuple[int, Plane]]:
-    """(how many, which), planes that differ in nothing together, the most bytes first."""
+    """Returns (count, plane) of equal planes, most bytes first."""
     counts = Counter(planes)
     return sorted(((n, plane) for plane, n in counts.items()), key=lambda row: -row[0] * row[1].bytes)

@@ -1,4 +1,4 @@
-"""Arguments for any custom op of the registry, drawn by the names in its schema.
+"""Generates arguments for any custom op of the registry, by the names in its schema.
 
 x, y, their tangents and cotangents are (B, N, C) in storage dtype, gains and shifts (B, C) in float32.
 """
@@ -18,7 +18,7 @@ CONSTANTS = {"eps": 1e-6, "r": 0.5, "norm": "l2", "c": 0.1, "decay": 0.95, "caus
 
 def arguments(op: CustomOpDef, B: int, N: int, C: int, dtype: torch.dtype,
               new: Callable[..., Tensor]) -> dict[str, object]:
-    """{argument: value}, tensors by new(*shape, dtype=...): torch.randn, torch.empty on meta, ..."""
+    """Returns {argument: value}; new(*shape, dtype=...) makes tensors, e.g. torch.randn or meta ones."""
     D = math.gcd(C, 128)
 
     def draw(name: str):

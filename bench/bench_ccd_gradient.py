@@ -1,4 +1,4 @@
-"""The distillation gradient against the reference.  Memory-bound: read the share of a copy."""
+"""CCD's distillation gradient against the reference.  Memory-bound: compare with a copy."""
 
 import torch
 
@@ -21,6 +21,6 @@ def build(*shape: int, device: str, dtype: torch.dtype) -> Case:
     return Case(
         ours=lambda: ccd_gradient_op(v, F, dF, t, 0.5, "l2", 0.1),
         torch=lambda: reference.ccd_gradient(v.float(), F.float(), dF.float(), t, 0.5),
-        # v, F, dF are read once for the norm and once for g: g cannot be written before its norm is known
+        # v, F, dF are read twice, for the norm and for g: g depends on its norm
         bytes_moved=F.numel() * (6 * F.element_size() + 4),
     )

@@ -1,4 +1,4 @@
-"""The CCD loss against the reference.  Memory-bound: read the share of a copy."""
+"""The CCD loss against the reference.  Memory-bound: compare with a copy."""
 
 import torch
 

@@ -10,7 +10,8 @@ from bench.harness import Case, case
 from bench.passes import ccd_of, plain_torch
 from swiftvideo_fast import path
 from swiftvideo_fast.models.condition import Condition
-from swiftvideo_fast.models.wan.network import PRESETS, Wan
+from swiftvideo_fast.models.wan.network import Wan
+from swiftvideo_fast.models.wan.sizes import PRESETS
 from swiftvideo_fast.objectives import ccd
 
 

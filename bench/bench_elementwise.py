@@ -1,6 +1,6 @@
-"""Every op that has a tangent and is no attention, against torch's forward mode of its reference.
+"""Every op with a tangent except attention, against torch's forward mode of its reference.
 
-Memory-bound: read the share of a copy.  The ops, their arguments and the bytes come from the registry.
+Memory-bound: compare with a copy.  Ops, arguments and bytes come from the registry.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from bench.harness import Case, case
 from swiftvideo_fast import ops
 from swiftvideo_fast.ops import reference
 
-# (B, N, C): of the residual stream, and of the MLP
+# (B, N, C) of the residual stream and of the MLP
 STREAM = dict(cpu=(1, 2048, 1536), cpu_demo=(32, 80, 128),
               wan_1_3b=(1, 24960, 1536), wan_14b=(1, 32760, 5120))
 MLP = dict(cpu=(1, 1024, 4096), cpu_demo=(32, 80, 512), wan_1_3b=(1, 24960, 8960), wan_14b=(1, 32760, 13824))

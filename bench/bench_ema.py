@@ -1,4 +1,4 @@
-"""The average and its bfloat16 copy in one pass, against torch._foreach_lerp_ and a cast."""
+"""EMA with a bfloat16 copy in one pass, against torch._foreach_lerp_ and a cast."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""jvp of our Wan against torch.func.jvp of the network in plain torch with math attention, and it compiled.
+"""jvp of Wan against torch.func.jvp of the network in plain torch with math attention, also compiled.
 
 Depth 4, width 256, 4 heads, fp32 on a CPU.
 """
@@ -11,14 +11,15 @@ from bench.bench_network import JVP, block_flops
 from bench.harness import Case, case
 from bench.passes import plain_torch
 from swiftvideo_fast import jvp
-from swiftvideo_fast.models.wan.network import Wan, WanConfig
+from swiftvideo_fast.models.wan.network import Wan
+from swiftvideo_fast.models.wan.sizes import WanConfig
 
 CONFIG = WanConfig(dim=256, heads=4, layers=4, ffn_dim=1024, text_dim=64, freq_dim=64, time_scale=10.0)
 SIDE = 32                                                          # latent pixels: 16 x 16 tokens a frame
 
 
 def ways(N: int, device: str, dtype: torch.dtype) -> tuple[Wan, Callable, Callable]:
-    """The network, our way and torch's through it at N tokens."""
+    """Returns (network, our jvp, torch's jvp) at N tokens."""
     frames = N // (SIDE // 2) ** 2
     net = Wan(CONFIG).to(device, dtype).requires_grad_(False)
     x, v = (torch.randn(1, CONFIG.latent, frames, SIDE, SIDE, device=device, dtype=dtype) for _ in range(2))

@@ -1,7 +1,7 @@
 """The network's JVP pass, one block of it, and a CCD step's loss and gradients, against torch.func.jvp.
 
-On the other side are the reference ops with math attention, which at the published sizes fits on no device:
-there only ours is run.  Ratios are of whole passes, matmuls that both sides share included.
+The baseline uses reference ops with math attention, which at the published sizes fits on no device: there
+only ours runs.  Ratios are of whole passes, including the matmuls common to both sides.
 """
 
 from unittest.mock import patch
@@ -13,18 +13,19 @@ from bench.harness import Case, case
 from bench.passes import Setting, ccd_of, plain_torch, velocity
 from swiftvideo_fast import jvp, path
 from swiftvideo_fast.models.condition import Condition
-from swiftvideo_fast.models.wan.network import Block, Wan, rotary_tables
+from swiftvideo_fast.models.wan.blocks import Block, rotary_tables
+from swiftvideo_fast.models.wan.network import Wan
 from swiftvideo_fast.objectives import ccd
 from swiftvideo_fast.ops import reference
 
-JVP = 2, 3                  # of the primal's cost: linear maps of tokens, attention
+JVP = 2, 3                  # in primal costs: linear maps of tokens, attention
 STEP = 8, 9.5               # teacher 2, 2; jvp 2, 3; student 1, 1, recomputed 1, 1, backward 2, 2.5
 SHAPES = dict(cpu=("tiny", 17, 128, 128), wan_1_3b=("1.3b", 61, 832, 480))
 
 
 def draw(preset: str, frames: int, width: int, height: int, device: str, dtype: torch.dtype,
          *, trained: bool = False) -> tuple[Setting, Wan, path.Point, Condition]:
-    """A network of small random weights, and what to run it on."""
+    """Returns (setting, network with small random weights, point, condition)."""
     setting = Setting(preset, frames, (width, height), dtype)
     with torch.device(device):
         net = setting.network(trained=trained)
@@ -38,7 +39,7 @@ def fits(setting: Setting) -> bool:
 
 
 def block_flops(block: Block, tokens: int, maps: float, attentions: float) -> int:
-    """Of so many times a block's linear maps of tokens, and so many times self-attention's two products."""
+    """Returns the flops of `maps` times a block's linear maps and `attentions` times its self-attention."""
     of_context = {block.cross_attn.k, block.cross_attn.v}
     weights = sum(m.weight.numel() for m in block.modules()
                   if isinstance(m, torch.nn.Linear) and m not in of_context)
@@ -96,7 +97,7 @@ def build_step(*shape, device: str, dtype: torch.dtype) -> Case:
         loss = objective.jump_from(point, nets, condition, 500).loss
         loss.backward()
         found = [loss.detach(), net.blocks[0].self_attn.q.weight.grad, net.head.head.weight.grad]
-        net.zero_grad()                 # here, not first: a call is to free its own gradients, not another's
+        net.zero_grad()                 # here, not first: each call frees its own gradients
         return found
 
     def by_torch() -> list[Tensor]:

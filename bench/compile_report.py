@@ -1,16 +1,15 @@
-"""Compile every kernel for cards that are not here, and read what the compiler made of it.
+"""Compiles every kernel for GPUs that are not present, and reads registers, spills and machine code.
 
     python -m bench compile_report                      every kernel and table entry, for sm_90, sm_80, sm_100
-    python -m bench compile_report attention --arch 90  only these
+    python -m bench compile_report attention --arch 90  names with this prefix, one architecture
     python -m bench compile_report --record             write bench/compile_report.json
-    python -m bench compile_report --sample             what tests/test_compile_report.py runs, on sm_90
+    python -m bench compile_report --sample             the cases of tests/test_compile_report.py, on sm_90
 
-Exit status 1 if one does not compile, spills, has lost its tensor cores, rounds or moves its values one by
-one, or wants more shared memory than a block has.
+Exit status 1 if a kernel does not compile, spills, uses no tensor cores, rounds or moves values one at a
+time, or needs more shared memory than a block has.
 
-The launches themselves are run, on meta tensors and with a driver that names a card and launches nothing:
-what is compiled is what that card would be given.  Registers, stack and spills are read from the machine
-code by the cuobjdump that triton carries.
+The real launches run on meta tensors, with a driver that reports a GPU and launches nothing, so the compiled
+code is what that GPU would run.  Triton's cuobjdump reads registers, stack and spills from the machine code.
 """
 
 import argparse
@@ -47,7 +46,7 @@ F32 = torch.float32
 
 
 class Card:
-    """A driver that names a card and does nothing else."""
+    """A driver that reports a GPU architecture and launches nothing."""
 
     def __init__(self, arch: int):
         self.arch = arch
@@ -63,7 +62,7 @@ class Card:
 
 
 def compiled(launch: Callable, arch: int) -> list:
-    """The kernels that `launch` would run on a card of this architecture."""
+    """Returns the compiled kernels that `launch` would run on a GPU of this architecture."""
     kernels, run = [], JITFunction.run
 
     def rehearse(self, *args, grid, warmup, **kwargs):
@@ -79,7 +78,7 @@ def compiled(launch: Callable, arch: int) -> list:
 
 
 def figures(kernel) -> dict[str, int]:
-    """What the compiler's report and the disassembly say."""
+    """Returns the counts of the resource usage and the disassembly."""
     arch = kernel.metadata.target.arch
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(kernel.asm["cubin"])
@@ -102,9 +101,9 @@ def figures(kernel) -> dict[str, int]:
 
 
 def looped(sass: str, instruction: str) -> int:
-    """How many of an instruction lie between a conditional branch and an earlier address it goes to.
+    """Counts an instruction in loops: between a conditional branch and its earlier target.
 
-    What is out of line, a wait's retry, comes back by an unconditional one.
+    Out-of-line code, such as a wait's retry, returns by an unconditional branch and is not counted.
     """
     lines = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", sass)]
     back = [(int(target[1], 16), at) for at, text in lines
@@ -114,7 +113,7 @@ def looped(sass: str, instruction: str) -> int:
 
 
 def apart(launch: Callable, arch: int) -> list[dict[str, int]] | None:
-    """Each kernel's figures, from a child process, since LLVM may abort.  None if one does not compile."""
+    """Returns each kernel's figures, from a child process (LLVM may abort); None if one does not compile."""
     ours, theirs = os.pipe()
     child = os.fork()
     if not child:
@@ -136,12 +135,12 @@ def meta(*shape: int, dtype=torch.bfloat16) -> torch.Tensor:
 
 
 def by_triton() -> dict:
-    """The table without attention_jvp_hopper's tiles: hopper_report compiles those."""
+    """Returns TILES without attention_jvp_hopper's tiles, which hopper_report compiles."""
     return {row: tuple(tile for tile in tiles if not tile.hopper) for row, tiles in TILES.items()}
 
 
 def attention_cases(arch: int) -> Iterator[tuple[str, Callable]]:
-    """(name, launch) for every entry of the table that this card may use, in every use it may be put to."""
+    """Yields (name, launch) for every tile of this architecture, in every use."""
     for (kernel, family, width), tiles in by_triton().items():
         if family != f"sm{arch}" and (family != "fp32" or arch != 90):
             continue
@@ -163,7 +162,7 @@ def attention_cases(arch: int) -> Iterator[tuple[str, Callable]]:
 
 def attention_case(kernel: str, width: int, dtype: torch.dtype, tile: Tile, *, causal: bool = False,
                    packed: bool = False, constant: bool = False, narrow: bool = False) -> Callable:
-    """A launch with 12 heads, 3 key heads where packed.  narrow: a head width of 3/4 of the row's."""
+    """Returns a launch with 12 heads, 3 key heads if packed.  narrow: head width 3/4 of the row's."""
     D, G = (width * 3 // 4 if narrow else width), (3 if packed else 12)
     q, tq, o = (meta(1, N, 12, D, dtype=dtype).transpose(1, 2) for _ in range(3))
     k, tk, v, tv = (meta(1, N, G, D, dtype=dtype).transpose(1, 2) for _ in range(4))
@@ -175,7 +174,7 @@ def attention_case(kernel: str, width: int, dtype: torch.dtype, tile: Tile, *, c
 
 
 def elementwise_cases() -> Iterator[tuple[str, Callable]]:
-    """(name, launch) for every custom op of the registry but attention's, at both widths of Wan."""
+    """Yields (name, launch) for every custom op except attention's, at both widths of Wan."""
     for C in (1536, 5120):
         for name in ops.OPS:
             for op in ops.custom_ops(name).values() if name != "attention" else ():
@@ -184,7 +183,7 @@ def elementwise_cases() -> Iterator[tuple[str, Callable]]:
 
 
 def sample() -> tuple[str, ...]:
-    """Nearest to a spill: attention's first tiles with masks, each op's tangent and gradient at C = 5120."""
+    """Returns the cases nearest to spilling: masked attention; each op's tangent and gradient at C = 5120."""
     tiles = [f"{kernel} sm90 128: {by_triton()[kernel, 'sm90', 128][0]}, causal"
              for kernel in ("attention_jvp", "attention_tangent")]
     forms = [form for name in ops.OPS if name != "attention" for form in ops.custom_ops(name)
@@ -193,26 +192,26 @@ def sample() -> tuple[str, ...]:
 
 
 def faults(name: str, arch: int, f: dict) -> list[str]:
-    """What must not be so."""
+    """Returns the violated requirements."""
     found, exempt = [], " fp32 " in name                      # float32 attention is for tests, not for speed
     if (f["stack"] or f["spills"]) and not exempt:
         found.append(f"spills ({f['spills']} stores, {f['stack']} bytes of stack)")
     if name.startswith("attention") and not exempt and not f[MATRIX[arch]]:
         found.append(f"has no {MATRIX[arch]}")
     if name.startswith("attention") and not exempt and f["F2F"]:
-        found.append(f"rounds one by one ({f['F2F']} F2F)")
+        found.append(f"rounds one value at a time ({f['F2F']} F2F)")
     if not name.startswith("attention") and f["U16"]:
         found.append(f"moves two bytes at a time ({f['U16']} loads and stores)")
     if f["shared"] > SHARED[arch]:
-        found.append(f"wants {f['shared']} bytes of shared memory of {SHARED[arch]}")
+        found.append(f"needs {f['shared']} bytes of shared memory; the limit is {SHARED[arch]}")
     return found
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench compile_report")
-    parser.add_argument("names", nargs="*", help="only the kernels whose names begin with one of these")
+    parser.add_argument("names", nargs="*", help="kernels with these name prefixes")
     parser.add_argument("--arch", type=int, nargs="+", choices=sorted(MATRIX), help="compute capabilities")
-    parser.add_argument("--sample", action="store_true", help="a sample, on sm_90")
+    parser.add_argument("--sample", action="store_true", help="only the cases nearest to spilling, on sm_90")
     parser.add_argument("--record", action="store_true", help=f"write the figures to {RECORD.name}")
     parser.add_argument("--slice", metavar="I/N", help="only every N-th case, from the I-th")
     args = parser.parse_args(argv)

@@ -1,11 +1,11 @@
-"""How fast clips come: decoded, from shards, and to a training step.
+"""Data throughput: decoding, shards, and the share of a training step spent waiting.
 
     python -m bench data [--clips 12] [--seconds 5] [--size 832x480]      on the CPU's cores
-    python -m bench data --device cuda                                    NVDEC through DALI beside PyAV
+    python -m bench data --device cuda                                    also NVDEC through DALI
 
-Files are made: six seconds of a moving pattern at 24 frames a second and 3 Mbit/s, in H.264 and VP9, of the
-window's size and of 1280x720.  Candidates are timed in interleaved rounds.  `bare` is FFmpeg's decoder and no
-more: the whole file, or from the keyframe before the window to its end, as a window needs.
+The input is generated: six seconds of a moving pattern at 24 fps and 3 Mbit/s, in H.264 and VP9, at the
+window's size and at 1280x720.  Candidates are timed in interleaved rounds.  `bare` is FFmpeg's decoder alone:
+the whole file, or from the keyframe before the window to the window's end.
 """
 
 import argparse
@@ -32,12 +32,12 @@ from swiftvideo_fast.data.shards import ShardOptions, ShardSource
 
 ENCODERS = {"h264": ("libx264", ".mp4", {"preset": "fast"}),
             "vp9": ("libvpx-vp9", ".webm", {"deadline": "realtime", "cpu-used": "6"})}
-# Of Wan at 832x480.
+# Shapes of Wan at 832x480.
 LATENT, FRAMES, IMAGE, TEXT = (16, 16, 60, 104), (20, 16, 60, 104), (257, 1280), (120, 4096)
 
 
 def film(path: Path, encoder: str, options: dict, width: int, height: int, frames: int = 144) -> Path:
-    """Blocks that move, over grain: neither too easy to predict nor noise."""
+    """Writes a video of moving blocks over grain: neither trivially predictable nor noise."""
     import av
 
     rng = np.random.default_rng(0)
@@ -55,7 +55,7 @@ def film(path: Path, encoder: str, options: dict, width: int, height: int, frame
 
 
 def bare(path: Path, video: Video, span: tuple[int, int] | None = None) -> None:
-    """FFmpeg's decoder and nothing else: the whole file, or the frames shown from span[0] to span[1]."""
+    """Decodes with FFmpeg alone: the whole file, or the frames from time span[0] to span[1]."""
     import av
 
     with av.open(str(path)) as file:
@@ -69,10 +69,9 @@ def bare(path: Path, video: Video, span: tuple[int, int] | None = None) -> None:
 
 
 def rates(candidates: dict[str, Callable[[int], None]], args: argparse.Namespace) -> dict[str, float]:
-    """Clips a second; rounds of args.clips, interleaved, the best round of each.
+    """Returns clips per second of each candidate: its best of interleaved rounds of args.clips.
 
-    On the CPU a second of one core's time, so that neighbours on the machine do not count; with NVDEC, of the
-    clock.
+    CPU time on the CPU, so other processes do not count; wall-clock time with NVDEC.
     """
     clock = time.perf_counter if args.device.startswith("cuda") else time.process_time
     best = dict.fromkeys(candidates, 0.0)
@@ -92,9 +91,9 @@ def decoding(folder: Path, args: argparse.Namespace) -> None:
     others: dict[str, Decoder] = {"ours, PyAV": PyAv(), "ours, PyAV, smooth": PyAv(smooth=True)}
     if dali.installed():
         others[f"ours, DALI ({'NVDEC' if device.type == 'cuda' else 'CPU'})"] = decoder("dali", device)
-    print(f"windows of 61 frames at 16 a second, {width}x{height}; {args.threads} threads; clips/s "
+    print(f"windows of 61 frames at 16 fps, {width}x{height}; {args.threads} threads; clips/s "
           f"{'' if device.type == 'cuda' else 'and core '}\n"
-          "(then over the bare decode of the whole file, and of the window's frames)")
+          "(then relative to the bare decode of the whole file and of the window)")
     for w, h in dict.fromkeys((args.size, (1280, 720))):
         source = f"{w}x{h}"
         for codec, (encoder, suffix, options) in ENCODERS.items():
@@ -126,7 +125,7 @@ def decoding(folder: Path, args: argparse.Namespace) -> None:
 
 
 def stored(folder: Path, clips: int = 64) -> ShardSource:
-    """Shards of Wan's sizes at 832x480, 61 frames, as `swiftvideo encode` lays them out; random numbers."""
+    """Returns a source of random shards, 61 frames of 832x480, in `swiftvideo encode`'s format."""
     about = {"windows": clips, "texts": clips + 1, "text_length": 512, "passes": 1, "codec": {}}
     rng = torch.Generator().manual_seed(0)
 
@@ -157,7 +156,7 @@ def from_shards(folder: Path, args: argparse.Namespace) -> None:
         drawn += 1
     took = time.perf_counter() - begin
     size = sum(np.prod(shape) * 2 for shape in (LATENT, FRAMES, IMAGE, TEXT)) / 1e6
-    print(f"shards, {size:.0f} MB a clip: {(drawn - len(source)) / took:.0f} samples/s on one core")
+    print(f"shards, {size:.0f} MB per clip: {(drawn - len(source)) / took:.0f} samples/s on one core")
 
     ahead, shares = Prefetched(source), []
     for step in range(12):
@@ -168,16 +167,16 @@ def from_shards(folder: Path, args: argparse.Namespace) -> None:
             torch.ones(256, 256) @ torch.ones(256, 256)
         shares.append(waited / (time.perf_counter() - begin))
     ahead.close()
-    print(f"shards, 4 clips a step of 0.5 s: {shares[0]:.1%} of the first step spent waiting, "
+    print(f"shards, 4 clips per step of 0.5 s: {shares[0]:.1%} of the first step spent waiting, "
           f"{max(shares[2:]):.2%} at most of a later one")
 
 
 def main(argv: list[str]) -> int:
     parser = Parser("data", __doc__)
-    parser.add_argument("--clips", type=count, default=12, help="a round")
-    parser.add_argument("--seconds", type=seconds, default=5.0, help="a candidate")
+    parser.add_argument("--clips", type=count, default=12, help="clips per round")
+    parser.add_argument("--seconds", type=seconds, default=5.0, help="timing per candidate")
     parser.add_argument("--size", type=size, default=(832, 480),
-                        help="of a window, and of one of the two kinds of file")
+                        help="of a window and of one of the two test files")
     parser.add_argument("--threads", type=count, default=os.cpu_count() or 1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args(argv)

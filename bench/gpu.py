@@ -1,12 +1,12 @@
-"""Everything a GPU is needed for, in one command and at most eight minutes: `make gpu`.
+"""All GPU checks and measurements, in one command of at most eight minutes: `make gpu`.
 
     python -m bench gpu [PART ...] [--no-record] [--peer package.module:function ...]
     make gpu PART="step attention"
 
-Needs torch, triton, pytest and a CUDA device; no network, no build of the C++ extension.  The parts run in
-the order of PARTS, the most valuable first.  Each is a process with a time limit, and writes its figures when
-it has them: what fails or runs over leaves the others running, and is said again at the end.  Output: the
-screen, runs/gpu/NAME.log, and with a record bench/gpu.json and bench/record.json.
+Needs torch, triton, pytest and a CUDA device; no network, no C++ extension.  The parts run in the order of
+PARTS, the most important first.  Each is a process with a time limit that writes its figures as it goes.  A
+failure or timeout does not stop the others and is listed at the end.  Output: the screen, runs/gpu/NAME.log,
+and when recording bench/gpu.json and bench/record.json.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from swiftvideo_fast.data import dali
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "runs" / "gpu"
 PYTHON = sys.executable, "-m"
-COMPILERS = 12                          # processes that compile beside each other, before anything is timed
+COMPILERS = 12                          # parallel compile processes, before anything is timed
 TOTAL = 480
 
 
 @dataclass(frozen=True)
 class Part:
-    """seconds: that it may take.  records, peers: whether its command takes --record and --peer."""
+    """One part.  seconds: time limit.  records, peers: its command accepts --record, --peer."""
 
     seconds: int
     command: tuple[str, ...]
@@ -41,11 +41,11 @@ class Part:
 
 
 def tests(*files: str, seconds: int, workers: int) -> Part:
-    """Test files are named: others may import what this machine lacks."""
+    """Returns a part that runs these test files; others may import missing packages."""
     command = [*PYTHON, "pytest", "-q", *files]
-    if importlib.util.find_spec("xdist"):                     # most of their time goes into compiling
+    if importlib.util.find_spec("xdist"):                     # mostly compile time
         command += ["-n", str(workers)]
-    if importlib.util.find_spec("pytest_timeout"):            # a kernel that never ends
+    if importlib.util.find_spec("pytest_timeout"):            # a hanging kernel
         command += ["--timeout", "60", "--timeout-method", "thread"]
     return Part(seconds, tuple(command), records=False)
 
@@ -55,7 +55,7 @@ def bench(*argv: str, seconds: int, peers: bool = False) -> Part:
 
 
 ELEMENTWISE = tuple(name for name in ops.OPS if name != "attention")
-PARTS = {                               # another part is a line here
+PARTS = {                               # one line per part
     "step": bench("step", "step", "kernels", "sampling", "ta", seconds=90),
     "attention": bench("versus", "wan_1_3b", seconds=60, peers=True),
     "elementwise": bench(*ELEMENTWISE, "--seconds", "0.3", seconds=45),
@@ -72,12 +72,12 @@ if dali.installed():
 
 
 def usual() -> list[str]:
-    """The parts that run if none is named: `hopper` is for work on its kernel."""
+    """Returns the default parts: all but `hopper`, which is for work on its kernel."""
     return [name for name in PARTS if name != "hopper"]
 
 
 def compile_all() -> None:
-    """Fill triton's cache: the report's cases for this card, in COMPILERS processes."""
+    """Fills triton's cache with the report's cases for this GPU, in COMPILERS processes."""
     start, arch = time.monotonic(), "".join(map(str, torch.cuda.get_device_capability()))
     command = [*PYTHON, "bench", "compile_report", "--arch", arch, "--slice"]
     running = [subprocess.Popen([*command, f"{i}/{COMPILERS}"], cwd=ROOT, stdout=subprocess.DEVNULL,
@@ -91,7 +91,7 @@ def compile_all() -> None:
 
 
 def run(name: str, seconds: int, command: list[str]) -> str | None:
-    """Run one part, copying its output to runs/gpu/NAME.log.  What went wrong, or None."""
+    """Runs one part and copies its output to runs/gpu/NAME.log.  Returns the failure or None."""
     print(f"--- {name}: {' '.join(command[1:])}", flush=True)
     start = time.monotonic()
     with (OUT / f"{name}.log").open("w") as log:
@@ -116,8 +116,8 @@ def command(part: Part, record: bool, peers: list[str]) -> list[str]:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench gpu")
     parser.add_argument("parts", nargs="*", metavar="PART",
-                        help=f"of {', '.join(PARTS)}; all but hopper if none")
-    parser.add_argument("--no-record", action="store_true", help="leave bench/*.json as they are")
+                        help=f"one of {', '.join(PARTS)}; default all but hopper")
+    parser.add_argument("--no-record", action="store_true", help="do not write bench/*.json")
     parser.add_argument("--peer", action="append", default=[], metavar="MODULE:FUNCTION")
     args = parser.parse_args(argv)
     if unknown := set(args.parts) - PARTS.keys():

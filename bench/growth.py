@@ -1,7 +1,7 @@
 """python -m bench growth: time and memory against tokens, and the slopes of both on a log-log chart.
 
-Attention's time should grow by the square of the tokens and its memory linearly, all else linearly in both.
-On a CPU the network is the small preset, on a GPU the published one.
+Attention's time should grow quadratically with the tokens and its memory linearly; the rest linearly in both.
+On a CPU the network is the tiny preset, on a GPU the 1.3B one.
 """
 
 import math
@@ -20,11 +20,11 @@ from swiftvideo_fast.ops.modulate import modulate_jvp
 
 FRAMES = {"cpu": (5, 13, 29, 61), "cuda": (13, 29, 61, 125)}      # 2, 4, 8, 16; 4, 8, 16, 32 latent frames
 SIDES = {"cpu": (256, 256), "cuda": (832, 480)}
-SECONDS = 0.3                                                     # that each is timed for
+SECONDS = 0.3                                                     # timing per point
 
 
 def passes(frames: int, device: str, dtype: torch.dtype) -> tuple[int, dict[str, Callable]]:
-    """(tokens, what to run on them)."""
+    """Returns (tokens, {name: pass on that many tokens})."""
     preset = {"cpu": "tiny", "cuda": "1.3b"}[device]
     setting, net, point, condition = draw(preset, frames, *SIDES[device], device, dtype)
     N, C, H = setting.tokens, net.config.dim, net.config.heads
@@ -43,14 +43,14 @@ def passes(frames: int, device: str, dtype: torch.dtype) -> tuple[int, dict[str,
 
 
 def slope(xs: list[float], ys: list[float]) -> float:
-    """Of the least-squares line through (log x, log y)."""
+    """Returns the slope of the least-squares line through (log x, log y)."""
     xs, ys = ([math.log(value) for value in values] for values in (xs, ys))
     middle = sum(xs) / len(xs)
     return sum((x - middle) * y for x, y in zip(xs, ys)) / sum((x - middle) ** 2 for x in xs)
 
 
 def measure(frames: list[int], device: str, dtype: torch.dtype) -> dict[str, list[tuple[int, float, int]]]:
-    """{what: [(tokens, ms, bytes)]}; the least of the times, which neighbours only lengthen."""
+    """Returns {name: [(tokens, ms, bytes)]}; ms is the minimum, as other processes only add time."""
     points = {}
     for each in frames:
         N, runs = passes(each, device, dtype)

@@ -1,12 +1,11 @@
-"""Cases, and how one is measured: agreement with torch first, then time, then the allocator's peak.
+"""Benchmark cases and their measurement: agreement with torch, then time, then the allocator's peak.
 
-Everything of a row is timed turn about in one process, so that clocks and neighbours move all sides together;
-the figure to keep is the median over rounds of ours / torch.  With one thread on a CPU the clock is the
-process's own CPU time, which neighbours' turns do not lengthen; else it is the wall's.  The limit, a plain
-copy of the bytes a case must move or a plain matmul, is timed in the same rounds.  A share is no bound: an op
-in place spares the read of a line before its first write, which a copy pays, and can pass 100 %.  On a GPU a
-timing is of as many calls as take BURST seconds, by the device's own clock, queued while it is kept waiting:
-launches are not timed.
+All sides of a row are timed in interleaved rounds in one process, so clock drift and noisy neighbours affect
+all candidates alike; the recorded figure is the median over rounds of ours / torch.  With one CPU thread the
+clock is the process's CPU time, which other processes do not lengthen; otherwise wall-clock time.  The limit,
+a plain copy of the bytes a case must move or a plain matmul, is timed in the same rounds.  A share may exceed
+100 %: an in-place op does not read a line before writing it, a copy does.  On a GPU a timing covers as many
+calls as take BURST seconds, by the device's clock, queued while the device sleeps, so launches are not timed.
 """
 
 import ctypes
@@ -22,23 +21,23 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
-AGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 3e-2}       # relative, Frobenius; tests/ ask for more
-BURST = 5e-3                                                  # seconds that one timing on a GPU spans
-WAIT = 2 * 10**7                                              # cycles, 10 ms and more: launching a burst
+AGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 3e-2}       # relative, Frobenius; tests/ are stricter
+BURST = 5e-3                                                  # seconds per timing on a GPU
+WAIT = 2 * 10**7                                              # cycles, at least 10 ms: launching a burst
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3                   # of malloc.h
 LARGE = 32 << 20                                              # glibc's own largest threshold
-MATMUL = {"cpu": 768, "cuda": 8192}                           # side of the square product that is the limit
+MATMUL = {"cpu": 768, "cuda": 8192}                           # side of the square matmul used as the limit
 
 
 @dataclass(frozen=True)
 class Case:
-    """Two ways to the same tensors, and the bytes or flops they cost; what returns None is not compared."""
+    """Two computations of the same tensors and their bytes or flops; a None result is not compared."""
 
     ours: Callable
     torch: Callable
-    bytes_moved: int = 0                                      # the least the op can move
+    bytes_moved: int = 0                                      # minimum traffic of the op
     flops: int = 0
-    peers: dict[str, Callable] = field(default_factory=dict)  # others, timed beside the two
+    peers: dict[str, Callable] = field(default_factory=dict)  # further candidates to time
 
     def __post_init__(self):
         if not (self.bytes_moved or self.flops):
@@ -47,10 +46,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """A case measured.  rate: of `unit`; share: of the limit's rate in the same rounds.
+    """A measured case.  rate: in `unit`; share: of the limit's rate in the same rounds.
 
-    ratio: ours / torch, or ours / limit where torch's way does not fit and returns None (beside: which).
-    peak, torch_peak: bytes a call had allocated at most, its inputs apart.  peers: ours / theirs.
+    ratio: ours / torch, or ours / limit where torch's does not fit and returns None (beside: which).
+    peak, torch_peak: most bytes allocated in a call, without inputs.  peers: ours / theirs.
     """
 
     name: str
@@ -71,7 +70,7 @@ CASES: dict[str, Callable[..., Case]] = {}
 
 
 def case(name: str, **shapes: tuple):
-    """Register build(*shape, device, dtype) for each named shape; the ones a CPU runs are named cpu..."""
+    """Registers build(*shape, device, dtype) for each named shape; CPU shapes have names cpu..."""
     def register(build):
         for label, shape in shapes.items():
             CASES[f"{name}/{label}"] = lambda build=build, shape=shape, **kw: build(*shape, **kw)
@@ -80,17 +79,17 @@ def case(name: str, **shapes: tuple):
 
 
 def fault(case: Case, dtype: torch.dtype) -> str | None:
-    """What is wrong with ours: it raises, or it is not torch's result; None if it is right."""
+    """Returns why ours is wrong (an exception, a disagreement with torch), or None."""
     try:
         ours, theirs = case.ours(), case.torch()
-    except Exception as error:                                # whatever it is, the other cases go on
+    except Exception as error:                                # the other cases continue
         return told(error)
     apart = 0.0 if theirs is None else disagreement(ours, theirs)
-    return None if apart <= AGREEMENT[dtype] else f"{apart:.1e} away from torch's result"
+    return None if apart <= AGREEMENT[dtype] else f"error of {apart:.1e} relative to torch's result"
 
 
 def absent(case: Case) -> dict[str, str]:
-    """The peers that raise here, and what."""
+    """Returns {peer: error} of the peers that raise."""
     found = {}
     for name, run in case.peers.items():
         try:
@@ -105,7 +104,7 @@ def told(error: Exception) -> str:
 
 
 def disagreement(ours, theirs) -> float:
-    """The largest relative Frobenius distance between the tensors of two results; nan if any is."""
+    """Returns the largest relative Frobenius distance between the tensors of two results; nan if any is."""
     ours, theirs = ([x.double() for x in tree_leaves(r) if isinstance(x, Tensor)] for r in (ours, theirs))
     apart = [(a - b).norm() / b.norm().clamp_min(1e-30) for a, b in zip(ours, theirs, strict=True)]
     return torch.stack(apart).max().item() if apart else 0.0
@@ -121,10 +120,10 @@ def device_name(device: str) -> str:
 
 
 def keep_pages() -> None:
-    """Let glibc keep all memory it has had, but for large blocks, which are mapped anew at each call: where a
-    long process ends up.  Else a case pays for fresh pages, or not, by what ran before it.
+    """Makes glibc keep freed memory except blocks of LARGE bytes or more, as in a long-running process.
 
-    Then torch's side of attention_jvp/cpu_demo takes 1.5 times as long in a fresh process (EPYC, 2026-11-24).
+    Otherwise a case pays for fresh pages depending on the previous case: torch's side of
+    attention_jvp/cpu_demo takes 1.5 times as long in a fresh process (EPYC, 2026-11-24).
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
@@ -136,7 +135,7 @@ def heading(device: str, dtype: torch.dtype) -> str:
 
 
 def clock(device: str) -> Callable[[], float]:
-    """Seconds, when all work given so far is done."""
+    """Returns a function that waits for all submitted work and returns the time in seconds."""
     if device == "cpu":
         return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
@@ -147,7 +146,7 @@ def clock(device: str) -> Callable[[], float]:
 
 
 def rounds(ways: dict[str, Callable], device: str, seconds: float) -> dict[str, list[float]]:
-    """Milliseconds of each way in each round, turn about, for so many seconds and at least three rounds."""
+    """Returns {candidate: ms per round}, in interleaved rounds, for `seconds` and at least three rounds."""
     now = clock(device)
     calls, ms = {}, {name: [] for name in ways}
     timing = queued if device == "cuda" else partial(wall, now)
@@ -162,7 +161,7 @@ def rounds(ways: dict[str, Callable], device: str, seconds: float) -> dict[str, 
 
 
 def wall(now: Callable[[], float], run: Callable, calls: int) -> float:
-    """Milliseconds a call."""
+    """Returns milliseconds per call."""
     before = now()
     for _ in range(calls):
         run()
@@ -170,7 +169,7 @@ def wall(now: Callable[[], float], run: Callable, calls: int) -> float:
 
 
 def queued(run: Callable, calls: int) -> float:
-    """Milliseconds a call between two events of the device, which waits until the calls are in its queue."""
+    """Returns ms per call between two device events; the device sleeps until all calls are queued."""
     begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda._sleep(WAIT)
     begun.record()
@@ -182,7 +181,7 @@ def queued(run: Callable, calls: int) -> float:
 
 
 def burst(run: Callable, now: Callable[[], float]) -> int:
-    """How many calls take BURST seconds."""
+    """Returns the number of calls that take BURST seconds."""
     before = now()
     run()
     return max(1, round(BURST / (now() - before)))
@@ -193,7 +192,7 @@ def ratio(ms: dict[str, list[float]], way: str, to: str) -> float:
 
 
 def allocated(run: Callable, device: str) -> int:
-    """The most bytes one call had allocated beyond those before it: the allocator's own record."""
+    """Returns the peak bytes that one call allocates, from the allocator's record."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -212,7 +211,7 @@ def allocated(run: Callable, device: str) -> int:
 
 
 def limit(case: Case, device: str, dtype: torch.dtype) -> tuple[str, Callable, float]:
-    """(its name, one run of it, the bytes or flops of that run)."""
+    """Returns (name, run, bytes or flops per run) of the limit: a copy or a matmul."""
     if case.flops:
         side = MATMUL[device]
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -223,7 +222,7 @@ def limit(case: Case, device: str, dtype: torch.dtype) -> tuple[str, Callable, f
 
 
 def measure(name: str, case: Case, device: str, dtype: torch.dtype, seconds: float = 1.0) -> Row:
-    """Time the case and weigh it."""
+    """Measures the time and memory of a case."""
     named, run, work = limit(case, device, dtype)
     ms = rounds({"ours": case.ours, "torch": case.torch, named: run} | case.peers, device, seconds)
     fits = case.torch() is not None or case.ours() is None      # an op in place returns None on both sides

@@ -4,10 +4,9 @@
     python -m bench hopper_card right speed     two of them
     python -m bench hopper_card --part right    one part, in this process
 
-`tritons` launches what `hopper_report --cubin DIR` wrote under other tritons, if $HOPPER_CUBINS is DIR.
-Parts that time nothing run at the same time, and with them the compilation of what `speed` times.  A part
-that runs over is reported with the last case it began: a hang is a fault of the barriers.  OUT: $OUT, or
-runs/gpu.
+`tritons` launches the cubins that `hopper_report --cubin DIR` wrote with other triton versions, if
+$HOPPER_CUBINS is DIR.  Parts without timing run in parallel, together with the compilation for `speed`.  A
+part that times out is reported with its last case: a hang means wrong barriers.  OUT: $OUT, or runs/gpu.
 """
 
 import argparse
@@ -37,12 +36,12 @@ BF16, F16 = torch.bfloat16, torch.float16
 LIMITS = {"right": 45, "masks": 45, "widths": 45, "repeats": 45, "race": 50, "compile": 45, "speed": 40,
           "tritons": 15}
 SHARES = {"right": 2, "masks": 2, "widths": 4, "repeats": 1, "race": 1, "compile": 6}   # processes
-QUIET = "tritons", "speed"                                      # parts that want the card to themselves
+QUIET = "tritons", "speed"                                      # parts that need the GPU alone
 Args = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor, Tensor | None]
 
 
 def draw(B, H, N, D, G=None, M=None, dtype=BF16, given=(1, 1, 1)) -> Args:
-    """q, tq, k, tk, v, tv, as (B, H, N, D) views of (B, N, H, D); `given`: which of tq, tk, tv."""
+    """Returns q, tq, k, tk, v, tv as (B, H, N, D) views of (B, N, H, D); given: which of tq, tk, tv."""
     def one(tokens, heads):
         return torch.randn(B, tokens, heads, D, device="cuda", dtype=dtype).transpose(1, 2)
     q, tq = one(N, H), one(N, H)
@@ -51,7 +50,7 @@ def draw(B, H, N, D, G=None, M=None, dtype=BF16, given=(1, 1, 1)) -> Args:
 
 
 def exact(args: Args, scale: float, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(o, to, lse) in float64."""
+    """Returns (o, to, lse) in float64."""
     q, tq, k, tk, v, tv = (None if x is None else x.double() for x in args)
     tq, tk, tv = (torch.zeros_like(x) if t is None else t for x, t in ((q, tq), (k, tk), (v, tv)))
     k, tk, v, tv = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, tk, v, tv))
@@ -64,26 +63,26 @@ def exact(args: Args, scale: float, causal: bool) -> tuple[Tensor, Tensor, Tenso
 
 
 def errors(got, want) -> list[float]:
-    """Relative Frobenius errors; absolute ones where the exact value is zero."""
+    """Returns relative Frobenius errors; absolute where the exact value is zero."""
     return [((a.double() - b).norm() / (b.norm() if b.norm() > 0 else 1)).item() for a, b in zip(got, want)]
 
 
 def poison() -> None:
-    """NaN into the memory that the allocator will hand out next."""
+    """Fills the allocator's next blocks with NaN."""
     blocks = [torch.full((1 << size,), torch.nan, device="cuda") for size in range(8, 26)]
     torch.cuda.synchronize()
     del blocks
 
 
 class Results:
-    """Rows of one part's share: printed, and written after each."""
+    """Rows of one part's share: printed, and written to disk after each."""
 
     def __init__(self, part: str, share: int):
         self.path, self.rows = OUT / f"hopper-{part}-{share}.json", {}
         self.share, self.of, self.asked = share, SHARES.get(part, 1), 0
 
     def wanted(self) -> bool:
-        """Whether the next case is of this share."""
+        """True if the next case belongs to this share."""
         self.asked += 1
         return self.asked % self.of == self.share
 
@@ -96,7 +95,7 @@ class Results:
 
 def checked(results: Results, name: str, args: Args, causal=False, some: int | None = None,
             tile=None) -> None:
-    """Compare one call with float64: all of it, or `some` queries of the first and last head."""
+    """Compares one call with float64: all queries, or `some` of the first and last head."""
     if not results.wanted():
         return
     print("  begins", name, flush=True)
@@ -175,7 +174,7 @@ def widths(results: Results) -> None:
 
 
 def repeats(results: Results) -> None:
-    """20 runs over poisoned outputs give the same bits."""
+    """Checks that 20 runs over NaN-filled outputs are bitwise equal."""
     for name, args, causal in (("(1, 12, 4096)", draw(1, 12, 4096, 128), False),
                                ("(1, 8, 4096), causal", draw(1, 8, 4096, 128), True),
                                ("(1, 12, 24960) x 257, constant keys", draw(
@@ -192,7 +191,7 @@ def repeats(results: Results) -> None:
 
 
 def race(results: Results) -> None:
-    """compute-sanitizer's racecheck and memcheck of a small call, where the tool is installed."""
+    """Runs compute-sanitizer's racecheck and memcheck on a small call, if installed."""
     tool = shutil.which("compute-sanitizer") or next(
         (path for path in ("/usr/local/cuda/bin/compute-sanitizer",) if Path(path).exists()), None)
     if tool is None:
@@ -210,7 +209,7 @@ def small(results: Results) -> None:
 
 
 def ways(shape: tuple, given: tuple) -> Iterator[tuple[str, Callable, int]]:
-    """(name, call, its flops) of what is timed at a shape (B, H, N, M, D)."""
+    """Yields (name, call, flops) of the candidates at a shape (B, H, N, M, D)."""
     B, H, N, M, D = shape
     args, scale = draw(B, H, N, D, M=M, given=given), D**-0.5
     flops = (12 if given == (1, 1, 1) else 8) * B * H * N * M * D
@@ -227,7 +226,7 @@ def ways(shape: tuple, given: tuple) -> Iterator[tuple[str, Callable, int]]:
         yield name, partial(attention_jvp_hopper, *args, scale, False, way), flops
 
 
-SPEED = {                                       # (B, H, N, M, D): which tangents, seconds
+SPEED = {                                       # (B, H, N, M, D): tangents given, seconds
     (1, 12, 24960, 24960, 128): ((1, 1, 1), 4), (1, 40, 32760, 32760, 128): ((1, 1, 1), 4),
     (1, 12, 4096, 4096, 128): ((1, 1, 1), 1.5), (1, 12, 24960, 512, 128): ((1, 0, 0), 1.5),
     (1, 12, 24960, 257, 128): ((1, 0, 0), 1.5), (1, 24, 8192, 8192, 64): ((1, 1, 1), 1.5),
@@ -235,7 +234,7 @@ SPEED = {                                       # (B, H, N, M, D): which tangent
 
 
 def compile_all(results: Results) -> None:
-    """Compile what `speed` will time."""
+    """Compiles the kernels that `speed` times."""
     short = ((128, (1, 1, 1)), (128, (1, 0, 0)), (64, (1, 1, 1)))
     for _, call, _ in [way for D, given in short for way in ways((1, 12, 256, 256, D), given)]:
         if results.wanted():
@@ -243,9 +242,9 @@ def compile_all(results: Results) -> None:
 
 
 def rounds(calls: dict[str, Callable], seconds: float) -> dict[str, tuple[list[float], list[float]]]:
-    """(ms of the card, ms of the host to issue it) of each call, in turn: the clock affects all alike.
+    """Returns {call: ([ms on the GPU], [ms on the host to issue it])}, in interleaved rounds.
 
-    The card sleeps while five short calls are issued: a launch of 0.3 ms is else timed with the host's part.
+    The GPU sleeps while five short calls are issued: otherwise a call of 0.3 ms would include host time.
     """
     times = {name: ([], []) for name in calls}
     end = time.monotonic() + seconds
@@ -283,7 +282,7 @@ def speed(results: Results) -> None:
 
 
 def tritons(results: Results) -> None:
-    """Machine code by other tritons in place of this one's, in its launch: (1, 12, 24960, 128)."""
+    """Times machine code of other triton versions in this version's launch, (1, 12, 24960, 128)."""
     folder = Path(os.environ.get("HOPPER_CUBINS", "none"))
     args, kernels, run = draw(1, 12, 24960, 128), [], JITFunction.run
     call = partial(attention_jvp_hopper, *args, 128**-0.5, False, BY_HAND)
@@ -324,7 +323,7 @@ PARTS = {"right": right, "masks": masks, "widths": widths, "repeats": repeats, "
 
 
 def verdict(found: dict, parts: list[str]) -> list[str]:
-    """What is not as kernels/README.md wants it."""
+    """Returns the results outside the limits of kernels/README.md."""
     bad = [f"{part} {name}: {row}" for part, rows in found.items() for name, row in rows.items()
            if isinstance(row, dict) and row.get("right") is False]
     bad += [f"{part}: nothing measured" for part in parts if part != "compile" and not found.get(part)]
@@ -382,9 +381,9 @@ def together(parts: list[str]) -> int:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench hopper_card")
-    parser.add_argument("parts", nargs="*", metavar="PART", choices=[*LIMITS, []], help="all if none")
+    parser.add_argument("parts", nargs="*", metavar="PART", choices=[*LIMITS, []], help="default all")
     parser.add_argument("--part", choices=PARTS)
-    parser.add_argument("--share", type=int, default=0, help="of a part that several processes divide")
+    parser.add_argument("--share", type=int, default=0, help="index of this process among those of a part")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("python -m bench hopper_card: no CUDA device here; `python -m bench hopper_report` needs none")

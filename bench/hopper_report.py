@@ -1,14 +1,14 @@
-"""Compile attention_jvp_hopper for sm_90 without a GPU and read its machine code, loop by loop.
+"""Compiles attention_jvp_hopper for sm_90 without a GPU and analyses its machine code by loop.
 
-    python -m bench hopper_report                       every case, under the triton installed
-    python -m bench hopper_report six four              these
+    python -m bench hopper_report                       every case, with the installed triton
+    python -m bench hopper_report six four              only these cases
     python -m bench hopper_report --record              also write bench/hopper.json
     python -m bench hopper_report --cubin DIR           only write the machine code of the first two to DIR
 
-Exit status 1 if a consumer's loop spills, ptxas has serialised its products, a loop holds a barrier of the
-whole block, registers are not moved between the roles, or a register of a product in flight is touched before
-its wait.
-Other tritons: `pip install --no-deps --target DIR triton==3.6.0`, then PYTHONPATH=DIR before the command.
+Exit status 1 if a consumer's loop spills, its products are serialised, a loop has a block-wide barrier,
+registers are not reallocated between the roles, or a register of a product in flight is accessed before its
+wait.  Other versions of triton: `pip install --no-deps --target DIR triton==3.6.0`, then PYTHONPATH=DIR
+before the command.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from swiftvideo_fast.atomic import atomic_write  # noqa: E402
 
 RECORD = Path(__file__).with_name("hopper.json")              # {triton: {case: figures}}
 TILE, TILE_64 = (TILES["attention_jvp", "sm90", width][0] for width in (128, 64))
-CASES = {                                                     # name: its difference from six products
+CASES = {                                                     # name: options that differ from six products
     "six": {},
     "six, the other order": {"tile": TILE._replace(h_first=not TILE.h_first)},
     "six, causal, packed": {"causal": True, "packed": True},
@@ -51,7 +51,7 @@ SPILLS = {(3, 9): (6, 12)}                                    # STL, LDL in a lo
 
 def case(width=128, given=(1, 1, 1), dtype=torch.bfloat16, packed=False, causal=False,
          tile=TILE) -> partial:
-    """A launch with 12 heads, 3 key heads where packed."""
+    """Returns a launch with 12 heads, 3 key heads if packed."""
     G, N = (3 if packed else 12), 24960
     q, tq = (meta(1, N, 12, width, dtype=dtype).transpose(1, 2) for _ in range(2))
     k, tk, v, tv = (meta(1, N, G, width, dtype=dtype).transpose(1, 2) for _ in range(4))
@@ -61,13 +61,13 @@ def case(width=128, given=(1, 1, 1), dtype=torch.bfloat16, packed=False, causal=
 
 
 def instructions(sass: str) -> list[tuple[int, str]]:
-    """(address, text) of each."""
+    """Returns (address, text) of each instruction."""
     found = re.findall(r"^\s+/\*([0-9a-f]{4,})\*/\s+(.*?);", sass, re.M)
     return [(int(at, 16), " ".join(text.split())) for at, text in found]
 
 
 def loops(code: list[tuple[int, str]]) -> list[list[str]]:
-    """The innermost loops that hold an HGMMA: the consumers' main loops."""
+    """Returns the innermost loops with an HGMMA: the consumers' main loops."""
     where, ranges = {at: i for i, (at, _) in enumerate(code)}, []
     for i, (_, text) in enumerate(code):
         jump = re.search(r"\bBRA(?:\.\w+)* (?:!?U?P\d+, )?`?\(?(0x[0-9a-f]+)", text)
@@ -81,9 +81,9 @@ def loops(code: list[tuple[int, str]]) -> list[list[str]]:
 
 
 def hazards(body: list[str]) -> int:
-    """Uses of registers that a product in flight owns: A operands written, accumulators read or written.
+    """Counts accesses to registers of products in flight: writes of A operands, any access of accumulators.
 
-    One scan in the order of the code: a loop begins and ends with nothing in flight.
+    A single scan in code order: a loop begins and ends with nothing in flight.
     """
     flying, found, group = [], 0, 0                           # (group, A, accumulators); gsb0 ends a group
     for text in body:
@@ -129,37 +129,38 @@ def figures(kernel) -> dict:
 
 
 def faults(f: dict, products: int, registers: int, version: tuple[int, int]) -> list[str]:
-    """What must not be so.  products: HGMMA of one turn of a loop."""
+    """Returns the violated requirements.  products: HGMMA per loop iteration."""
     found, (most_stl, most_ldl) = [], SPILLS.get(version, (0, 0))
     if len(f["loops"]) != 2:
-        found.append(f"has {len(f['loops'])} loops with HGMMA; want one a consumer")
+        found.append(f"has {len(f['loops'])} loops with HGMMA; want one per consumer")
     for loop in f["loops"]:
         if loop["STL"] > most_stl or loop["LDL"] > most_ldl:
             found.append(f"spills in a loop ({loop['STL']} STL, {loop['LDL']} LDL)")
         if loop["HGMMA"] != products or loop["waits"] > 3:
-            found.append(f"has {loop['HGMMA']} HGMMA and {loop['waits']} waits a turn; want {products} and 3")
+            found.append(f"has {loop['HGMMA']} HGMMA and {loop['waits']} waits per iteration; "
+                         f"want {products} and 3")
         if loop["BAR of all"]:
-            found.append(f"joins the whole block {loop['BAR of all']} times a turn")
+            found.append(f"has {loop['BAR of all']} block-wide barriers per iteration")
         if loop["F2F"]:
-            found.append(f"rounds one by one ({loop['F2F']} F2F)")
+            found.append(f"rounds one value at a time ({loop['F2F']} F2F)")
         if loop["hazards"]:
-            found.append(f"touches registers of products in flight {loop['hazards']} times")
+            found.append(f"accesses registers of products in flight {loop['hazards']} times")
     if not {24, registers} <= set(f["SETMAXREG"]):
-        found.append(f"moves registers to {f['SETMAXREG']}; want 24 and {registers}")
+        found.append(f"reallocates registers to {f['SETMAXREG']}; want 24 and {registers}")
     if f["shared"] > SHARED[90]:
-        found.append(f"wants {f['shared']} bytes of shared memory of {SHARED[90]}")
+        found.append(f"needs {f['shared']} bytes of shared memory; the limit is {SHARED[90]}")
     return found
 
 
 def products(width=128, given=(1, 1, 1), tile=TILE, **_) -> int:
-    """HGMMA of one turn: 16 deep each, 64 rows by BLOCK_N or by the padded width."""
+    """Returns HGMMA per iteration: depth 16 each, 64 rows by BLOCK_N or by the padded width."""
     tq, tk, tv = given
     padded = max(64, triton.next_power_of_2(width))
     return (1 + tq + tk) * padded // 16 + (1 + tv + (tq or tk)) * tile.block_n // 16
 
 
 def write_cubins(folder: Path) -> None:
-    """What `hopper_card --part tritons` launches: the tile, in both orders, by this triton."""
+    """Writes the tile's cubins, in both orders, for `hopper_card --part tritons`."""
     folder.mkdir(parents=True, exist_ok=True)
     for first in (False, True):
         kernel = compiled(case(tile=TILE._replace(h_first=first)), 90)[0]
@@ -176,7 +177,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench hopper_report")
     parser.add_argument("names", nargs="*", metavar="CASE", choices=[*CASES, []])
     parser.add_argument("--record", action="store_true", help="write the figures to bench/hopper.json")
-    parser.add_argument("--cubin", type=Path, metavar="DIR", help="write two cubins for hopper_card there")
+    parser.add_argument("--cubin", type=Path, metavar="DIR", help="write two cubins for hopper_card into DIR")
     args = parser.parse_args(argv)
     if args.cubin:
         write_cubins(args.cubin)

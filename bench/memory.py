@@ -1,14 +1,13 @@
-"""python -m bench memory: what a pass of the real network keeps alive at once, on any machine.
+"""python -m bench memory: the peak memory of a pass of the real network, on any machine.
 
     python -m bench memory --preset wan-1.3b --frames 61 --size 832x480 --pass jvp
-    python -m bench memory --pass step --png step.png   a CCD step over time, its phases in colours
-    python -m bench memory --against torch --png t.png  beside torch.func.jvp with math attention
+    python -m bench memory --pass step --png step.png   a CCD step over time, phases in colours
+    python -m bench memory --against torch --png t.png  also torch.func.jvp with math attention
     python -m bench memory --table                      1.3B and 14B on 80 and 141 GB, as Markdown
 
-The passes are told in bench/passes.py.  In the table n devices share what is held and the gradients, as under
-ZeRO-3: each has an n-th, two gathered blocks, and a clip of its own.
-On a GPU, and with --measure on a CPU, the pass is also run, on weights of zero, and the allocator's own peak
-printed beside the account's.
+bench/passes.py defines the passes.  In the table n devices shard weights, states and gradients as under
+ZeRO-3: each has an n-th, two gathered blocks, and its own clip.  On a GPU, and with --measure on a CPU, the
+pass also runs, with zero weights, and the allocator's peak is printed next to the prediction.
 """
 
 import argparse
@@ -19,21 +18,22 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from bench import meta
 from bench.account import GRADIENT, OUTSIDE, Account, grouped
 from bench.harness import allocated, device_name
 from bench.options import Parser, count, picture, size
 from bench.passes import PASSES, Setting, jvp_pass, plain_torch
-from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE
+from swiftvideo_fast.models.wan.network import RECOMPUTE
+from swiftvideo_fast.models.wan.sizes import PRESETS
 from swiftvideo_fast.plan import USABLE
 
 DEVICES_GB = (80, 141)                  # H100, H200
 
 
 def faked(build: Callable, setting: Setting) -> Account:
-    """The account of a pass of which nothing is computed."""
-    with FakeTensorMode():
+    """Returns the predicted account of a pass, without computing it."""
+    with torch.device("meta"), meta.as_on_a_device():
         account, run = build(setting)
         with account:
             run()
@@ -41,13 +41,13 @@ def faked(build: Callable, setting: Setting) -> Account:
 
 
 def by_torch(setting: Setting) -> Account:
-    """The account of torch.func.jvp."""
+    """Returns the account of torch.func.jvp with math attention."""
     with plain_torch():
         return faked(partial(jvp_pass, transform=torch.func.jvp), setting)
 
 
 def measured(build: Callable, setting: Setting, device: str) -> int:
-    """Bytes the device's allocator held at most beyond weights and states, in a real pass."""
+    """Returns the allocator's peak bytes beyond weights and states, in a real pass."""
     with torch.device(device):
         account, run = build(setting)
         given = account.alive
@@ -57,7 +57,7 @@ def measured(build: Callable, setting: Setting, device: str) -> int:
 
 
 def report(name: str, setting: Setting, account: Account) -> str:
-    """Peak, place, and the planes alive there, those under 1 % of the peak together."""
+    """Returns a report: peak, its op and module, the storages alive there; those under 1 % are summed."""
     planes = [p for p in account.planes if p.where != GRADIENT]
     gradients = sum(p.bytes for p in account.planes) - sum(p.bytes for p in planes)
     large = [(n, p) for n, p in grouped(planes) if n * p.bytes >= 0.01 * account.peak]
@@ -75,7 +75,7 @@ def report(name: str, setting: Setting, account: Account) -> str:
 
 
 def spans(account: Account) -> Iterator[tuple[int, int, str]]:
-    """(first op, one after the last, name) of each phase: a network's, or "update" after all of those."""
+    """Yields (first op, end, name) of each phase: a network's, or the final "update"."""
     ends = [begin for begin, _ in account.phases[1:]] + [len(account.timeline)]
     for (begin, phase), end in zip(account.phases, ends, strict=True):
         if not phase.startswith(OUTSIDE):
@@ -85,7 +85,7 @@ def spans(account: Account) -> Iterator[tuple[int, int, str]]:
 
 
 def draw(accounts: dict[str, Account], png: Path, title: str) -> None:
-    """Live bytes after each op, a panel an account, on one scale; phases in colours, the peak named."""
+    """Plots live bytes after each op: a panel per account, one scale, coloured phases, a labelled peak."""
     import matplotlib
     matplotlib.use("agg")
     from matplotlib import pyplot
@@ -115,7 +115,7 @@ def draw(accounts: dict[str, Account], png: Path, title: str) -> None:
 
 
 def devices_needed(account: Account, gathered: int, capacity_gb: int) -> int | None:
-    """The least number of devices, sharing weights, states and gradients, that hold the pass."""
+    """Returns the least number of devices, sharding weights, states and gradients, that fit the pass."""
     usable = USABLE * capacity_gb * 1e9
     if account.known_bytes + account.peak <= usable:
         return 1
@@ -125,12 +125,12 @@ def devices_needed(account: Account, gathered: int, capacity_gb: int) -> int | N
 
 
 def table(settings: list[Setting]) -> Iterator[str]:
-    """Lines of Markdown: each network and pass, what it takes, and the devices it takes."""
+    """Yields Markdown lines: memory and devices needed by each network and pass."""
     columns = ["network", "pass", "weights and states, GB", "gradients", "activations",
-               "peak beyond the first", *(f"devices of {gb} GB" for gb in DEVICES_GB)]
+               "peak beyond weights and states", *(f"devices of {gb} GB" for gb in DEVICES_GB)]
     yield f"| {' | '.join(columns)} |\n|---|---|{'--:|' * (len(columns) - 2)}"
     for setting in settings:
-        with FakeTensorMode():
+        with torch.device("meta"):
             block = setting.network(trained=False).blocks[0]
         gathered = 2 * sum(p.numel() * p.element_size() for p in block.parameters())
         for name, build in PASSES.items():
@@ -144,7 +144,7 @@ def table(settings: list[Setting]) -> Iterator[str]:
 def setting_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="wan-1.3b", choices=[f"wan-{name}" for name in PRESETS])
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--recompute", default=Setting.recompute, choices=RECOMPUTE, help="the student's")
+    parser.add_argument("--recompute", default=Setting.recompute, choices=RECOMPUTE, help="of the student")
     parser.add_argument("--moments", type=int, default=Setting.moments, choices=(32, 8), help="bits")
 
 
@@ -159,13 +159,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--frames", type=count, default=61)
     parser.add_argument("--size", type=size, default=(832, 480), help="width x height in pixels")
     parser.add_argument("--pass", dest="name", choices=PASSES, default="jvp")
-    parser.add_argument("--against", choices=["torch"], help="beside torch.func.jvp with math attention")
-    parser.add_argument("--measure", action="store_true", help="run the pass too; on a GPU it always is")
+    parser.add_argument("--against", choices=["torch"], help="also torch.func.jvp with math attention")
+    parser.add_argument("--measure", action="store_true", help="also run the pass; always on a GPU")
     parser.add_argument("--png", type=picture, help="draw the timeline into this file")
     parser.add_argument("--table", action="store_true", help="every pass of 1.3B and 14B, as Markdown")
     args = parser.parse_args(argv)
     if args.against and args.name != "jvp":
-        parser.error(f"--against {args.against} is of the JVP pass: want --pass jvp, found {args.name}")
+        parser.error(f"--against {args.against} needs the JVP pass: want --pass jvp, found {args.name}")
     setting = setting_of(parser, args, args.frames, args.size)
     if args.table:
         for line in table([replace(setting, preset=name) for name in ("1.3b", "14b")]):

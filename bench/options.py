@@ -1,6 +1,6 @@
 """Parser and argument types of the bench's commands.
 
-A wrong argument ends the command with one line and status 2, before anything is measured.
+A wrong argument exits with one line and status 2, before any measurement.
 """
 
 import argparse
@@ -14,7 +14,7 @@ Built = TypeVar("Built")
 
 
 class Parser(argparse.ArgumentParser):
-    """Of `python -m bench COMMAND`; its description is the module's docstring."""
+    """Parser of `python -m bench COMMAND`, described by the module's docstring."""
 
     def __init__(self, command: str, description: str):
         super().__init__(prog=f"python -m bench {command}".strip(), description=description,
@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
 
     def built(self, build: type[Built], *args, **options) -> Built:
-        """build(*args, **options); its ValueError is the command's."""
+        """Returns build(*args, **options); a ValueError becomes the command's error."""
         try:
             return build(*args, **options)
         except ValueError as why:
@@ -55,7 +55,7 @@ def size(text: str) -> tuple[int, int]:
 
 
 def output(text: str) -> Path:
-    """A file that can be written; it is opened to find out, and not left behind if it is new."""
+    """Returns the path of a writable file, tested by opening it; a new file is removed again."""
     path, fresh = Path(text), not os.path.lexists(text)
     try:
         with path.open("ab"):
@@ -74,7 +74,7 @@ def picture(text: str) -> Path:
 
 
 def folder(text: str) -> Path:
-    """A folder that exists or can be made, and written to."""
+    """Returns the path of a writable folder, existing or not."""
     path = Path(text)
     above = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):

@@ -1,20 +1,19 @@
-"""The passes whose memory is accounted for: each builds its networks and gives (its account, one run of it).
+"""The passes of the memory bench: each builds its networks and returns (account, function that runs it).
 
     jvp     the EMA network and its tangent, under no_grad
     train   the student's loss, forward and backward
-    step    Algorithm 1 whole: guided teacher, jvp of the EMA, student, clipped gradients, AdamW, average
-    ta      trajectory alignment whole: winner and loser through the base and the student, AdamW, average;
+    step    all of Algorithm 1: guided teacher, jvp of the EMA, student, clipped gradients, AdamW, average
+    ta      all of trajectory alignment: winner and loser through the base and the student, AdamW, average;
             LoRA of rank 64, its base stored once
-    da      that step with eq. 10 on top: a window decoded by Wan's VAE and seen by DINOv2 ViT-S/14, both in
-            fp32; the critic and its step; AdamW's moments in 8 bits
-    zero3   step, under DeepSpeed ZeRO-3 in one process (no account: it takes no fake tensors)
+    da      `step` plus eq. 10: a window decoded by Wan's VAE, features of DINOv2 ViT-S/14, both in fp32; the
+            critic and its step; AdamW's moments in 8 bits
+    zero3   `step` under DeepSpeed ZeRO-3 in one process (no account: it does not support fake tensors)
 All but the first two are a step of the training loop itself (train/loop.py) on an engine of one process, with
 the objective's own networks and turns: one device, one clip, nothing sharded, weights stored as bfloat16.
 """
 
 import math
 import sys
-import warnings
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -24,7 +23,6 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from bench.account import Account
 from swiftvideo_fast import jvp, ops, path
@@ -35,9 +33,10 @@ from swiftvideo_fast.data.crops import CropOptions
 from swiftvideo_fast.data.pairs import Pairs
 from swiftvideo_fast.models import lora
 from swiftvideo_fast.models.condition import Condition
-from swiftvideo_fast.models.wan import network as wan
+from swiftvideo_fast.models.wan import blocks
 from swiftvideo_fast.models.wan.family import WanFamily
-from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE, Wan, WanConfig
+from swiftvideo_fast.models.wan.network import RECOMPUTE, Wan
+from swiftvideo_fast.models.wan.sizes import PRESETS, WanConfig
 from swiftvideo_fast.models.wan.vae import WanVae
 from swiftvideo_fast.objectives.base import AVERAGE, STUDENT, TEACHER, Objective, Setup
 from swiftvideo_fast.objectives.ccd import ConsistencyDistillation
@@ -54,11 +53,11 @@ velocity = FAMILY.call
 
 @dataclass(frozen=True)
 class Setting:
-    """What is accounted for.  frames: 4n + 1, in pixel space; size: (width, height), multiples of 16.
+    """Model and sizes of a pass.  frames: 4n + 1 video frames; size: (width, height), multiples of 16.
 
-    layers: blocks of the network, the preset's own number if None.
+    layers: number of network blocks; None: the preset's.
     recompute: the student's, of models.wan.network.RECOMPUTE.  moments: AdamW's, 32 or 8 bits; da: always 8.
-    random: weights, else zero.
+    random: random weights instead of zeros.
     """
 
     preset: str = "1.3b"
@@ -103,7 +102,7 @@ class Setting:
                          torch.randn(TEXT, c.text_dim), image)
 
     def network(self, *, trained: bool, rank: int = 0) -> Wan:
-        """Of the preset's sizes, on the current default device.  rank: of LoRA, then all that is trained."""
+        """Returns the preset's network on the default device.  rank: of a LoRA, then all that is trained."""
         def build() -> Wan:
             net = FAMILY.cast(Wan(self.config), self.dtype).requires_grad_(trained)
             if rank:
@@ -115,8 +114,7 @@ class Setting:
         return net
 
     def weighted(self, net: nn.Module) -> nn.Module:
-        """With weights as a trained network's where they are to be random: norms' gains 1, maps of standard
-        deviation 0.02."""
+        """Returns net; if `random`, with norm gains of 1 and linear weights of standard deviation 0.02."""
         for name, p in net.named_parameters() if self.random else ():
             if "norm" in name and name.endswith("weight"):
                 p.data.fill_(1)
@@ -126,12 +124,12 @@ class Setting:
 
 
 def hollow(build: Callable[[], nn.Module]) -> nn.Module:
-    """What `build` makes, not initialised: weights of zero, on the current default device."""
-    with unset_fake_temporarily(), torch.device("meta"):
+    """Returns build() with zero weights on the default device, without running the initialisation."""
+    with torch.device("meta"):
         net = build()
-    for module in net.modules():        # Module.to_empty would swap tensors, which fakes refuse
-        for name, p in module.named_parameters(recurse=False):
-            module._parameters[name] = nn.Parameter(torch.zeros(p.shape, dtype=p.dtype), p.requires_grad)
+    net = net.to_empty(device=torch.get_default_device())
+    for p in net.parameters():
+        p.data.zero_()
     return net
 
 
@@ -166,7 +164,7 @@ def ta_pass(setting: Setting) -> tuple[Account, Callable]:
 
 
 def da_pass(setting: Setting) -> tuple[Account, Callable]:
-    """VAE and DINOv2 have the sizes of the released ones (the VAE's class defaults to them)."""
+    """VAE and DINOv2 have the released sizes (the defaults of the VAE's class)."""
     from diffusers import AutoencoderKLWan
     from transformers import Dinov2Config, Dinov2Model
 
@@ -178,7 +176,7 @@ def da_pass(setting: Setting) -> tuple[Account, Callable]:
         objective.backbone, objective.codec = Dino(setting.weighted(dino)), WanVae(setting.weighted(vae))
         build = objective.build_critic
 
-        def build_critic() -> nn.Module:                # by a CPU generator, whatever the default device
+        def build_critic() -> nn.Module:                # with a CPU generator on any default device
             device = torch.get_default_device()
             with torch.device("cpu"):
                 critic = build()
@@ -200,7 +198,7 @@ def zero3_pass(setting: Setting) -> tuple[Account, Callable]:
 def loop_step(setting: Setting, objective: Callable[[Config, Setup], Objective], *, da: Da | None = None,
               rank: int = 0, engine: Callable[[Config], train_engine.Engine] | None = None,
               spread: Engine | None = None, **networks: nn.Module) -> tuple[Account, Callable]:
-    """A step of the training loop on random clips.  objective: its class, or what makes it."""
+    """Returns a step of the training loop on random clips.  objective: a class or a factory."""
     options = ConsistencyDistillation.Options() if da else objective.Options()
     cfg = Config(Run("bench", 1), Model(weights="released"), options, Optim(1e-6, moments=setting.moments),
                  CropOptions(batch=1), da=da, engine=spread or Engine())
@@ -210,11 +208,8 @@ def loop_step(setting: Setting, objective: Callable[[Config, Setup], Objective],
         teacher=partial(setting.network, trained=False), reference=partial(setting.network, trained=False),
         codec=None, clips=None))
     with patch.object(single, "local_device", torch.get_default_device), \
-            patch.object(single, "adamw", AdamW8 if setting.moments == 8 else single.adamw), \
-            patch.object(FakeTensorMode, "__deepcopy__", lambda mode, memo: mode, create=True), \
-            warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")        # in a deepcopy
-        engine = (engine or Resident)(cfg)
+            patch.object(single, "adamw", AdamW8 if setting.moments == 8 else single.adamw):
+        engine = (engine or single.Single)(cfg)
         nets, movers, averages = recipe.place(made.networks(), engine)
     x0, condition = setting.point().x0, setting.condition()
     batch = Pairs(x0, condition, [""], torch.randn_like(x0), torch.randn_like(x0))
@@ -230,25 +225,15 @@ def loop_step(setting: Setting, objective: Callable[[Config, Setup], Objective],
 
 
 def ccd_of(net: Wan) -> tuple[ConsistencyDistillation, dict[str, Wan]]:
-    """The CCD objective with one network in every role."""
+    """Returns the CCD objective and {role: net}, with one network in every role."""
     cfg = Config(Run("bench", 1), Model(weights="released"), ConsistencyDistillation.Options(), Optim(1e-6),
                  CropOptions())
     nets = dict.fromkeys((STUDENT, AVERAGE, TEACHER), net)
     return ConsistencyDistillation(cfg, Setup(FAMILY, net.head.head.weight.device, *[None] * 6)), nets
 
 
-class Resident(single.Single):
-    """The engine of one process, of networks that are made on its device: fakes cannot be moved."""
-
-    def trained(self, net: nn.Module, optim: Optim) -> single.Trained:
-        return single.Trained(net, optim, self.passes)
-
-    def frozen(self, net: nn.Module) -> nn.Module:
-        return net.requires_grad_(False).eval()
-
-
 class AdamW8(torch.optim.Optimizer):
-    """What bitsandbytes' AdamW8bit holds, which wants a GPU: a byte a moment, a scale for every 256."""
+    """Stub of bitsandbytes' AdamW8bit, which needs a GPU: one byte per moment, a scale per 256."""
 
     def __init__(self, parameters, optim: Optim):
         super().__init__(parameters, {"lr": optim.lr})
@@ -282,9 +267,9 @@ def _tensors(condition: Condition) -> list[Tensor]:
 
 @contextmanager
 def plain_torch():
-    """The ops are their references in here: math attention, nothing fused, the MLP whole."""
+    """Context that replaces the ops by their references: math attention, no fusion, unchunked MLP."""
     with ExitStack() as swapped:
         for name in filter(reference.__dict__.get, ops.__all__):
             swapped.enter_context(patch.object(ops, name, getattr(reference, name)))
-        swapped.enter_context(patch.object(wan, "MLP_ROWS", sys.maxsize))
+        swapped.enter_context(patch.object(blocks, "MLP_ROWS", sys.maxsize))
         yield

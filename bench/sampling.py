@@ -1,9 +1,9 @@
-"""What a clip costs at full size, with random weights: seconds and peak memory of each part.
+"""Seconds and peak memory of each part of sampling a full-size clip, with random weights.
 
     python -m bench sampling [--preset 1.3b] [--size 832x480] [--frames 61] [--json FILE]
 
-The student's 4 steps, and the teacher's 25 guided ones on the same condition.  Nothing is read from disk, so
-the seconds are those of the arithmetic and of drawing the weights.  Wants the extra `wan`.
+The student takes 4 steps, the teacher 25 guided ones on the same condition.  Nothing is read from disk: the
+times are arithmetic and weight initialisation.  Needs the extra `wan`.
 """
 
 import json
@@ -20,7 +20,8 @@ from bench.options import Parser, count, output, size
 from swiftvideo_fast.models.wan import encoders
 from swiftvideo_fast.models.wan.codec import WanCodec
 from swiftvideo_fast.models.wan.image import ImageEncoder
-from swiftvideo_fast.models.wan.network import PRESETS, Wan, WanConfig, cast
+from swiftvideo_fast.models.wan.network import Wan, cast
+from swiftvideo_fast.models.wan.sizes import PRESETS, WanConfig
 from swiftvideo_fast.models.wan.text import LENGTH, TextEncoder
 from swiftvideo_fast.models.wan.vae import WanVae
 from swiftvideo_fast.release import sample
@@ -31,7 +32,7 @@ STUDENT = Sampling(shift=3.0)
 
 @dataclass(frozen=True)
 class Sizes:
-    """text, image: configs of transformers; vae: arguments of AutoencoderKLWan."""
+    """Model sizes.  text, image: configs of transformers; vae: arguments of AutoencoderKLWan."""
 
     network: WanConfig
     text: dict
@@ -55,7 +56,7 @@ SIZES = {
 
 
 class Words:
-    """A caption as the longest one: every token counts."""
+    """Tokenizer stub: every caption has the full length."""
 
     def __call__(self, captions: list[str], **_) -> "Words":
         self.input_ids = torch.ones(len(captions), LENGTH, dtype=torch.long)
@@ -68,7 +69,7 @@ class Words:
 
 
 class RandomCodec(WanCodec):
-    """WanCodec with drawn weights in place of a folder's."""
+    """WanCodec with random weights instead of a folder's."""
 
     def __init__(self, sizes: Sizes, device: torch.device):
         super().__init__("random", device)
@@ -96,7 +97,7 @@ class RandomCodec(WanCodec):
 
 
 def drawn(module: nn.Module, device: torch.device) -> nn.Module:
-    """A module on the meta device, in its dtypes, with drawn weights: no fp32 copy on the way."""
+    """Materialises a meta module with random weights in its own dtypes, without an fp32 copy."""
     module = module.to_empty(device=device).eval().requires_grad_(False)
     for p in module.parameters():
         p.normal_(std=0.02)
@@ -104,7 +105,7 @@ def drawn(module: nn.Module, device: torch.device) -> nn.Module:
 
 
 def measure(sizes: Sizes, shape: sample.Shape, device: torch.device) -> dict[str, tuple[float, float]]:
-    """{part: (seconds, peak GB)}; the clip is checked to be one."""
+    """Returns {part: (seconds, peak GB)}.  ValueError for a clip of wrong shape or non-finite values."""
     codec, costs = RandomCodec(sizes, device), sample.Costs(device)
     encoders.wanted()                                           # its import is not the text encoder's time
 

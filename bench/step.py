@@ -1,16 +1,16 @@
-"""The training step on this device: whole, by phase and by kernel.
+"""The training step on this device: total, by phase and by kernel.
 
-    python -m bench step [PART ...] [--record]  of those below; all if none, the most valuable first
+    python -m bench step [PART ...] [--record]  of those below; default all, the most important first
     python -m bench step step ta da             the loop's own step of CCD, TA, CCD with DA
     python -m bench step kernels                the CCD step's kernels, most expensive first
     python -m bench step sampling               a student of four steps, latents only
     python -m bench step phases                 teacher, one forward, jvp, student under each recompute policy
     python -m bench step zero3                  the CCD step under DeepSpeed ZeRO-3, one process
 
-What wants a library that is not here says so and is left out.
+A part with a missing library is reported and skipped.
 
-Random weights: of zeros a card draws less power and runs faster.  Each figure is written when it is there:
-runs/gpu/step.json, and with --record bench/gpu.json under "step".  TFLOP counts: bench_network.STEP, JVP.
+Weights are random: with zeros a GPU draws less power and runs faster.  Each figure is written at once to
+runs/gpu/step.json, and with --record to bench/gpu.json under "step".  TFLOP counts: bench_network.STEP, JVP.
 """
 
 import gc
@@ -35,7 +35,8 @@ from swiftvideo_fast import jvp, ops
 from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.config import Sample
 from swiftvideo_fast.models.condition import guided
-from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE
+from swiftvideo_fast.models.wan.network import RECOMPUTE
+from swiftvideo_fast.models.wan.sizes import PRESETS
 from swiftvideo_fast.sampler import generate
 
 OUT = Path(__file__).parents[1] / "runs" / "gpu"
@@ -52,7 +53,7 @@ def wait() -> None:
 
 
 def milliseconds(run: Callable, repeats: int = 3) -> float:
-    """Median of so many runs, after one that is not counted."""
+    """Returns the median milliseconds of `repeats` runs, after one warm-up."""
     found = []
     for _ in range(repeats + 1):
         wait()
@@ -72,7 +73,7 @@ def time_and_peak(run: Callable, repeats: int = 3) -> dict[str, float | None]:
 
 
 def matmul_rate() -> float:
-    """TFLOP/s of a large square product: what shares are of."""
+    """Returns TFLOP/s of a large square matmul, the reference of the shares."""
     side = MATMUL[CARD.type]
     a, b = (torch.randn(side, side, device=CARD, dtype=torch.bfloat16) for _ in range(2))
     return 2 * side**3 / milliseconds(lambda: a @ b, 10) / 1e9
@@ -85,7 +86,7 @@ def flops(setting: Setting, counts: tuple[float, float]) -> float:
 
 
 def work(setting: Setting) -> tuple[float, float]:
-    """(linear maps, attentions) of a CCD step, by what runs again."""
+    """Returns (linear maps, attentions) of a CCD step, by its recompute policy."""
     linear, attention = bench_network.STEP
     return {"nothing": (linear - 1, attention - 1), "blocks": (linear, attention),
             "blocks but attention": (linear, attention - 1)}[setting.recompute]
@@ -93,7 +94,7 @@ def work(setting: Setting) -> tuple[float, float]:
 
 @contextmanager
 def built(name: str, setting: Setting) -> Generator[Callable]:
-    """One run of a pass of bench/passes.py, with random weights."""
+    """Context with one run of a pass of bench/passes.py, with random weights."""
     with CARD:
         account, run = (zero3_pass if name == "zero3" else PASSES[name])(setting)
     yield run
@@ -104,7 +105,7 @@ def built(name: str, setting: Setting) -> Generator[Callable]:
 
 
 def whole_step(name: str, setting: Setting, rate: float, profile_to: Path | None, keep: Callable) -> None:
-    """The pass of that name, and for `step` its kernels where they are wanted: it is built once."""
+    """Measures a pass and, if profile_to is given, its kernels; the pass is built once."""
     with built(name, setting) as run:
         before = time.perf_counter()
         run()
@@ -118,7 +119,7 @@ def whole_step(name: str, setting: Setting, rate: float, profile_to: Path | None
 
 
 def phases(setting: Setting, rate: float, keep: Callable) -> None:
-    """What a CCD step is made of; each student policy by itself."""
+    """Measures the parts of a CCD step; the student under each recompute policy."""
     def share(counts: tuple[float, float], ms: float) -> dict[str, float]:
         return {"ms": round(ms, 1), "of matmul": round(flops(setting, counts) / ms / 1e9 / rate, 3)}
 
@@ -151,7 +152,7 @@ def phases(setting: Setting, rate: float, keep: Callable) -> None:
 
 
 def kernels(run: Callable, out: Path) -> dict[str, float]:
-    """{kernel: ms} of one run, and all of them in kernels-step.txt."""
+    """Returns {kernel: ms} of one run's top kernels; writes all to kernels-step.txt."""
     on = ProfilerActivity.CUDA if CARD.type == "cuda" else ProfilerActivity.CPU
     with profile(activities=[on]) as profiled:
         run()
@@ -212,7 +213,7 @@ def main(argv: list[str]) -> int:
     for part in parts:
         absent = [name for name in WANT.get(part, ()) if not find_spec(name)]
         if absent:
-            print(f"{part}: left out, without {' and '.join(absent)}", flush=True)
+            print(f"{part}: skipped, without {' and '.join(absent)}", flush=True)
             continue
         try:
             if part == "phases":

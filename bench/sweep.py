@@ -1,8 +1,8 @@
-"""python -m bench sweep: frames x resolution x pass, as a CSV and a chart: what fits on one device.
+"""python -m bench sweep: memory over frames x resolution x pass, as a CSV and a chart.
 
     python -m bench sweep --preset wan-1.3b --pass jvp train step --csv sweep.csv --png sweep.png
 
-A point is accounted for on networks of two and of three blocks, and continued to the preset's number.
+A point is predicted on networks of two and three blocks and extrapolated to the preset's number.
 """
 
 import csv
@@ -24,10 +24,10 @@ BLOCKS = 2, 3
 
 
 def continued(name: str, setting: Setting) -> tuple[int, int]:
-    """(bytes held, peak beyond them) of a pass, as its account gives them, from networks of few blocks.
+    """Returns (bytes held, peak beyond them) of a pass, extrapolated exactly from networks of few blocks.
 
-    From block to block of a phase live bytes grow by one amount, so each phase has its peak at the first or
-    the last; and at either they grow by one amount with every block that is added to the network.
+    Within a phase live bytes change by a constant per block, so the phase's peak is at the first or the last
+    block; at both it changes by a constant with every block added to the network.
     """
     few, many = (faked(PASSES[name], replace(setting, layers=n)) for n in BLOCKS)
     more = setting.config.layers - BLOCKS[1]
@@ -44,7 +44,7 @@ def continued(name: str, setting: Setting) -> tuple[int, int]:
 
 
 def rows(settings: list[Setting], passes: list[str]):
-    """A dict a setting and pass: tokens, GB held, peak, their sum, and whether each device fits it."""
+    """Yields a dict per setting and pass: tokens, GB held, peak, their sum, and fit on each device."""
     for setting, name in product(settings, passes):
         held, peak = continued(name, setting)
         total = (held + peak) / 1e9
@@ -55,7 +55,7 @@ def rows(settings: list[Setting], passes: list[str]):
 
 
 def draw(table: list[dict], png: Path) -> None:
-    """Total GB over tokens: a line a pass, a marker a size, frames beside the last line, a level a device."""
+    """Plots total GB over tokens: a line per pass, a marker per size, frames as labels, device capacities."""
     import matplotlib
     matplotlib.use("agg")
     from matplotlib import pyplot

@@ -1,17 +1,17 @@
-"""The table of all cases, what is kept of it, and the check that holds a commit to what was kept.
+"""The table of all cases, its recorded baseline, and the regression check.
 
     python -m bench                    the table
-    python -m bench attention gate     only the cases whose names begin so
-    python -m bench --avx2             ours and torch's as on a machine without AVX-512
+    python -m bench attention gate     only cases with these prefixes
+    python -m bench --avx2             both sides without AVX-512
     python -m bench --record           write this device's ratios and peaks to bench/record.json
-    python -m bench --check            exit 1 if a case lost time or memory since recorded
+    python -m bench --check            exit 1 if a case is slower or larger than recorded
     python -m bench --json t.json --png t.png
-    python -m bench --trace runs/t     a torch.profiler trace a case, and on a GPU a memory snapshot
+    python -m bench --trace runs/t     a torch.profiler trace per case, and on a GPU a memory snapshot
 
-A case that is wrong is reported, not timed.  The check allows ours / torch to grow by SLOWER, peak memory by
-LARGER.  Memory does not vary.  Time does: a case over the margin is a suspect, measured again, longer each
-time, and condemned only if it is over it RETRIALS times more; a record is measured three times as long.
-A device without a record is said so and passes: a claim about a GPU is checked where there is that GPU.
+A wrong case is reported and not timed.  The check allows ours / torch to grow by SLOWER, peak memory by
+LARGER.  Memory does not vary.  Time does: a case above the margin is measured again, longer each time, and
+fails only if it is above RETRIALS more times; a record is measured three times as long.  A device without a
+record is reported and passes.
 """
 
 import json
@@ -34,12 +34,12 @@ RECORD = Path(__file__).with_name("record.json")
 SLOWER = {"cuda": 1.10, "cpu": 1.40}                # two shared cores moved medians of CPU time by up to 1.25
 LARGER = 1.02
 RETRIALS = 4
-COPY = 0.85                                         # of a copy's speed, on a GPU: the bar of an op that moves
+COPY = 0.85                                         # of a copy's speed on a GPU: the limit if an op moves
 CACHE = 1 << 27                                     # more bytes than its cache holds
 
 
 def losses(row: Row, known: dict, again: Callable[[int], Row], device: str) -> list[str]:
-    """What the case lost since `known` was recorded; again(n) measures it once more, n times as long."""
+    """Returns regressions against the record `known`; again(n) remeasures the case, n times as long."""
     lost = []
     if row.peak > known["peak"] * LARGER:
         lost.append(f"{row.name}: peak memory is {row.peak:,} bytes, was {known['peak']:,}")
@@ -69,14 +69,14 @@ AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDN
 
 
 def without_avx512(argv: list[str]) -> None:
-    """Run our kernels and torch's by AVX2; torch reads its variables once, so the command starts anew."""
+    """Runs our kernels and torch's with AVX2; torch reads its variables once, so the process restarts."""
     if not AVX2.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, "-m", "bench", *argv], os.environ | AVX2)
     cpu.use_isa("avx2")
 
 
 def draw(rows: list[Row], png: Path, title: str) -> None:
-    """How many times faster than torch, and how much less memory, a pair of bars a case."""
+    """Plots speed and memory relative to torch, a pair of bars per case."""
     import matplotlib
     matplotlib.use("agg")
     from matplotlib import pyplot
@@ -103,7 +103,7 @@ def draw(rows: list[Row], png: Path, title: str) -> None:
 
 
 def trace(name: str, case: Case, folder: Path, device: str) -> None:
-    """NAME.json for perfetto, memory in it; on a GPU NAME.pickle for pytorch.org/memory_viz."""
+    """Writes NAME.json for perfetto, with memory; on a GPU NAME.pickle for pytorch.org/memory_viz."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = folder / name.replace("/", "-")
     if device == "cuda":
@@ -118,15 +118,15 @@ def trace(name: str, case: Case, folder: Path, device: str) -> None:
 
 def main(argv: list[str]) -> int:
     parser = Parser("", __doc__)
-    parser.add_argument("names", nargs="*", help="only the cases whose names begin with one of these")
+    parser.add_argument("names", nargs="*", help="cases with these name prefixes")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--json", type=output)
     parser.add_argument("--png", type=picture)
     parser.add_argument("--trace", type=folder, metavar="FOLDER")
-    parser.add_argument("--threads", type=count, default=1, help="of a CPU; the time of one is CPU time")
-    parser.add_argument("--seconds", type=seconds, default=1.0, help="that a case is timed for")
-    parser.add_argument("--avx2", action="store_true", help="ours and torch's without AVX-512")
+    parser.add_argument("--threads", type=count, default=1, help="CPU threads; one is timed in CPU time")
+    parser.add_argument("--seconds", type=seconds, default=1.0, help="timing per case")
+    parser.add_argument("--avx2", action="store_true", help="both sides without AVX-512")
     args = parser.parse_args(argv)
     if args.avx2:
         parser.built(without_avx512, argv)
@@ -142,7 +142,7 @@ def main(argv: list[str]) -> int:
     here = [name for name in CASES if name.split("/")[1].startswith("cpu") == (device == "cpu")]
     for start in args.names:
         if not any(name.startswith(start) for name in here):
-            parser.error(f"no case begins with {start!r} on this device; there are {', '.join(here)}")
+            parser.error(f"no case with prefix {start!r} on this device; want one of {', '.join(here)}")
     print(f"{title}\n{HEAD}")
     for name in here:
         if args.names and not name.startswith(tuple(args.names)):
@@ -154,7 +154,7 @@ def main(argv: list[str]) -> int:
             print(failed[-1], flush=True)
             continue
         for peer, wrong in absent(case).items():
-            print(f"{name}: {peer} is left out: {wrong}", flush=True)
+            print(f"{name}: {peer} is skipped: {wrong}", flush=True)
             del case.peers[peer]
 
         def again(times: int, name: str = name, case: Case = case) -> Row:

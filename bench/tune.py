@@ -1,8 +1,8 @@
-"""Time the table's tiles on this GPU and put each row's fastest first: a developer's command, not a launch's.
+"""Times the table's tiles on this GPU and puts each row's fastest first; for developers, not used at launch.
 
     python -m bench tune [--write]
 
-Rewrites kernels/swiftvideo_kernels/tiles.py with --write; without, only says what it would do.
+Rewrites kernels/swiftvideo_kernels/tiles.py with --write; otherwise only prints the result.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from torch import Tensor
 
 from swiftvideo_fast.atomic import atomic_write
 
-WRONG = 1e-2                        # of bf16 results: each errs by at most 3.5e-3 (kernels/README.md)
+WRONG = 1e-2                        # bf16 difference; each errs by at most 3.5e-3 (kernels/README.md)
 
 
 def launches(kernel: str, width: int, N: int = 16384) -> Callable[[Tile | None], Tensor]:
-    """What gives to by a tile, or by the one that the table launches, at 12 heads of N tokens."""
+    """Returns a function of a tile (None: the table's) that computes to, for 12 heads of N tokens."""
     drawn = torch.randn(6, 1, N, 12, width, device="cuda", dtype=torch.bfloat16)
     args, scale = drawn.transpose(2, 3).unbind(), width**-0.5
     if kernel == "attention_jvp":
@@ -34,26 +34,26 @@ def launches(kernel: str, width: int, N: int = 16384) -> Callable[[Tile | None],
 
 
 def milliseconds(launch: Callable[[Tile | None], Tensor], tile: Tile, want: Tensor) -> float:
-    """Median time of one launch; infinite if it does not run, or does not give `want`."""
+    """Returns the median milliseconds of a launch; infinity if it fails or differs from `want`."""
     try:
         apart = (launch(tile) - want).float().norm() / want.float().norm()
         if not apart < WRONG:
-            print(f"  {tile}: {apart:.1e} away from the launched tile's result")
+            print(f"  {tile}: differs by {apart:.1e} from the launched tile's result")
             return float("inf")
         return triton.testing.do_bench(lambda: launch(tile), return_mode="median")
-    except Exception as error:                                # a tile that this card cannot run loses
+    except Exception as error:                                # a tile that this GPU cannot run ranks last
         print(f"  {tile}: {type(error).__name__}")
         return float("inf")
 
 
 def entry(tile: Tile) -> str:
-    """The tile as the table writes it: fields at their default left out."""
+    """Returns the tile as source code, without default fields."""
     unlike = {name: x for name, x in tile._asdict().items() if x != Tile._field_defaults.get(name)}
     return f"Tile({', '.join(f'{name}={x}' for name, x in unlike.items())})"
 
 
 def rewritten(text: str, key: tuple, row: list[Tile]) -> str:
-    """tiles.py's text with the row of `key` replaced."""
+    """Returns tiles.py's text with the row of `key` replaced.  ValueError unless there is exactly one."""
     head = f'    ("{key[0]}", "{key[1]}", {key[2]}): ('
     line = "\n".join([head, *(f"        {entry(tile)}," for tile in row), "    ),\n"])
     new, count = re.subn(re.escape(head) + r'(?s:.*?)\),\n(?=    \("|})', lambda _: line, text)

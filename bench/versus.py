@@ -1,13 +1,13 @@
-"""Forward-mode attention on this GPU: errors, speed, memory, and everything it can be held against.
+"""Forward-mode attention on this GPU: errors, speed and memory against all alternatives.
 
     python -m bench versus [SHAPE ...] [--record] [--peer package.module:function ...]
 
-At each shape: the error of sampled query rows against float64; the launched kernel, the table's other entries
-and the two-pass form; each plain forward and backward installed; and the peers.  A peer takes
-(q, k, v, tq, tk, tv) and returns (o, to).  Speeds count six matrix products a JVP (12 B H N M D), two a
-forward, five a backward; "forwards" is a time in units of the fastest forward's (a JVP's ideal is 3.0).  What
-fails is said and left out, and the record is written after each way; what misses an error or speed bar is
-said last, with exit status 1.
+At each shape: the error of sampled query rows against float64; the launched kernel, the table's other tiles
+and the two-pass form; each installed forward and backward without tangents; and the peers.  A peer takes (q,
+k, v, tq, tk, tv) and returns (o, to).  Rates count six matrix products per JVP (12 B H N M D), two per
+forward, five per backward; "forwards" is a time in units of the fastest forward (a JVP's ideal is 3.0).
+Failures are reported and skipped; the record is written after each candidate.  Missed error or speed limits
+are printed last, with exit status 1.
 """
 
 import argparse
@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 import triton
 from swiftvideo_kernels import attention as primal
+from swiftvideo_kernels.attention_backends import BACKENDS, installed
 from swiftvideo_kernels.attention_jvp import attention_jvp
 from swiftvideo_kernels.attention_tangent import attention_tangent
-from swiftvideo_kernels.attention_ways import WAYS, installed
 from swiftvideo_kernels.tiles import TILES, family
 from torch import Tensor
 
@@ -44,7 +44,7 @@ MOST_FORWARDS, LEAST_TFLOPS = 3.4, 450                          # of a JVP at Wa
 
 
 def sampled_error(args: list[Tensor], o: Tensor, to: Tensor, rows: int = 48) -> tuple[float, float]:
-    """Relative Frobenius error of o and to over `rows` queries of every head, the last one among them."""
+    """Returns relative Frobenius errors of o and to over `rows` queries of every head, including the last."""
     q, k, v, tq, tk, tv = args
     some = torch.linspace(0, q.shape[2] - 1, rows, device=q.device).long()
     apart = torch.zeros(2, 2, dtype=torch.float64, device=q.device)
@@ -59,12 +59,12 @@ def sampled_error(args: list[Tensor], o: Tensor, to: Tensor, rows: int = 48) -> 
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable]:
-    """Each plain forward and backward that is installed; backwards start from our (o, lse)."""
+    """Returns the installed forwards and backwards without tangents; backwards start from our (o, lse)."""
     scale = q.shape[-1] ** -0.5
     do = torch.randn_like(q)
     o, lse = primal.attention(q, k, v, scale, False)
     ways = {}
-    for name, (forward, backward) in WAYS.items():
+    for name, (forward, backward) in BACKENDS.items():
         if installed(name) and name != "torch's efficient":
             ways[f"forward {name}"] = partial(forward, q, k, v, scale, False)
             ways[f"backward {name}"] = partial(backward, do, q, k, v, o, lse, scale, False, False)
@@ -75,7 +75,7 @@ def plain(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Callable]:
 
 
 def jvps(name: str, args: list[Tensor], peers: list[str]) -> dict[str, Callable]:
-    """Each way to (o, to); the first is ours."""
+    """Returns the computations of (o, to), ours first."""
     q, k, v, tq, tk, tv = args
     scale, D = q.shape[-1] ** -0.5, q.shape[-1]
 
@@ -107,7 +107,7 @@ def jvps(name: str, args: list[Tensor], peers: list[str]) -> dict[str, Callable]
 
 
 def measure(run: Callable, flops: int) -> dict[str, float]:
-    """Median milliseconds, TFLOP/s, and the memory it takes beyond its inputs, in GB."""
+    """Returns median ms, TFLOP/s, and peak GB beyond the inputs."""
     run()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -120,7 +120,7 @@ def measure(run: Callable, flops: int) -> dict[str, float]:
 
 
 def at_shape(name: str, peers: list[str], keep: Callable[[dict], None]) -> list[str]:
-    """Draw the inputs of one shape and measure every way; what was wrong."""
+    """Draws the inputs of one shape and measures every candidate; returns the failures."""
     B, H, N, D = SHAPES[name]
     args = [torch.randn(B, N, H, D, device="cuda", dtype=torch.bfloat16).transpose(1, 2) for _ in range(6)]
     ways = plain(*args[:3])
@@ -130,9 +130,9 @@ def at_shape(name: str, peers: list[str], keep: Callable[[dict], None]) -> list[
 
 def measured(name: str, ways: dict[str, Callable], args: list[Tensor],
              keep: Callable[[dict], None]) -> list[str]:
-    """Measure each way, and hand `keep` all figures so far after each; what was wrong.
+    """Measures each candidate and calls `keep` with all figures so far after each; returns the failures.
 
-    A way that raises leaves the others running, unless it has cost the process its card.
+    After an exception the others continue, unless the CUDA context is lost.
     """
     (B, H, N, D), found, bad = args[0].shape, {}, []
     for way, run in ways.items():
@@ -163,7 +163,7 @@ def measured(name: str, ways: dict[str, Callable], args: list[Tensor],
 
 
 def alive() -> bool:
-    """Whether the card still does work for this process: an illegal access ends that."""
+    """True if the CUDA context still works: an illegal access destroys it."""
     try:
         torch.cuda.synchronize()
     except Exception:
@@ -172,7 +172,7 @@ def alive() -> bool:
 
 
 def below(name: str, found: dict[str, dict[str, float]]) -> list[str]:
-    """The bars that are missed: of error by any tile of the table, of speed by the one that is launched."""
+    """Returns missed limits: of error by any tile of the table, of speed by the launched one."""
     bad = [f"{name}: {way}: error of {x} is {figures[f'error {x}']:.1e}, bar {bar}"
            for way, figures in found.items() if way.startswith(("jvp ours", "jvp one pass", "jvp two passes"))
            for x, bar in zip(("o", "to"), BARS, strict=True) if not figures[f"error {x}"] <= bar]
@@ -188,7 +188,7 @@ def below(name: str, found: dict[str, dict[str, float]]) -> list[str]:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench versus")
-    parser.add_argument("names", nargs="*", metavar="SHAPE", help=f"of {', '.join(SHAPES)}; all if none")
+    parser.add_argument("names", nargs="*", metavar="SHAPE", help=f"one of {', '.join(SHAPES)}; default all")
     parser.add_argument("--record", action="store_true", help="write the figures to bench/gpu.json")
     parser.add_argument("--peer", action="append", default=[], metavar="MODULE:FUNCTION")
     args = parser.parse_args(argv)

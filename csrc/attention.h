@@ -7,14 +7,14 @@
 //   l = sum p    r = sum h    O = sum p v    A = sum p tv + h v
 // and at the end   o = O / l    to = (A - (r / l) O) / l.  tS is not exponentiated, so only the four sums rescale.
 //
-// Queries lie along the lanes: scores are S' = k q', outputs O' = v' p', and the row sums need no sums across lanes.
-// Both products are then C = A B with A broadcast from memory, and their tangents tC = A tB + tA B: one tile for all.
-// Scores, softmax and outputs of a panel of queries and a block of keys follow each other in the first cache.
-// l and r add up the p and h that the second product uses: rounded, where storage is bfloat16, as a tensor core
-// would.  The unrounded sum goes into lse = m + log sum p.
+// Vector lanes hold queries: scores are S' = k q', outputs O' = v' p', and row sums need no cross-lane sums.
+// Both products are C = A B with A broadcast from memory, and their tangents tC = A tB + tA B: one tile for all.
+// Scores, softmax and outputs of a panel of queries and a block of keys stay in the L1 cache.
+// l and r sum the p and h of the second product: rounded for bfloat16 storage, as on a tensor core.  The unrounded
+// sum goes into lse = m + log sum p.
 //
-// Cost: 12 N M D flops a head (8 without tk and tv, 4 without any tangent); scratch is O(D) a thread.
-// Arithmetic: float, double where storage is double; a block's products are summed before they join the running sum.
+// Cost: 12 N M D flops per head (8 without tk and tv, 4 without any tangent).  Scratch: O(D) per thread.
+// Arithmetic: float, double for double storage; a block's products are summed before they are added to the total.
 #pragma once
 
 #include "vec.h"
@@ -33,22 +33,22 @@ template <typename T> struct Attention {
   double scale;
   bool causal;
 };
-constexpr int64_t QUERIES = 128, KEYS = 64;  // a task's block of queries, a step's block of keys
+constexpr int64_t QUERIES = 128, KEYS = 64;  // queries per task, keys per step
 
 namespace SV_ISA {
 
-// Queries are stored by panels of two registers: element (row, query) of a panel is at row * PANEL + query.
+// Queries are stored in panels of two registers: element (row, query) of a panel is at row * PANEL + query.
 constexpr int VECS = 2;
 template <typename A> constexpr int64_t PANEL = VECS * LANES<A>;
 
-// One term of a product.  A's element (row, k) is at row * stride + k, transposed at k * stride + row; B's row k
-// is at k * PANEL.
+// One term of a product.  A's element (row, k) is at row * stride + k, transposed at k * stride + row; B's row k is
+// at k * PANEL.
 template <typename A> struct Term {
   const A* a;
   const A* b;
 };
 
-// C = sum of A B over the terms, plus C decay if there is one (a row), for R rows and W registers of columns.
+// C = sum of A B over the terms (+ C decay if decay, a row, is not null), for R rows and W registers of columns.
 template <typename A, int R, int W, bool TRANSPOSED>
 SV_INLINE void tile(const Term<A>* terms, int count, int64_t stride, int64_t depth, A* c, const A* decay) {
   V<A> sum[R][W] = {};
@@ -74,12 +74,12 @@ SV_INLINE void tile(const Term<A>* terms, int count, int64_t stride, int64_t dep
       store(at, decay ? load(at) * load(decay + v * LANES<A>) + sum[row][v] : sum[row][v]);
     }
 }
-// Twelve sums in sixteen registers, sixteen in 32; eight hide the latency of a fused multiply-add.  By llvm-mca
-// the loop over k of 6 x 2 takes 6.1 cycles on Haswell and Skylake, where its 12 multiply-adds need 6.  A tile that
-// keeps the sums of C and of tC together spills in 16 registers: 4 x 2 reached 57 and 72 % of the peak.
+// Twelve accumulators in 16 registers, sixteen in 32; eight hide the latency of a fused multiply-add.  By llvm-mca
+// the 6 x 2 loop over k takes 6.1 cycles on Haswell and Skylake, where its 12 multiply-adds need 6.  A tile with
+// accumulators of both C and tC spills with 16 registers: 4 x 2 reached 57 and 72 % of the peak.
 constexpr int ROWS = REGISTERS == 32 ? 8 : 6, LEAST_ROWS = 4;
 
-// The product for all `rows` (a multiple of LEAST_ROWS) of C and `tC`; without ta and tb, tC is not touched.
+// C and tC for all `rows` (a multiple of LEAST_ROWS); tC is not written without ta and tb.
 template <typename A, int W, bool TRANSPOSED>
 void product(const A* a, const A* ta, int64_t stride, const A* b, const A* tb, int64_t depth, A* c, A* tc,
              int64_t rows, const A* decay) {
@@ -102,10 +102,10 @@ void product(const A* a, const A* ta, int64_t stride, const A* b, const A* tb, i
   }
 }
 
-SV_INLINE int64_t up_to(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-SV_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+SV_INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+SV_INLINE int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// `tokens` rows of D, widened and padded with zeros to `padded` rows of `width`.
+// Copies `tokens` rows of D, widened and zero-padded to `padded` rows of `width`.
 template <typename T>
 void gather(const T* from, int64_t stride, int64_t tokens, int64_t D, Wide<T>* to, int64_t padded,
             int64_t width) {
@@ -118,9 +118,9 @@ void gather(const T* from, int64_t stride, int64_t tokens, int64_t D, Wide<T>* t
   }
 }
 
-// A square at `from`, `rows` x `columns` of it there and the rest zero, transposed.
+// Transposes a register square at `from`: rows x columns valid, the rest zero; use(column, register) receives it.
 template <typename T, typename F>
-SV_INLINE void turn(const T* from, int64_t stride, int64_t rows, int64_t columns, F use) {
+SV_INLINE void transpose_square(const T* from, int64_t stride, int64_t rows, int64_t columns, F use) {
   using A = Wide<T>;
   V<A> square[LANES<A>];
 #pragma GCC unroll 16
@@ -134,12 +134,12 @@ SV_INLINE void turn(const T* from, int64_t stride, int64_t rows, int64_t columns
     if (column < columns) use(column, square[column]);
 }
 
-// Where query n's column begins among panels of `rows`.
+// Offset of query n's column in panels of `rows`.
 template <typename A> SV_INLINE int64_t column_of(int64_t n, int64_t rows) {
   return n / PANEL<A> * PANEL<A> * rows + n % PANEL<A>;
 }
 
-// `tokens` rows of D, scaled, as columns, up to a full register of them: panels of `width` rows.
+// Copies `tokens` rows of D, scaled, to columns of panels of `width` rows, padded to a full register.
 template <typename T>
 void gather_lanes(const T* from, int64_t stride, int64_t tokens, int64_t D, Wide<T> scale, Wide<T>* to,
                   int64_t width) {
@@ -147,23 +147,23 @@ void gather_lanes(const T* from, int64_t stride, int64_t tokens, int64_t D, Wide
   constexpr int lanes = LANES<A>;
   for (int64_t n = 0; n < tokens; n += lanes)
     for (int64_t d = 0; d < D; d += lanes)
-      turn(from + n * stride + d, stride, tokens - n, least(lanes, D - d), [&](int64_t row, auto v) {
-        store(to + column_of<A>(n, width) + (d + row) * PANEL<A>, v * scale);
-      });
+      transpose_square(
+          from + n * stride + d, stride, tokens - n, min(lanes, D - d),
+          [&](int64_t row, auto v) { store(to + column_of<A>(n, width) + (d + row) * PANEL<A>, v * scale); });
 }
 
-// And back: panels of `width` rows to `tokens` rows of D.
+// The inverse: panels of `width` rows to `tokens` rows of D.
 template <typename T>
 void scatter_lanes(const Wide<T>* from, int64_t width, int64_t tokens, int64_t D, int64_t stride, T* to) {
   using A = Wide<T>;
   constexpr int lanes = LANES<A>;
   for (int64_t n = 0; n < tokens; n += lanes)
     for (int64_t d = 0; d < D; d += lanes)
-      turn(from + column_of<A>(n, width) + d * PANEL<A>, PANEL<A>, D - d, least(lanes, tokens - n),
-           [&](int64_t token, auto v) {
-             T* row = to + (n + token) * stride + d;
-             D - d < lanes ? store(row, v, Some{D - d}) : store(row, v);
-           });
+      transpose_square(from + column_of<A>(n, width) + d * PANEL<A>, PANEL<A>, D - d, min(lanes, tokens - n),
+                       [&](int64_t token, auto v) {
+                         T* row = to + (n + token) * stride + d;
+                         D - d < lanes ? store(row, v, Some{D - d}) : store(row, v);
+                       });
 }
 
 template <typename T> SV_INLINE V<Wide<T>> as_stored(V<Wide<T>> v) {
@@ -173,12 +173,12 @@ template <typename T> SV_INLINE V<Wide<T>> as_stored(V<Wide<T>> v) {
     return v;
 }
 
-// Tasks are (clip, head, block of QUERIES), numbered in that order; this runs one.
+// Runs one task: (clip, head, block of QUERIES), numbered in that order.
 template <typename T> struct AttentionTask {
   using A = Wide<T>;
   const Attention<T>& a;
   const bool ts = a.tq.data || a.tk.data;
-  const int64_t width = up_to(a.D, LEAST_ROWS), block = width * QUERIES;
+  const int64_t width = round_up(a.D, LEAST_ROWS), block = width * QUERIES;
   Scratch<A> memory{4 * block + 4 * KEYS * width + 2 * KEYS * PANEL<A> + 5 * QUERIES};
   A *Q = memory.data, *tQ = Q + block, *O = tQ + block, *tO = O + block;
   A *K = tO + block, *tK = K + KEYS * width, *Vs = tK + KEYS * width, *tV = Vs + KEYS * width;
@@ -189,7 +189,7 @@ template <typename T> struct AttentionTask {
   void operator()(int64_t task) {
     const int64_t blocks = (a.N + QUERIES - 1) / QUERIES;
     const int64_t first = task % blocks * QUERIES, head = task / blocks % a.H, clip = task / blocks / a.H;
-    const int64_t group = head / (a.H / a.G), queries = least(QUERIES, a.N - first);
+    const int64_t group = head / (a.H / a.G), queries = min(QUERIES, a.N - first);
     const auto at = [&](const Strided<T>& x, int64_t h, int64_t n) {
       return x.data + clip * x.clip + h * x.head + n * x.token;
     };
@@ -199,9 +199,9 @@ template <typename T> struct AttentionTask {
     memset(O, 0, 2 * block * sizeof *O);
     for (int64_t j = 0; j < QUERIES; ++j) m[j] = -INFINITY, l[j] = r[j] = exact[j] = 0;
 
-    const int64_t M = a.causal ? least(a.M, first + queries) : a.M;
+    const int64_t M = a.causal ? min(a.M, first + queries) : a.M;
     for (int64_t key = 0; key < M; key += KEYS) {
-      const int64_t keys = least(KEYS, M - key), rows = up_to(keys, LEAST_ROWS);
+      const int64_t keys = min(KEYS, M - key), rows = round_up(keys, LEAST_ROWS);
       gather(at(a.k, group, key), a.k.token, keys, a.D, K, rows, width);
       gather(at(a.v, group, key), a.v.token, keys, a.D, Vs, rows, width);
       if (a.tk.data) gather(at(a.tk, group, key), a.tk.token, keys, a.D, tK, rows, width);
@@ -213,7 +213,7 @@ template <typename T> struct AttentionTask {
 
     for (int64_t j = 0; j < queries; ++j) {
       a.lse[(clip * a.H + head) * a.N + first + j] = m[j] + A(std::log(double(exact[j])));
-      l[j] = l[j] > 0 ? 1 / l[j] : l[j] == 0 ? 0 : l[j];  // no keys: zero
+      l[j] = l[j] > 0 ? 1 / l[j] : l[j] == 0 ? 0 : l[j];  // without keys: zero
       r[j] *= l[j];
     }
     for (int64_t j = 0; j < queries; j += LANES<A>)
@@ -227,8 +227,8 @@ template <typename T> struct AttentionTask {
     if (a.to) scatter_lanes(tO, width, queries, a.D, a.H * a.D, a.to + out);
   }
 
-  // W registers of queries from `j` meet a block of keys, `rows` with their padding; key i is seen by query j if
-  // i <= j + diagonal.
+  // Processes W registers of queries from `j` and a block of keys, `rows` with padding; query j attends to key i
+  // if i <= j + diagonal.
   template <int W> void panel(int64_t j, int64_t keys, int64_t rows, int64_t diagonal) {
     const A *q = Q + j * width, *tq = a.tq.data ? tQ + j * width : nullptr;
     const A *tk = a.tk.data ? tK : nullptr, *tv = a.tv.data ? tV : nullptr;
@@ -238,7 +238,7 @@ template <typename T> struct AttentionTask {
                         decay + j);
   }
 
-  // S, tS -> p, h for one register of queries from `j`, at `column` of their panel; decay, the sums' own factor.
+  // S, tS -> p, h for one register of queries from `j`, at `column` of their panel; writes the rescaling `decay`.
   void softmax(int64_t j, int64_t column, int64_t keys, int64_t diagonal) {
     A *s = S + column, *t = tS + column;
     const bool masked = diagonal < KEYS;
@@ -274,7 +274,7 @@ template <typename T> struct AttentionTask {
   }
 };
 
-// A thread's share of all the tasks: whichever is next, so that causal blocks of unequal length balance.
+// Runs tasks from a shared counter, one at a time: this balances causal blocks of unequal length.
 template <typename T> void attention(const Attention<T>& a, int64_t* next, int64_t tasks) {
   AttentionTask<T> run{a};
   for (int64_t task; (task = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED)) < tasks;) run(task);

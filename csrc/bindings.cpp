@@ -1,5 +1,5 @@
-// The ops as Python calls them: tensors in, a kernel's arguments filled by name, tensors out.
-// Arguments arrive checked by swiftvideo_fast.ops.
+// Python bindings of the ops: allocate outputs, fill a kernel's arguments by name, run it over torch's threads.
+// swiftvideo_fast.ops checks the arguments.
 #include <torch/extension.h>
 
 #include "dispatch.h"
@@ -97,7 +97,7 @@ auto modulate_jvp(const Tensor& x, const Maybe& tx, const Tensor& s, const Maybe
 std::tuple<Tensor, Tensor, Tensor> modulate_backward(Tensor dy, Tensor x, const Tensor& s, double eps) {
   dy = dense(dy), x = dense(x);
   const Tensor gain = widened(s, x), dx = output(x);
-  const int64_t B = x.size(0), N = x.size(1), C = x.size(2), chunks = pieces(N, ROWS_A_CHUNK);
+  const int64_t B = x.size(0), N = x.size(1), C = x.size(2), chunks = pieces(N, CHUNK_ROWS);
   const Tensor ds = at::empty({B, chunks, C}, gain.options()), db = at::empty_like(ds);
   by_dtype("modulate", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -112,7 +112,7 @@ std::tuple<Tensor, Tensor, Tensor> modulate_backward(Tensor dy, Tensor x, const 
                                 .C = C,
                                 .chunks = chunks,
                                 .eps = eps};
-    over(B * chunks, std::min(N, ROWS_A_CHUNK) * C,
+    over(B * chunks, std::min(N, CHUNK_ROWS) * C,
          [&](int64_t begin, int64_t end) { kernels<T>().modulate_backward(a, begin, end); });
   });
   return {dx, ds.sum(1).to(s.scalar_type()), db.sum(1).to(s.scalar_type())};
@@ -155,7 +155,7 @@ std::tuple<Tensor, Tensor> norm_rope_backward(Tensor dy, Tensor x, const Tensor&
   dy = dense(dy), x = dense(x), cos = widened(cos, x), sin = widened(sin, x);
   const Tensor gain = widened(w, x), dx = output(x);
   const int64_t N = x.size(1), C = x.size(2), D = cos ? 2 * cos->size(1) : 2, rows = x.size(0) * N;
-  const Tensor dw = at::empty({pieces(rows, ROWS_A_CHUNK), C}, gain.options());
+  const Tensor dw = at::empty({pieces(rows, CHUNK_ROWS), C}, gain.options());
   by_dtype("norm_rope", x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     using A = Wide<T>;
@@ -171,7 +171,7 @@ std::tuple<Tensor, Tensor> norm_rope_backward(Tensor dy, Tensor x, const Tensor&
                                 .C = C,
                                 .D = D,
                                 .eps = eps};
-    over(dw.size(0), ROWS_A_CHUNK * C,
+    over(dw.size(0), CHUNK_ROWS * C,
          [&](int64_t begin, int64_t end) { kernels<T>().norm_rope_backward(a, begin, end); });
   });
   return {dx, dw.sum(0).to(w.scalar_type())};
@@ -211,7 +211,7 @@ auto gate_jvp(const Tensor& x, const Maybe& tx, const Tensor& y, const Maybe& ty
 std::tuple<Tensor, Tensor> gate_backward(Tensor dz, Tensor y, const Tensor& g) {
   dz = dense(dz), y = dense(y);
   const Tensor gain = widened(g, y), dy = output(y);
-  const int64_t B = y.size(0), N = y.size(1), C = y.size(2), chunks = pieces(N, ROWS_A_CHUNK);
+  const int64_t B = y.size(0), N = y.size(1), C = y.size(2), chunks = pieces(N, CHUNK_ROWS);
   const Tensor dg = at::empty({B, chunks, C}, gain.options());
   by_dtype("gate", y.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
@@ -224,7 +224,7 @@ std::tuple<Tensor, Tensor> gate_backward(Tensor dz, Tensor y, const Tensor& g) {
                             .N = N,
                             .C = C,
                             .chunks = chunks};
-    over(B * chunks, std::min(N, ROWS_A_CHUNK) * C,
+    over(B * chunks, std::min(N, CHUNK_ROWS) * C,
          [&](int64_t begin, int64_t end) { kernels<T>().gate_backward(a, begin, end); });
   });
   return {dy, dg.sum(1).to(g.scalar_type())};
@@ -351,10 +351,28 @@ void ema_(const std::vector<Tensor>& average, const std::vector<Tensor>& master,
   });
 }
 
+// ema_ of unchecked arguments; returns false, without an update, if they are wrong or need the dispatcher.
+bool ema_if_plain(const std::vector<Tensor>& average, const std::vector<Tensor>& master, double decay,
+                  const std::vector<Tensor>& copy) {
+  const size_t count = average.size();
+  if (!count || master.size() != count || (copy.size() && copy.size() != count)) return false;
+  const auto exact = wide(average[0]), stored = copy.empty() ? exact : copy[0].scalar_type();
+  for (size_t i = 0; i < count; ++i) {
+    const Tensor &a = average[i], &m = master[i], &c = copy.empty() ? a : copy[i];
+    if (!plain(a, exact) || !plain(m, exact) || !plain(c, stored) || wide(c) != exact) return false;
+    if (!a.is_contiguous() || !c.is_contiguous()) return false;
+    if (m.sizes() != a.sizes() || c.sizes() != a.sizes()) return false;
+  }
+  ema_(average, master, decay, copy);
+  for (const Tensor& x : average) torch::autograd::impl::bump_version(x);
+  for (const Tensor& x : copy) torch::autograd::impl::bump_version(x);
+  return true;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "CPU twins of the Triton kernels; called through swiftvideo_fast.ops, never directly.";
+  m.doc() = "CPU kernels of the ops; called through swiftvideo_fast.ops, never directly.";
   const auto def = [&](const char* name, auto f) {
     m.def(name, f, py::call_guard<py::gil_scoped_release>());
   };
@@ -375,7 +393,8 @@ PYBIND11_MODULE(_C, m) {
   def("ccd_gradient", &ccd_gradient);
   def("ccd_loss", &ccd_loss);
   def("ema_", &ema_);
-  m.def("isas", &isas, "The instruction sets this machine can run, narrowest first; the last is in use.");
-  m.def("use_isa", &use_isa,
-        "Run the ops with this instruction set from now on; returns the one before.  For tests.");
+  def("ema_if_plain", &ema_if_plain);
+  m.def("isas", &isas,
+        "Returns the instruction sets of this machine, narrowest first; the last is the default.");
+  m.def("use_isa", &use_isa, "Selects the ops' instruction set; returns the previous one.  For tests.");
 }

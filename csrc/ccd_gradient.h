@@ -1,8 +1,8 @@
-// The distillation gradient of CCD.
+// CCD's distillation gradient (eq. 8 of the SwiftVideo paper).
 //
 //   g = v - F - r t dF                           then g * factor, or g clamped to [-1, 1]
-// Sums run over pieces of PIECE elements of a clip and are added in order, so they do not depend on the threads.
-// Traffic: `ccd_gradient_squares` reads three planes and writes nothing; `ccd_gradient` reads them again and writes g.
+// Sums over pieces of PIECE elements of a clip are added in order, so they do not depend on the threads.
+// Traffic: `ccd_gradient_squares` reads v, F, dF; `ccd_gradient` reads them again and writes g.
 #pragma once
 
 #include "vec.h"
@@ -22,7 +22,7 @@ constexpr int64_t PIECE = 1 << 14;
 
 namespace SV_ISA {
 
-// f(element, clip, lanes, squares) over pieces [begin, end) of the clips; what it adds to squares is kept by piece.
+// Calls f(element, clip, lanes, squares) over pieces [begin, end) of the clips; stores a sum of squares per piece.
 template <typename A, typename Arguments, typename F>
 SV_INLINE void over_pieces(const Arguments& a, int64_t begin, int64_t end, F f) {
   for (int64_t piece = begin; piece < end; ++piece) {
@@ -48,7 +48,7 @@ template <typename T> void ccd_gradient_squares(const CcdGradient<T>& a, int64_t
   });
 }
 
-// g, scaled or clamped, and the sums of g^2 before that.
+// g, scaled or clamped, and the sums of the unscaled g^2.
 template <typename T> void ccd_gradient(const CcdGradient<T>& a, int64_t begin, int64_t end) {
   using A = Wide<T>;
   const Plane out(a.g, a.size, a.nontemporal);

@@ -1,7 +1,7 @@
-// The CCD loss.
+// The CCD loss (eq. 9 of the SwiftVideo paper).
 //
 //   residual = F_student - F - g                 loss = sum residual^2
-// Sums run over pieces, as in ccd_gradient.h.  Traffic: reads three planes, writes the residual.
+// Sums by pieces, as in ccd_gradient.h.  Traffic: reads F_student, F, g; writes the residual.
 #pragma once
 
 #include "ccd_gradient.h"

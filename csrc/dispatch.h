@@ -1,4 +1,4 @@
-// The instruction set whose kernels run: the widest this machine has, or the one a test has asked for.
+// Selects the instruction set of the kernels: the widest of this machine, or the one set by use_isa.
 #pragma once
 
 #include <stdexcept>

@@ -1,8 +1,8 @@
-// The exponential moving average of one shard, and its working copy.
+// Exponential moving average of one shard, and its low-precision copy.
 //
 //   average <- average + (1 - decay) (master - average)        copy <- average
-// Traffic: average in and out, master in, copy out, once each.  Only the copy goes past the caches: the average's
-// lines are in them already (2 Zen 4 cores: 1.57 times as fast as torch's lerp and cast; both past them: 1.33).
+// Traffic: average in and out, master in, copy out, once each.  Only the copy uses non-temporal stores: the average
+// is cached already (2 Zen 4 cores: 1.57 times as fast as torch's lerp and cast; both non-temporal: 1.33).
 #pragma once
 
 #include "vec.h"

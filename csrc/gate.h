@@ -1,7 +1,7 @@
-// A gated residual, its tangent and its backward.
+// Gated residual, its tangent and its backward.
 //
 //   z  = x + g y        tz = tx + g ty + tg y        dy = g dz        dg = sum over tokens of dz y
-// Traffic: each plane once.
+// Traffic: each tensor once.
 #pragma once
 
 #include "modulate.h"
@@ -19,7 +19,7 @@ template <typename T> struct GateBackward {
   const T *dz, *y;   // (B * N, C)
   const Wide<T>* g;  // (B, C)
   T* dy;             // (B * N, C)
-  Wide<T>* dg;       // (B * chunks, C): a sum for each chunk of ROWS_A_CHUNK rows of a clip
+  Wide<T>* dg;       // (B * chunks, C): a sum for each chunk of CHUNK_ROWS rows of a clip
   int64_t N, C, chunks;
 };
 
@@ -42,12 +42,12 @@ template <typename T> void gate(const Gate<T>& a, int64_t row_begin, int64_t row
   }
 }
 
-// Chunks [begin, end) of clip and rows.
+// Processes chunks [begin, end), numbered by (clip, rows).
 template <typename T> void gate_backward(const GateBackward<T>& a, int64_t begin, int64_t end) {
   using A = Wide<T>;
   for (int64_t chunk = begin; chunk < end; ++chunk) {
-    const int64_t clip = chunk / a.chunks, first = chunk % a.chunks * ROWS_A_CHUNK;
-    const int64_t last = first + ROWS_A_CHUNK < a.N ? first + ROWS_A_CHUNK : a.N;
+    const int64_t clip = chunk / a.chunks, first = chunk % a.chunks * CHUNK_ROWS;
+    const int64_t last = first + CHUNK_ROWS < a.N ? first + CHUNK_ROWS : a.N;
     A* dg = a.dg + chunk * a.C;
     memset(dg, 0, a.C * sizeof *dg);
     for (int64_t row = clip * a.N + first; row < clip * a.N + last; ++row)

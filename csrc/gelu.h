@@ -1,8 +1,8 @@
-// GELU (tanh), its tangent and its backward: elementwise, so dx is as a tangent, of dy.
+// GELU (tanh), its tangent and its backward: elementwise, so dx is the tangent along dy.
 //
 //   tanh(u) = 2 sigma(2u) - 1, so      y  = x sigma(z)        z = 2 sqrt(2 / pi) (x + 0.044715 x^3)
 //                                      ty = (sigma + x sigma (1 - sigma) z') tx
-// Traffic: each plane once.
+// Traffic: each tensor once.
 #pragma once
 
 #include "vec.h"
@@ -11,7 +11,7 @@ namespace swiftvideo {
 
 template <typename T> struct Gelu {
   const T *x, *tx;
-  T *y, *ty;  // one of them may be null: not wanted
+  T *y, *ty;  // either may be null: not computed
   bool nontemporal;
 };
 

@@ -1,4 +1,4 @@
-// All ops for one instruction set.  CMakeLists.txt compiles this file once for each, with SV_ISA and its -m flags.
+// All ops for one instruction set.  CMakeLists.txt compiles this file once per set, with SV_ISA and its -m flags.
 #include "kernels.h"
 
 namespace swiftvideo::SV_ISA {

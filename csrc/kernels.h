@@ -12,7 +12,7 @@
 
 namespace swiftvideo {
 
-// Every kernel and its arguments, for items [begin, end): the struct below and isa.cpp read this list.
+// Every kernel and its arguments, over items [begin, end); expanded by the struct below and by isa.cpp.
 #define SV_KERNELS(K)                       \
   K(ccd_gradient, CcdGradient<T>)           \
   K(ccd_gradient_squares, CcdGradient<T>)   \

@@ -6,7 +6,7 @@
 //   ty = tn (1 + s) + n ts + tb
 // (1) is J tx with J = r (I - 11'/C - nn'/C), which is symmetric: the backward is J applied to dy (1 + s).
 //
-// Traffic: x and tx once from memory (the row then stays in the first cache), y and ty once to it.
+// Traffic: reads x and tx once (the row then stays in the L1 cache), writes y and ty once.
 #pragma once
 
 #include "vec.h"
@@ -25,16 +25,16 @@ template <typename T> struct ModulateBackward {
   const T *dy, *x;   // (B * N, C)
   const Wide<T>* s;  // (B, C)
   T* dx;             // (B * N, C)
-  Wide<T>*ds, *db;   // (B * chunks, C): a sum for each chunk of ROWS_A_CHUNK rows of a clip
+  Wide<T>*ds, *db;   // (B * chunks, C): a sum for each chunk of CHUNK_ROWS rows of a clip
   int64_t N, C, chunks;
   double eps;
 };
-constexpr int64_t ROWS_A_CHUNK = 32;  // fixed: sums do not depend on the threads, and stay short in float
+constexpr int64_t CHUNK_ROWS = 32;  // fixed: sums are independent of the threads, and short in float
 
 namespace SV_ISA {
 
-// What a row of x gives: its mean and 1 / sqrt(var + eps); with a second row v (scaled by 1 + s if given), also
-// mean v and mean n v, the two numbers J v needs.
+// Statistics of a row of x: mean and 1 / sqrt(var + eps); with a row v (scaled by 1 + s if s is not null) also
+// mean v and mean n v, for J v.
 template <typename A> struct Norm { A mean, rstd, mean_v, mean_nv; };
 template <typename T>
 SV_INLINE Norm<Wide<T>> norm(const T* x, const T* v, const Wide<T>* s, int64_t C, double eps) {
@@ -72,7 +72,7 @@ template <typename T> void modulate(const Modulate<T>& a, int64_t row_begin, int
     const T* tx = a.tx ? a.tx + at : nullptr;
     const Norm<A> stats = norm(a.x + at, tx, static_cast<const A*>(nullptr), a.C, a.eps);
     sweep<A>(a.C, [&](int64_t c, auto some) {
-      __builtin_prefetch(a.x + at + a.C + c);  // the next row, while this one is arithmetic
+      __builtin_prefetch(a.x + at + a.C + c);  // the next row, during this row's arithmetic
       if (tx) __builtin_prefetch(tx + a.C + c);
       const V<A> n = (load(a.x + at + c, some) - stats.mean) * stats.rstd;
       const V<A> gain = load(a.s + clip + c, some) + A(1);
@@ -85,12 +85,12 @@ template <typename T> void modulate(const Modulate<T>& a, int64_t row_begin, int
   }
 }
 
-// Chunks [begin, end) of clip and rows.
+// Processes chunks [begin, end), numbered by (clip, rows).
 template <typename T> void modulate_backward(const ModulateBackward<T>& a, int64_t begin, int64_t end) {
   using A = Wide<T>;
   for (int64_t chunk = begin; chunk < end; ++chunk) {
-    const int64_t clip = chunk / a.chunks, first = chunk % a.chunks * ROWS_A_CHUNK;
-    const int64_t last = first + ROWS_A_CHUNK < a.N ? first + ROWS_A_CHUNK : a.N;
+    const int64_t clip = chunk / a.chunks, first = chunk % a.chunks * CHUNK_ROWS;
+    const int64_t last = first + CHUNK_ROWS < a.N ? first + CHUNK_ROWS : a.N;
     const A* s = a.s + clip * a.C;
     A *ds = a.ds + chunk * a.C, *db = a.db + chunk * a.C;
     memset(ds, 0, a.C * sizeof *ds);

@@ -2,10 +2,10 @@
 //
 //   n  = x r        r = 1 / sqrt(mean x^2 + eps)        y  = R(n w)
 //   tn = r (tx - n mean(n tx))                          ty = R(tn w)                    (1)
-// R turns channels (2i, 2i + 1) of every head by the token's angle i.  Both maps are linear and (1) is symmetric, so
-// the backward turns dy back (R' is R with -sin) and applies (1) to R'dy w.
+// R rotates channels (2i, 2i + 1) of every head by the token's angle i.  Both maps are linear, (1) is symmetric,
+// so the backward rotates dy back (R' is R with -sin) and applies (1) to R'dy w.
 //
-// Traffic: x and tx once from memory, y and ty once to it; the tables are (N, D / 2).
+// Traffic: reads x and tx once, writes y and ty once; the tables are (N, D / 2).
 #pragma once
 
 #include "vec.h"
@@ -25,14 +25,14 @@ template <typename T> struct NormRopeBackward {
   const T *dy, *x;  // (B * N, C)
   const Wide<T>*w, *cos, *sin;
   T* dx;        // (B * N, C)
-  Wide<T>* dw;  // (chunks, C): a sum for each chunk of ROWS_A_CHUNK rows
+  Wide<T>* dw;  // (chunks, C): a sum for each chunk of CHUNK_ROWS rows
   int64_t rows, N, C, D;
   double eps;
 };
 
 namespace SV_ISA {
 
-// A token's angles, laid out so that any register of a row finds its own: period is a multiple of D and of LANES.
+// A token's cos and sin, repeated over a period (a multiple of D and LANES), so that every register loads its own.
 template <typename A> struct Rotation {
   int64_t D, period = D;
   Scratch<A> memory;
@@ -46,7 +46,7 @@ template <typename A> struct Rotation {
   explicit Rotation(int64_t D)
       : D(D), period(period_of(D)), memory(2 * period), cos(memory.data), sin(cos + period) {}
 
-  // sign -1 turns back.
+  // sign -1: the inverse rotation.
   SV_INLINE void set(const A* cos_row, const A* sin_row, A sign) {
     const Ints<A> low = iota<A>() >> 1, high = low + Index<A>(LANES<A> / 2);
     const V<A> signs = (iota<A>() & Index<A>(1)) ? splat<A>(sign) : splat<A>(-sign);
@@ -68,7 +68,7 @@ template <typename A> struct Rotation {
       memcpy(sin + done, sin, D * sizeof *sin);
     }
   }
-  // Turn a register of the row; `at` is its place within the period.
+  // Rotates a register of the row; `at`: its offset in the period.
   SV_INLINE V<A> operator()(V<A> y, int64_t at) const {
     return y * load(cos + at) + __builtin_shuffle(y, iota<A>() ^ Index<A>(1)) * load(sin + at);
   }
@@ -77,11 +77,11 @@ template <typename A> struct Rotation {
 
 template <typename T> void norm_rope(const NormRope<T>& a, int64_t row_begin, int64_t row_end) {
   using A = Wide<T>;
-  Rotation<A> turn(a.D);
+  Rotation<A> rotation(a.D);
   const Plane y(a.y, a.C, a.nontemporal), ty(a.ty, a.C, a.nontemporal);
   for (int64_t row = row_begin; row < row_end; ++row) {
     const T *x = a.x + row * a.C, *tx = a.tx ? a.tx + row * a.C : nullptr;
-    if (a.cos) turn.set(a.cos + row % a.N * (a.D / 2), a.sin + row % a.N * (a.D / 2), A(1));
+    if (a.cos) rotation.set(a.cos + row % a.N * (a.D / 2), a.sin + row % a.N * (a.D / 2), A(1));
     Sum<A> squares, products;
     sum_over<A>(
         a.C,
@@ -97,32 +97,32 @@ template <typename T> void norm_rope(const NormRope<T>& a, int64_t row_begin, in
     sweep<A>(a.C, [&](int64_t c, auto some) {
       const V<A> n = load(x + c, some) * rstd, w = load(a.w + c, some);
       const auto put = [&](const Plane<T>& plane, V<A> nw) {
-        plane.put(row * a.C + c, a.cos ? turn(nw, at) : nw, some);
+        plane.put(row * a.C + c, a.cos ? rotation(nw, at) : nw, some);
       };
       put(y, n * w);
       if (tx) put(ty, (load(tx + c, some) - n * mean_nt) * rstd * w);  // (1)
-      at = turn.after(at);
+      at = rotation.after(at);
     });
   }
 }
 
-// Chunks [begin, end) of rows.
+// Processes chunks [begin, end) of rows.
 template <typename T> void norm_rope_backward(const NormRopeBackward<T>& a, int64_t begin, int64_t end) {
   using A = Wide<T>;
-  Rotation<A> turn(a.D);
+  Rotation<A> rotation(a.D);
   for (int64_t chunk = begin; chunk < end; ++chunk) {
-    const int64_t first = chunk * ROWS_A_CHUNK;
-    const int64_t last = first + ROWS_A_CHUNK < a.rows ? first + ROWS_A_CHUNK : a.rows;
+    const int64_t first = chunk * CHUNK_ROWS;
+    const int64_t last = first + CHUNK_ROWS < a.rows ? first + CHUNK_ROWS : a.rows;
     A* dw = a.dw + chunk * a.C;
     memset(dw, 0, a.C * sizeof *dw);
     for (int64_t row = first; row < last; ++row) {
       const T *x = a.x + row * a.C, *dy = a.dy + row * a.C;
-      if (a.cos) turn.set(a.cos + row % a.N * (a.D / 2), a.sin + row % a.N * (a.D / 2), A(-1));
+      if (a.cos) rotation.set(a.cos + row % a.N * (a.D / 2), a.sin + row % a.N * (a.D / 2), A(-1));
       Sum<A> squares, products;
       int64_t at = 0;
-      const auto turned = [&](int64_t c, auto some) {
-        const V<A> d = load(dy + c, some), back = a.cos ? turn(d, at) : d;
-        at = turn.after(at);
+      const auto rotated = [&](int64_t c, auto some) {
+        const V<A> d = load(dy + c, some), back = a.cos ? rotation(d, at) : d;
+        at = rotation.after(at);
         return back;
       };
       sum_over<A>(
@@ -130,14 +130,14 @@ template <typename T> void norm_rope_backward(const NormRopeBackward<T>& a, int6
           [&](int64_t c, auto some) {
             const V<A> xc = load(x + c, some);
             squares.add(xc * xc);
-            products.add(xc * turned(c, some) * load(a.w + c, some));
+            products.add(xc * rotated(c, some) * load(a.w + c, some));
           },
           squares, products);
       const double r = 1 / std::sqrt(squares.total() / a.C + a.eps);
       const A rstd = A(r), mean_nd = A(products.total() * r / a.C);
       at = 0;
       sweep<A>(a.C, [&](int64_t c, auto some) {
-        const V<A> n = load(x + c, some) * rstd, d = turned(c, some);
+        const V<A> n = load(x + c, some) * rstd, d = rotated(c, some);
         store(a.dx + row * a.C + c, (d * load(a.w + c, some) - n * mean_nd) * rstd, some);  // (1) again
         store(dw + c, load(dw + c, some) + d * n, some);
       });

@@ -1,4 +1,4 @@
-// Between torch's tensors and the kernels' pointers: dispatch on dtype, layout, and the split over torch's threads.
+// From torch's tensors to the kernels' pointers: dtype dispatch, layout, and work division over torch's threads.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -27,6 +27,17 @@ inline at::ScalarType wide(const Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
+// True if x has this dtype and needs no dispatcher: a CPU tensor, not a subclass, fake, lazy negative or inference
+// tensor, and no active mode beyond autograd's bookkeeping.
+inline bool plain(const Tensor& x, at::ScalarType dtype) {
+  using K = at::DispatchKey;
+  constexpr at::DispatchKeySet usual(
+      {K::CPU, K::BackendSelect, K::ADInplaceOrView, K::AutogradCPU, K::AutocastCPU});
+  const auto mode = c10::impl::tls_local_dispatch_key_set();
+  return x.scalar_type() == dtype && !x.is_inference() &&
+         usual.has_all((x.key_set() | mode.included_) - mode.excluded_);
+}
+
 template <typename T> T* data(const Tensor& x) { return static_cast<T*>(x.data_ptr()); }
 template <typename T> T* data(const Maybe& x) { return x ? data<T>(*x) : nullptr; }
 
@@ -36,8 +47,8 @@ inline Tensor widened(const Tensor& x, const Tensor& like) { return x.to(wide(li
 inline Maybe widened(const Maybe& x, const Tensor& like) { return x ? Maybe(widened(*x, like)) : x; }
 inline Tensor output(const Tensor& x) { return at::empty(x.sizes(), x.options()); }
 
-constexpr int64_t GRAIN = 1 << 14;  // elements worth a thread
-constexpr int64_t CACHE = 1 << 25;  // bytes that no last-level cache is sure to hold until they are next used
+constexpr int64_t GRAIN = 1 << 14;  // least elements per thread
+constexpr int64_t CACHE = 1 << 25;  // bytes; larger tensors may not stay in the last-level cache
 inline void over(int64_t items, int64_t elements_each, const std::function<void(int64_t, int64_t)>& run) {
   at::parallel_for(0, items, std::max<int64_t>(1, GRAIN / std::max<int64_t>(1, elements_each)), run);
 }

@@ -1,9 +1,9 @@
-// Vectors as wide as this translation unit may use, in the compiler's own vector types; intrinsics only for what
-// they cannot say (streaming stores, and 32 to 16 bits, which GCC 12 permutes at half the speed).
+// Vectors of the width that this translation unit's flags allow, in the compiler's vector types.  Intrinsics only
+// where those do not suffice (streaming stores; 32 to 16 bits, for which GCC 12 emits permutes at half the speed).
 //
-// isa.cpp compiles every op once for each instruction set (SV_ISA: baseline, avx2, avx512), in its own namespace, so
-// the linker can never hand a machine without AVX-512 the code of one with it.  For the same reason nothing here
-// calls an inline function of the standard library: the one copy the linker keeps might be the wide one.
+// isa.cpp compiles every op once per instruction set (SV_ISA: baseline, avx2, avx512), each in its own namespace: a
+// machine without AVX-512 never runs AVX-512 code.  For the same reason nothing here calls an inline function of
+// the standard library: the linker keeps one copy, perhaps the AVX-512 one.
 #pragma once
 
 #include <cmath>
@@ -25,7 +25,7 @@ struct bf16 { uint16_t bits; };
 
 template <typename T> struct WideOf { using type = float; };
 template <> struct WideOf<double> { using type = double; };
-template <typename T> using Wide = typename WideOf<T>::type;  // what arithmetic on storage T is done in
+template <typename T> using Wide = typename WideOf<T>::type;  // the arithmetic type for storage T
 
 namespace SV_ISA {
 
@@ -43,7 +43,8 @@ template <> struct Types<float> {
   typedef uint32_t index, ints __attribute__((vector_size(REGISTER)));
   typedef float half __attribute__((vector_size(REGISTER / 2)));
   static constexpr int mantissa = 23, bias = 127, terms = 7;  // terms of exp's series: half an ulp of error
-  static constexpr float log_min = -88.0f, log_max = 88.8f;  // there exp's exponent is that of 0, of infinity
+  static constexpr float log_min = -88.0f,
+                         log_max = 88.8f;  // where exp's exponent reaches 0's and infinity's
 };
 template <> struct Types<double> {
   typedef double vec __attribute__((vector_size(REGISTER)));
@@ -56,7 +57,7 @@ template <typename A> using Ints = typename Types<A>::ints;
 template <typename A> using Index = typename Types<A>::index;
 template <typename A> constexpr int LANES = REGISTER / sizeof(A);
 
-// Not 0 + a, which is an addition: -0 would become 0.  a - 0 is a, so this is a broadcast from memory.
+// a - 0 is exactly a and compiles to a broadcast; 0 + a would be an addition, with -0 becoming 0.
 template <typename A> SV_INLINE V<A> splat(A a) { return a - V<A>{}; }
 template <typename A> SV_INLINE Ints<A> iota() {
   Ints<A> i;
@@ -94,7 +95,7 @@ SV_INLINE V<float> load(const bf16* p) {
   return (V<float>)(__builtin_convertvector(h, Words) << 16);
 }
 
-// Nearest bfloat16, ties to even, still as a float; NaN stays NaN.
+// Rounds to the nearest bfloat16, ties to even, as float; NaN stays NaN.
 SV_INLINE V<float> nearest_bf16(V<float> v) {
   const Words bits = (Words)v;
   const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u;
@@ -105,7 +106,7 @@ SV_INLINE void store(double* p, V<double> v) { memcpy(p, &v, sizeof v); }
 SV_INLINE Halves upper_halves(V<float> v) {
   const Words words = (Words)v >> 16;
 #if defined(__AVX512F__)
-  return (Halves)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)words);  // the plain one warns in GCC 12
+  return (Halves)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)words);  // the unmasked one warns in GCC 12
 #else
   return __builtin_convertvector(words, Halves);
 #endif
@@ -115,7 +116,7 @@ SV_INLINE void store(bf16* p, V<float> v) {
   memcpy(p, &h, sizeof h);
 }
 
-// Past the caches, for what will not be read again soon; p aligned to the value.  A fence follows the last.
+// Non-temporal store, for data not read again soon; p is aligned to the value.  The last one needs a fence.
 template <typename T, typename R> SV_INLINE void nontemporal(T* p, R v) {
 #if defined(__AVX512F__)
   if constexpr (sizeof v == 64) return _mm512_stream_si512((__m512i*)p, (__m512i)v);
@@ -140,7 +141,7 @@ SV_INLINE void put(bf16* p, float x) {
   *p = all[0];
 }
 
-// A row is swept a register at a time; its last lanes, if they do not fill one, come as Some{n}.
+// Calls f(offset, All{}) for each full register of a row, and f(offset, Some{n}) for the n remaining lanes.
 struct All {};
 struct Some { int64_t n; };
 constexpr bool full(All) { return true; }
@@ -163,8 +164,8 @@ template <typename T> SV_INLINE void store(T* p, V<Wide<T>> v, Some some) {
   memcpy(p, whole, some.n * sizeof(T));
 }
 
-// An output plane of rows.  Larger than any cache, it is written past them: a plain store would first read the line
-// that it replaces.  Last lanes, and planes not aligned to a register, go the plain way.
+// An output tensor of rows.  Uses non-temporal stores if larger than the caches: a normal store would first read
+// the line that it replaces.  Remaining lanes, and tensors not aligned to a register, use normal stores.
 template <typename T> struct Plane {
   T* data;
   bool streams;
@@ -183,7 +184,7 @@ template <typename T> struct Plane {
       store(data + at, v, n);
   }
 };
-// A tangent that is not there is zero.
+// A null tangent is zero.
 template <typename T, typename N> SV_INLINE V<Wide<T>> load_or_zero(const T* p, int64_t at, N n) {
   return p ? load(p + at, n) : V<Wide<T>>{};
 }
@@ -192,7 +193,7 @@ template <typename A> SV_INLINE V<A> keep(V<A> v, Some some) {
   return iota<A>() < Index<A>(some.n) ? v : V<A>{};
 }
 
-// Memory an op needs beside its arguments.
+// Scratch memory, aligned to 64 bytes.
 template <typename A> struct Scratch {
   A* data;
   explicit Scratch(int64_t n) : data(static_cast<A*>(aligned_alloc(64, (n * sizeof(A) + 63) / 64 * 64))) {}
@@ -202,14 +203,14 @@ template <typename A> struct Scratch {
 
 // --- arithmetic --------------------------------------------------------------------------------------------------
 
-// The sum over all lanes, in every lane: a tree.
-template <typename A> SV_INLINE A across(V<A> v) {
+// The sum over all lanes, by a tree.
+template <typename A> SV_INLINE A sum_lanes(V<A> v) {
 #pragma GCC unroll 4
   for (int step = LANES<A> / 2; step > 0; step /= 2) v += __builtin_shuffle(v, iota<A>() ^ Index<A>(step));
   return v[0];
 }
 
-// Rows of a square become its columns: at each step the off-diagonal corners of every pair of squares change places.
+// Transposes a square of registers: each step swaps the off-diagonal corners of every pair of sub-squares.
 template <typename A> SV_INLINE void transpose(V<A> (&rows)[LANES<A>]) {
 #pragma GCC unroll 4
   for (int step = 1; step < LANES<A>; step *= 2) {
@@ -226,8 +227,8 @@ template <typename A> SV_INLINE void transpose(V<A> (&rows)[LANES<A>]) {
   }
 }
 
-// Sums over a row: each lane adds RUN registers in A, then joins a double.  A running float sum over 1536 channels
-// alone errs more than torch's whole op; converting every register costs more than all the rest of a row.
+// Sums over a row: each lane adds RUN registers in A, then adds that to a double.  A float sum over 1536 channels
+// alone errs more than torch's whole op; converting every register would cost more than the rest of the row.
 constexpr int64_t RUN = 16;
 template <typename A> struct Sum {
   V<A> run{};
@@ -243,7 +244,7 @@ template <typename A> struct Sum {
     }
     run = V<A>{};
   }
-  SV_INLINE double total() const { return across<double>(all); }
+  SV_INLINE double total() const { return sum_lanes<double>(all); }
 };
 template <typename A, typename F, typename... Sums> SV_INLINE void sum_over(int64_t length, F f,
                                                                             Sums&... sums) {
@@ -265,10 +266,10 @@ constexpr InverseFactorials INVERSE_FACTORIAL;
 // exp to about an ulp: x = n log 2 + y with |y| <= log 2 / 2, Taylor in y, times 2^n.
 template <typename A> SV_INLINE V<A> exp(V<A> x) {
   using C = Types<A>;
-  constexpr A magic = A(3ull << (C::mantissa - 1));  // adding it rounds to an integer, kept in the low bits
+  constexpr A magic = A(3ull << (C::mantissa - 1));  // adding it rounds to an integer, in the low bits
   constexpr A log2_high = A(0.693359375), log2_low = A(-2.12194440054690583e-4);
   const V<A> low = splat<A>(C::log_min), top = splat<A>(C::log_max);
-  const V<A> above = low > x ? low : x, inside = top < above ? top : above;  // in this order NaN stays
+  const V<A> above = low > x ? low : x, inside = top < above ? top : above;  // this order keeps NaN
   const V<A> shifted = inside * A(1.44269504088896340736) + magic;
   const V<A> n = shifted - magic;
   const V<A> y = (inside - n * log2_high) - n * log2_low;

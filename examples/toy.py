@@ -1,4 +1,4 @@
-"""Shared by the three examples: a 2-D spiral, a small network of (z, times), the loop, the picture."""
+"""Shared by the three examples: a 2-D spiral, a small network of (z, times), the training loop, the plot."""
 
 import math
 import time
@@ -9,52 +9,52 @@ from torch import Tensor, nn
 
 
 def spiral(n: int, rng: torch.Generator) -> Tensor:
-    """n points (n, 2) of a thin spiral of one and a half turns, of standard deviation about 1."""
+    """Returns n points (n, 2) of a thin spiral of 1.5 turns, with standard deviation about 1."""
     turn = math.pi * (0.5 + 3 * torch.rand(n, generator=rng).sqrt())
     point = 0.18 * torch.stack([turn * torch.cos(turn), turn * torch.sin(turn)], 1)
     return point + 0.03 * torch.randn(n, 2, generator=rng)
 
 
-def apart(a: Tensor, b: Tensor, directions: int = 32) -> float:
-    """Sliced Wasserstein-1 distance of two sets of as many points."""
+def sliced_wasserstein(a: Tensor, b: Tensor, directions: int = 32) -> float:
+    """Returns the sliced Wasserstein-1 distance of two point sets (n, 2)."""
     angle = torch.arange(directions) * math.pi / directions
     along = torch.stack([angle.cos(), angle.sin()])
     return ((a @ along).sort(0).values - (b @ along).sort(0).values).abs().mean().item()
 
 
 class Net(nn.Module):
-    """z (B, 2) and some times (B,) -> (B, 2).
+    """MLP of z (B, 2) and `times` times (B,) -> (B, 2), on random Fourier features of z.
 
-    Waves of z let a small network bend sharply between the turns of the spiral.  Waves of the times are slow:
-    the derivative along time enters the target, and fast waves would make it large.
+    The features of z let a small network resolve the turns of the spiral.  Those of the times have low
+    frequencies: the target contains the time derivative, which high frequencies would make large.
     """
 
-    def __init__(self, times: int, width: int = 128, waves: int = 24):
+    def __init__(self, times: int, width: int = 128, frequencies: int = 24):
         super().__init__()
-        self.register_buffer("waves", torch.randn(2, waves))
+        self.register_buffer("frequencies", torch.randn(2, frequencies))
         self.body = nn.Sequential(
-            nn.Linear(2 + 2 * waves + 4 * times, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
+            nn.Linear(2 + 2 * frequencies + 4 * times, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
             nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2))
 
     def forward(self, z: Tensor, *times: Tensor) -> Tensor:
-        phase = z @ self.waves
+        phase = z @ self.frequencies
         slow = [f(k * t)[:, None] for t in times for k in (1, 2) for f in (torch.sin, torch.cos)]
         return self.body(torch.cat([z, phase.sin(), phase.cos(), *slow], 1))
 
 
-def fit(name: str, net: Net, loss_of: Callable[[float], Tensor], steps: int, lr: float = 2e-3,
-        watch: Callable[[], float] | None = None) -> list[float]:
-    """Train net on loss_of(share of the steps done); prints step, rate, loss and time left.
+def fit(name: str, net: Net, loss_fn: Callable[[float], Tensor], steps: int,
+        evaluate: Callable[[], float] | None = None, lr: float = 2e-3) -> list[float]:
+    """Trains net on loss_fn(progress in [0, 1]); prints step, rate, loss and time left.
 
-    Returns what `watch` measured, about fifty times in all.
+    Returns the values of `evaluate`, about fifty of them.
     """
     optimizer = torch.optim.Adam(net.parameters(), lr=lr, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     begin, printed, measured = time.perf_counter(), 0.0, []
     for step in range(1, steps + 1):
-        if watch and (step - 1) % max(1, steps // 50) == 0:
-            measured.append(watch())
-        loss = loss_of(step / steps)
+        if evaluate and (step - 1) % max(1, steps // 50) == 0:
+            measured.append(evaluate())
+        loss = loss_fn(step / steps)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -65,31 +65,31 @@ def fit(name: str, net: Net, loss_of: Callable[[float], Tensor], steps: int, lr:
             print(f"{name} {step}/{steps}  {step / spent:.0f} steps/s  loss {loss.item():.3f}"
                   + (f"  distance to data {measured[-1]:.3f}" if measured else "")
                   + f"  {(steps - step) * spent / step:.0f} s left", flush=True)
-    return measured + ([watch()] if watch else [])
+    return measured + ([evaluate()] if evaluate else [])
 
 
-def noised(n: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """A point z_t = (1 - t) x + t e, its t, and e - x, whose mean given z_t is the velocity."""
+def noisy_point(n: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns z_t = (1 - t) x + t e, t, and e - x, whose mean given z_t is the velocity."""
     x, t = spiral(n, rng), torch.rand(n, generator=rng)
     e = torch.randn(x.shape, generator=rng)
     return torch.lerp(x, e, t[:, None]), t, e - x
 
 
 def flow_matching(steps: int, batch: int, rng: torch.Generator) -> Net:
-    """A network of (z, s, t) whose value at s = t is the velocity of z_t at t: the teacher."""
+    """Trains and returns the teacher: a network of (z, s, t), the velocity at s = t."""
     net = Net(times=2)
 
-    def loss_of(done: float) -> Tensor:
-        z, t, v = noised(batch, rng)
+    def loss_fn(progress: float) -> Tensor:
+        z, t, v = noisy_point(batch, rng)
         return (net(z, t, t) - v).square().sum(1).mean()
-    fit("teacher", net, loss_of, steps)
+    fit("teacher", net, loss_fn, steps)
     return net
 
 
-def picture(path: str, samples: dict[str, Tensor], curve: list[float]) -> None:
-    """Print each sample's distance to the data; draw a PNG: one panel a set of points, and the curve.
+def plot(path: str, samples: dict[str, Tensor], curve: list[float]) -> None:
+    """Prints each sample's distance to the data; writes a PNG with one panel per sample and the curve.
 
-    The first set of points is data.
+    samples: {title: points (n, 2)}, the data first.  curve: one-step distances over training.
     """
     import matplotlib
     matplotlib.use("Agg")
@@ -100,7 +100,7 @@ def picture(path: str, samples: dict[str, Tensor], curve: list[float]) -> None:
     data = next(iter(samples.values()))
     other = spiral(len(data), torch.Generator().manual_seed(99))
     for panel, (title, points) in zip(panels, samples.items(), strict=False):
-        distance = apart(points, other)
+        distance = sliced_wasserstein(points, other)
         print(f"{title}: sliced Wasserstein distance to fresh data {distance:.3f}")
         panel.scatter(*points.T, s=2, linewidths=0, alpha=0.5)
         panel.set(title=f"{title}\ndistance {distance:.3f}", xlim=(-2.5, 2.5), ylim=(-2.5, 2.5), xticks=[],

@@ -1,7 +1,7 @@
-"""A call bound to torch's own schema: names, numpy's aliases and defaults become positions.
+"""Binds calls to torch's schemas: keywords, numpy's aliases and defaults become positional arguments.
 
-A rule names its arguments as torch does and takes them in torch's order.  A call that fits neither the schema
-nor the rule is not guessed at: `bind` returns None, and torch's own forward mode takes the call as it is.
+A rule's parameters have torch's names and order.  Where a call fits neither schema nor rule, `bind` returns
+None, and the call goes to torch's own forward mode unchanged.
 """
 
 from collections.abc import Callable
@@ -11,23 +11,23 @@ from typing import NamedTuple
 
 import torch
 
-NUMPY = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input", "x2": "other",
-         "self": "input"}
-FIRST = ("input", "self", "tensors", "x", "a", "x1")
+NUMPY_NAMES = {"axis": "dim", "keepdims": "keepdim", "x": "input", "a": "input", "x1": "input",
+               "x2": "other", "self": "input"}
+TENSOR_NAMES = ("input", "self", "tensors", "x", "a", "x1")
 REQUIRED = object()
-ANY = 1 << 30
+UNLIMITED = 1 << 30
 
 
 class Signature(NamedTuple):
-    """One overload.  names, defaults: of what may come by position; keywords: of what may not."""
+    """One overload.  names, defaults: of positional parameters; keywords: keyword-only names."""
 
     names: tuple[str, ...]
     defaults: tuple
     keywords: frozenset[str]
 
 
-class Takes(NamedTuple):
-    """What a rule takes: at most so many arguments by position, and these by keyword.  None: any."""
+class RuleSignature(NamedTuple):
+    """Arguments a rule accepts.  most: positional count; keywords: keyword names, None for any."""
 
     most: int
     keywords: frozenset[str] | None
@@ -36,22 +36,22 @@ class Takes(NamedTuple):
 SIGNATURES: dict[Callable, tuple[Signature, ...]] = {}
 
 
-def bind(function: Callable, takes: Takes, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-    """(args, kwargs) of the call in torch's order, or None where it does not fit."""
-    if takes.keywords is None:
-        return (args, kwargs) if args else first(kwargs)
+def bind(function: Callable, accepted: RuleSignature, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    """Returns (args, kwargs) in torch's order, or None where the call does not fit."""
+    if accepted.keywords is None:
+        return (args, kwargs) if args else tensor_first(kwargs)
     if not kwargs:
-        return (args, kwargs) if len(args) <= takes.most else None
+        return (args, kwargs) if len(args) <= accepted.most else None
     for overload in SIGNATURES.get(function, ()):
         found = _by_schema(overload, args, kwargs)
-        if found is not None and len(found[0]) <= takes.most and takes.keywords.issuperset(found[1]):
+        if found is not None and len(found[0]) <= accepted.most and accepted.keywords.issuperset(found[1]):
             return found
     return None
 
 
-def first(kwargs: dict) -> tuple[tuple, dict] | None:
-    """The tensor comes first; the rest stay as they are."""
-    for name in FIRST:
+def tensor_first(kwargs: dict) -> tuple[tuple, dict] | None:
+    """Returns (args, kwargs) with the tensor keyword moved to the first position, or None."""
+    for name in TENSOR_NAMES:
         if name in kwargs:
             return (kwargs[name],), {k: v for k, v in kwargs.items() if k != name}
     return None
@@ -61,34 +61,34 @@ def _by_schema(overload: Signature, args: tuple, kwargs: dict) -> tuple[tuple, d
     names, defaults, keywords = overload
     if len(args) > len(names):
         return None
-    left = {}
+    remaining = {}
     for name, value in kwargs.items():
-        known = name if name in names or name in keywords else NUMPY.get(name)
-        if known is None or known in left:
+        torch_name = name if name in names or name in keywords else NUMPY_NAMES.get(name)
+        if torch_name is None or torch_name in remaining:
             return None
-        left[known] = value
+        remaining[torch_name] = value
     values = list(args)
     for name, default in zip(names[len(args):], defaults[len(args):]):
-        if name in left:
-            values.append(left.pop(name))
+        if name in remaining:
+            values.append(remaining.pop(name))
         elif default is REQUIRED:
             return None
-        elif any([later in left for later in names[len(values):]]):
+        elif any([later in remaining for later in names[len(values):]]):
             values.append(default)
         else:
             break
-    return (tuple(values), left) if keywords.issuperset(left) else None
+    return (tuple(values), remaining) if keywords.issuperset(remaining) else None
 
 
-def learn(function: Callable) -> None:
-    """Read torch's schemas of a function into SIGNATURES."""
+def load_signatures(function: Callable) -> None:
+    """Reads torch's schemas of a function into SIGNATURES, once."""
     if function not in SIGNATURES:
-        SIGNATURES[function] = tuple(_written(function) if isinstance(function, FunctionType)
-                                     else _native(function))
+        SIGNATURES[function] = tuple(_python_signature(function) if isinstance(function, FunctionType)
+                                     else _native_signatures(function))
 
 
-def _written(function: FunctionType) -> list[Signature]:
-    """The signature of a function that torch writes in Python."""
+def _python_signature(function: FunctionType) -> list[Signature]:
+    """Returns the signature of a torch function written in Python; [] where it has *args or **kwargs."""
     try:
         parameters = signature(function).parameters.values()
     except ValueError:                                           # a wrapped method of Tensor's C++ base
@@ -101,7 +101,7 @@ def _written(function: FunctionType) -> list[Signature]:
                       frozenset(p.name for p in parameters if p.kind is Parameter.KEYWORD_ONLY))]
 
 
-def _native(function: Callable) -> list[Signature]:
+def _native_signatures(function: Callable) -> list[Signature]:
     name, found = function.__name__, []
     for schema in torch._C._jit_get_schemas_for_operator(f"aten::{name}"):
         arguments = list(schema.arguments)
@@ -115,16 +115,16 @@ def _native(function: Callable) -> list[Signature]:
             tuple("input" if a.name == "self" else a.name for a in ordered),
             tuple(a.default_value if a.has_default_value() else REQUIRED for a in ordered),
             frozenset(a.name for a in arguments if a.kwarg_only)))
-    # `alpha` by keyword before `alpha` by position
+    # overloads with keyword `alpha` before those with positional `alpha`
     return sorted(found, key=lambda s: len(s.names))
 
 
-def taken(rule: Callable, skip: int) -> Takes:
-    """What a rule takes, its first `skip` parameters (the result) apart."""
+def signature_of(rule: Callable, skip: int) -> RuleSignature:
+    """Returns the arguments a rule accepts after its first `skip` parameters (the result)."""
     parameters = list(signature(rule).parameters.values())[skip:]
-    kinds = [p.kind for p in parameters]
-    if Parameter.VAR_KEYWORD in kinds:
-        return Takes(ANY, None)
-    most = sum(k is Parameter.POSITIONAL_OR_KEYWORD for k in kinds)
-    return Takes(ANY if Parameter.VAR_POSITIONAL in kinds else most,
-                 frozenset(p.name for p in parameters))
+    parameter_kinds = [p.kind for p in parameters]
+    if Parameter.VAR_KEYWORD in parameter_kinds:
+        return RuleSignature(UNLIMITED, None)
+    most = sum(k is Parameter.POSITIONAL_OR_KEYWORD for k in parameter_kinds)
+    return RuleSignature(UNLIMITED if Parameter.VAR_POSITIONAL in parameter_kinds else most,
+                         frozenset(p.name for p in parameters))

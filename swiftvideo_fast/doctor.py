@@ -40,7 +40,7 @@ def findings() -> Iterator[tuple[bool, str]]:
         gpu = torch.cuda.get_device_properties(i)
         yield True, f"GPU {i}: {gpu.name}, {gpu.total_memory / 1e9:.0f} GB, sm_{gpu.major}{gpu.minor}"
         device = torch.device("cuda", i)
-        ways = (f"{direction} by {attention.chosen(direction, device, torch.bfloat16, 128, False)}"
+        ways = (f"{direction} by {attention.select(direction, device, torch.bfloat16, 128, False)}"
                 for direction in ("forward", "backward", "deterministic backward"))
         yield True, f"GPU {i}: attention, {', '.join(ways)}"
     if not gpus:

@@ -1,9 +1,8 @@
-"""What Dynamo must know of Duals, taught to it when it first traces a jvp; to all else it makes no
-difference.
+"""Patches Dynamo to trace Duals, at the first traced jvp; code without Duals is not affected.
 
-By itself it takes the operators of a Dual and a tensor for the tensor's, with the arguments swapped, so that
-`dual @ tensor` becomes `tensor @ dual` and `dual += tensor` a sum; and it answers `isinstance` and
-`torch.is_tensor` from the class alone.
+Unpatched, Dynamo dispatches an operator of a Dual and a tensor to the tensor with swapped arguments:
+`dual @ tensor` becomes `tensor @ dual`, and `dual += tensor` becomes a sum.  It also evaluates `isinstance`
+and `torch.is_tensor` by class alone.
 """
 
 import operator
@@ -29,19 +28,19 @@ REFLECTED = {"eq": "eq", "ne": "ne", "lt": "gt", "gt": "lt", "le": "ge", "ge": "
 
 @torch.compiler.assume_constant_result
 def prepare() -> None:
-    """Runs while Dynamo traces; teaches once a process."""
-    _teach()
+    """Called while Dynamo traces; patches Dynamo once per process."""
+    _patch_dynamo()
     check_dispatch()
 
 
 def prepare_eager() -> None:
-    """A network inside this jvp may be compiled: teach, if Dynamo is loaded."""
+    """Patches Dynamo if it is loaded: the network inside this jvp may be compiled."""
     if "torch._dynamo.variables.builtin" in sys.modules:
-        _teach()
+        _patch_dynamo()
 
 
 def check_dispatch() -> None:
-    """Raises where views would not know their base, and a tangent written through one would be lost."""
+    """Raises RuntimeError where views do not track their base: a write through one would lose its tangent."""
     if torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.ADInplaceOrView):
         raise RuntimeError(
             "jvp: torch's dispatcher skips autograd and views in this thread (ADInplaceOrView is excluded): "
@@ -49,10 +48,11 @@ def check_dispatch() -> None:
             "damaged torch's state; call jvp outside, or start a new process")
 
 
-def leave_to_python(*members) -> None:
-    """Dynamo never compiles these functions, methods and properties, nor what they call, as frames of their
-    own: in code that runs as Python after a graph break, `is_compiling` must be false.  It still traces
-    through them when it compiles what calls them.
+def never_compile(*members) -> None:
+    """Stops Dynamo from compiling these functions, methods and properties, or their callees, as own frames.
+
+    After a graph break they run as Python, where `is_compiling` must be false.  Dynamo still traces through
+    them from a compiled caller.
     """
     skip = _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.SKIP)
     for member in members:
@@ -61,7 +61,7 @@ def leave_to_python(*members) -> None:
 
 
 def _codes(member) -> Iterator[CodeType]:
-    """The code of a function, of a property's or of a class method's functions; and all code within."""
+    """Yields the code objects, nested ones included, of a function, property or class method."""
     if isinstance(member, property):
         for function in (member.fget, member.fset):
             yield from _codes(function)
@@ -76,12 +76,12 @@ def _codes(member) -> Iterator[CodeType]:
             yield from _codes(constant)
 
 
-def _releasing_its_guard(_str: Callable) -> Callable:
-    """torch._tensor_str._str without its leak.
+def _without_guard_leak(_str: Callable) -> Callable:
+    """Returns torch._tensor_str._str with a leaked dispatch guard released (a torch 2.13 bug).
 
-    torch's function keeps a guard in a local variable.  Where printing a fake tensor fails, the traceback
-    keeps that guard; when the error is freed, be it much later, the guard puts back the dispatch keys of its
-    own time.  Whatever runs then is without autograd and views, or reads a fake tensor's memory and crashes.
+    torch keeps a guard in a local variable.  If printing a fake tensor fails, the traceback keeps the guard
+    alive.  When the error is freed, at any later time, the guard restores its saved dispatch keys: code then
+    runs without autograd and views, or reads a fake tensor's memory and crashes.
     """
     @wraps(_str)
     def release(*args, **kwargs):
@@ -95,7 +95,7 @@ def _releasing_its_guard(_str: Callable) -> Callable:
 
 
 @cache
-def _teach() -> None:
+def _patch_dynamo() -> None:
     from torch._dynamo.variables import ConstantVariable
     from torch._dynamo.variables.builtin import BuiltinVariable
     from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
@@ -103,12 +103,13 @@ def _teach() -> None:
 
     from swiftvideo_fast.dual import Dual
 
-    operate, ask = BuiltinVariable._handle_insert_op_in_graph, BuiltinVariable.call_isinstance
+    original_operator = BuiltinVariable._handle_insert_op_in_graph
+    original_isinstance = BuiltinVariable.call_isinstance
 
     def is_dual(variable) -> bool:
         return isinstance(variable, UserDefinedObjectVariable) and variable.python_type() is Dual
 
-    def operate_as_python(self, tx, args, kwargs):
+    def insert_operator(self, tx, args, kwargs):
         if len(args) == 2 and not kwargs and any(map(is_dual, args)):
             if self.fn in IN_PLACE and is_dual(args[0]):
                 return args[0].call_method(tx, IN_PLACE[self.fn], [args[1]], {})
@@ -117,18 +118,18 @@ def _teach() -> None:
                 if is_dual(args[0]):
                     return args[0].call_method(tx, f"__{name}__", [args[1]], {})
                 return args[1].call_method(tx, f"__{REFLECTED.get(name, 'r' + name)}__", [args[0]], {})
-        return operate(self, tx, args, kwargs)
+        return original_operator(self, tx, args, kwargs)
 
     def call_matmul(self, tx, a, b):
-        return operate_as_python(self, tx, [a, b], {}) if is_dual(a) and is_dual(b) else None
+        return insert_operator(self, tx, [a, b], {}) if is_dual(a) and is_dual(b) else None
 
     def call_isinstance(self, tx, arg, kinds):
         if is_dual(arg):
-            return ConstantVariable.create(typetest.is_one(Tensor, Dual, kinds.as_python_constant()))
-        return ask(self, tx, arg, kinds)
+            return ConstantVariable.create(typetest.dual_isinstance(Tensor, Dual, kinds.as_python_constant()))
+        return original_isinstance(self, tx, arg, kinds)
 
-    torch._tensor_str._str = _releasing_its_guard(torch._tensor_str._str)
-    BuiltinVariable._handle_insert_op_in_graph = operate_as_python
+    torch._tensor_str._str = _without_guard_leak(torch._tensor_str._str)
+    BuiltinVariable._handle_insert_op_in_graph = insert_operator
     BuiltinVariable.call_matmul = BuiltinVariable.call_imatmul = call_matmul
     BuiltinVariable.call_isinstance = call_isinstance
     BuiltinVariable.call_function_handler_cache.clear()

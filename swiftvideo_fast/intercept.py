@@ -1,4 +1,4 @@
-"""Python functions that take tensors past torch's dispatch, replaced while some jvp runs and only then."""
+"""Replaces Python functions that bypass torch's dispatch, only while a jvp call is active."""
 
 import inspect
 import sys
@@ -13,9 +13,9 @@ from torch.utils import checkpoint
 from torch.utils._pytree import register_pytree_node, tree_map
 
 from swiftvideo_fast.dispatch import by_forward_ad
-from swiftvideo_fast.dual import HERE, Dual, carries, some
+from swiftvideo_fast.dual import CURRENT, Dual, any_dual, has_tangent
 from swiftvideo_fast.layout import zeros_as
-from swiftvideo_fast.rules.flash import HOMES, NAMES, flash
+from swiftvideo_fast.rules.flash import FUNCTIONS, MODULES, flash
 
 LOCK = threading.Lock()
 running = 0
@@ -24,7 +24,7 @@ ORIGINALS: dict[str, Callable] = {}
 
 
 def begin() -> None:
-    """A jvp call starts, in whichever thread; the first replaces."""
+    """Counts an active jvp call (any thread); the first installs the replacements."""
     global running
     with LOCK:
         running += 1
@@ -34,13 +34,13 @@ def begin() -> None:
             apply = Function.__dict__["apply"]
             Function.apply = classmethod(partial(_applied, apply.__func__))
             undo.append(lambda: setattr(Function, "apply", apply))
-            for module in [sys.modules[m] for m in HOMES if m in sys.modules]:
-                for name in [n for n in NAMES if hasattr(module, n)]:
-                    _enter(module, name)
+            for module in [sys.modules[m] for m in MODULES if m in sys.modules]:
+                for name in [n for n in FUNCTIONS if hasattr(module, n)]:
+                    _redirect_flash(module, name)
 
 
 def end() -> None:
-    """A jvp call is over; the last puts back."""
+    """Counts the end of a jvp call; the last restores the originals."""
     global running
     with LOCK:
         running -= 1
@@ -58,31 +58,30 @@ def _replace(module, name: str, around: Callable) -> None:
 
 
 def _checkpointed(original, function, *settings_and_args, **kwargs):
-    """The recompute comes in the backward, when the jvp call is over: it runs under that call again.
+    """Runs the recomputation, which happens in backward after the jvp call has ended, under that call again.
 
-    The arguments that are Duals are kept as they are, so that their values are checked here as torch checks
-    saved tensors.
+    Dual arguments are kept by reference; their versions are checked as torch checks saved tensors.
     """
-    forward = HERE.level
+    forward = CURRENT.level
     if forward is None:
         return original(function, *settings_and_args, **kwargs)
-    forward.recomputed, duals = True, []
-    some(lambda x: duals.append((x.p, x.p._version)), [settings_and_args, kwargs])
+    forward.has_checkpoints, duals = True, []
+    any_dual(lambda x: duals.append((x.p, x.p._version)), [settings_and_args, kwargs])
 
-    def again(*args, **kwargs):
+    def recompute(*args, **kwargs):
         if any(p._version != version for p, version in duals):
             raise RuntimeError("checkpoint: an argument was modified in place before its recomputation")
-        with forward.again():
+        with forward.resume():
             return function(*args, **kwargs)
-    return original(again, *settings_and_args, **kwargs)
+    return original(recompute, *settings_and_args, **kwargs)
 
 
 # --- autograd functions with a derivative of their own ---------------------------------------------------
 
 
 def _applied(original, cls, *args, **kwargs):
-    """One that has a jvp goes by torch's forward mode; any other refuses the first Dual it reads."""
-    if HERE.level is None or cls.jvp == Function.jvp or not carries((args, kwargs)):
+    """Functions that define jvp go to torch's forward mode; others raise at the first Dual they read."""
+    if CURRENT.level is None or cls.jvp == Function.jvp or not has_tangent((args, kwargs)):
         return original(cls, *args, **kwargs)
     return by_forward_ad(partial(original, cls), args, kwargs)
 
@@ -91,7 +90,7 @@ def _applied(original, cls, *args, **kwargs):
 
 
 class Pair:
-    """A Dual on its way through vmap: a node with two leaves."""
+    """A Dual inside vmap: a pytree node with leaves (p, t)."""
 
     def __init__(self, p, t):
         self.p, self.t = p, t
@@ -111,9 +110,9 @@ def _unpaired(tree):
 
 
 def _vmapped(original, function, *settings, **kwargs):
-    """vmap of value and tangent together, inside the jvp call that runs."""
+    """vmap over value and tangent together, inside the active jvp call."""
     in_dims, out_dims, randomness, chunk_size, args = *settings[:4], settings[4:]
-    if HERE.level is None:
+    if CURRENT.level is None:
         return original(function, *settings, **kwargs)
 
     def apply(*args, **kwargs):
@@ -125,14 +124,14 @@ def _vmapped(original, function, *settings, **kwargs):
 # --- flash attention -------------------------------------------------------------------------------------
 
 
-def _enter(module, name: str) -> None:
-    """Let calls of flash attention, under whatever name it was imported, come to `rules.flash`."""
+def _redirect_flash(module, name: str) -> None:
+    """Redirects calls of a flash attention function to `rules.flash`, under any imported name."""
     function = getattr(module, name)
     if not isinstance(function, FunctionType) or function.__closure__:
         return _replace(module, name, partial(_attended, inspect.signature(function)))
     code = function.__code__
     if code.co_filename == __file__:
-        return None                                                # reached by another module's name before
+        return None                                                # already redirected through another module
     original = FunctionType(code, function.__globals__, name, function.__defaults__)
     original.__kwdefaults__ = function.__kwdefaults__
     ORIGINALS[f"{function.__module__}.{name}"] = partial(_attended, inspect.signature(original), original)
@@ -146,6 +145,6 @@ def _enter(module, name: str) -> None:
 
 
 def _attended(signature: inspect.Signature, original: Callable, *args, **kwargs):
-    if HERE.level is None or not some(lambda x: True, [args, kwargs]):
+    if CURRENT.level is None or not any_dual(lambda x: True, [args, kwargs]):
         return original(*args, **kwargs)
     return flash(original.__name__, signature, args, kwargs)

@@ -28,8 +28,10 @@ from swiftvideo_fast.data.pairs import Pairs
 from swiftvideo_fast.dual import Dual
 from swiftvideo_fast.models import lora
 from swiftvideo_fast.models.condition import Condition
+from swiftvideo_fast.models.wan.blocks import MLP_ROWS
 from swiftvideo_fast.models.wan.family import WanFamily
-from swiftvideo_fast.models.wan.network import MLP_ROWS, PRESETS, RECOMPUTE, WanConfig, activations
+from swiftvideo_fast.models.wan.network import RECOMPUTE
+from swiftvideo_fast.models.wan.sizes import PRESETS, WanConfig, activations
 from swiftvideo_fast.objectives.base import STUDENT, Average, Frozen, Objective, Setup, Trains
 from swiftvideo_fast.train.recipe import TABLES
 from swiftvideo_fast.train.zero3 import BUCKET

@@ -1,4 +1,4 @@
-"""What Python asks of a tensor, answered by a Dual: operators, methods, attributes, special methods."""
+"""The tensor interface of a Dual: operators, methods, attributes and special methods."""
 
 from collections.abc import Callable
 from numbers import Number
@@ -7,32 +7,32 @@ from types import FunctionType
 import torch
 from torch import Tensor
 
-from swiftvideo_fast.dispatch import call, enter
-from swiftvideo_fast.dual import Dual, is_over
+from swiftvideo_fast.dispatch import call, dispatch
+from swiftvideo_fast.dual import Dual, is_expired
 
 OPERANDS = (Dual, Tensor, Number, torch.SymInt, torch.SymFloat, torch.SymBool)
-# methods that Dynamo does not enter; torch has functions of the name
-WRITTEN_IN_PYTHON = {
+# Python-written methods, which Dynamo does not trace; torch has functions of the same names
+PYTHON_METHODS = {
     n for n in dir(Tensor) if isinstance(getattr(Tensor, n), FunctionType) and hasattr(torch, n)}
-ATTRIBUTES: dict[str, Callable] = {}            # that carry a tangent, or must not
+ATTRIBUTES: dict[str, Callable] = {}            # attributes with a tangent, or with a refusal
 
 
 def _operator(function: Callable):
     def apply(self, *others):
-        return enter(function, (self, *others), {})
+        return dispatch(function, (self, *others), {})
     return apply
 
 
 def _binary(function: Callable, swapped: bool = False):
     def apply(self, other):
-        if not operand(other):
+        if not is_operand(other):
             return NotImplemented
-        return enter(function, (other, self) if swapped else (self, other), {})
+        return dispatch(function, (other, self) if swapped else (self, other), {})
     return apply
 
 
-def operand(x) -> bool:
-    """Can x stand beside a tensor in an expression?"""
+def is_operand(x) -> bool:
+    """True if x is a valid operand of a tensor operator."""
     return isinstance(x, OPERANDS)
 
 
@@ -52,7 +52,7 @@ for _name in """neg pos abs invert getitem setitem len bool contains float int i
     setattr(Dual, f"__{_name}__", _operator(getattr(Tensor, f"__{_name}__")))
 Dual.__iter__ = lambda self: iter(self.unbind(0))
 Dual.__reversed__ = lambda self: self.flip(0) if self.dim() else self
-Dual.__rtruediv__ = lambda self, other: self.reciprocal() * other if operand(other) else NotImplemented
+Dual.__rtruediv__ = lambda self, other: self.reciprocal() * other if is_operand(other) else NotImplemented
 
 
 def _torch_function(cls, func, types, args=(), kwargs=None):
@@ -60,23 +60,23 @@ def _torch_function(cls, func, types, args=(), kwargs=None):
 
 
 def _getattr(self, name: str):
-    """Methods and attributes of a tensor, by the same table."""
-    if is_over(self):
+    """Returns a Tensor method or attribute, dispatched by RULES and ATTRIBUTES."""
+    if is_expired(self):
         return getattr(self.p, name)
     if name in ATTRIBUTES:
         if torch.compiler.is_compiling():
             return ATTRIBUTES[name](self)
-        with torch._C.DisableTorchFunction():      # the primal may be a buffer with a twin
+        with torch._C.DisableTorchFunction():      # the primal may be a buffer with a shadow
             return ATTRIBUTES[name](self)
-    spelled = name in WRITTEN_IN_PYTHON and torch.compiler.is_compiling()
-    attribute = getattr(torch if spelled else Tensor, name)
+    as_function = name in PYTHON_METHODS and torch.compiler.is_compiling()
+    attribute = getattr(torch if as_function else Tensor, name)
     if callable(attribute):
-        return lambda *args, **kwargs: enter(attribute, (self, *args), kwargs)
+        return lambda *args, **kwargs: dispatch(attribute, (self, *args), kwargs)
     return getattr(self.p, name)
 
 
-class CalledAsMethod(Tensor):
-    """A tangent that, called, is the transpose of its Dual."""
+class CallableTangent(Tensor):
+    """A tangent tensor.  Calling it returns the transpose of its Dual."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -85,13 +85,13 @@ class CalledAsMethod(Tensor):
 
 
 def _t(self):
-    """The tangent.  Networks know `x.t()` as the transpose of a matrix: called, it is that."""
+    """Returns the tangent.  In one or two dimensions the result is callable: x.t() is the transpose."""
     tangent = self.tangent
     if self.p.dim() > 2:
         return tangent
     if tangent is None or torch.compiler.is_compiling():
-        return lambda: enter(torch.t, (self,), {})
-    tangent = tangent.as_subclass(CalledAsMethod)
+        return lambda: dispatch(torch.t, (self,), {})
+    tangent = tangent.as_subclass(CallableTangent)
     tangent.dual = self
     return tangent
 

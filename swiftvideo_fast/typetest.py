@@ -1,9 +1,9 @@
-"""`isinstance(x, torch.Tensor)` is true of a Dual where Python code asks, and false where C++ does.
+"""Makes `isinstance(dual, torch.Tensor)` true for Python code and false for C++.
 
-C++ takes a true answer as leave to read the object's memory as a tensor's.  Both read `__class__`; the frame
-that asks tells them apart: in Python it stands at a call of `isinstance`, at a class pattern, or at the
-attribute itself.  Any other asker gets the real class, and so do the parts of torch and DeepSpeed that hand
-what they find to C++.  Where the bytecode does not tell which classes are asked for, the answer is an error.
+C++ that sees a Tensor reads the object's memory as one.  Both sides read `__class__`; the calling frame's
+bytecode tells them apart.  In Python it is at a call of `isinstance`, a class pattern, or a `__class__`
+attribute.  Any other caller gets the real class, and so do modules of torch and DeepSpeed that pass objects
+to C++ (CPP_CALLERS).  Where the bytecode does not determine the tested classes, a TypeError is raised.
 """
 
 import dis
@@ -14,108 +14,112 @@ from typing import NamedTuple
 
 import torch
 
-TO_CPP = ("torch._dynamo", "torch._functorch", "torch.autograd", "torch.nn.parallel", "torch.distributed",
-          "torch.fx", "torch._subclasses", "torch._library", "torch._higher_order_ops", "torch.jit",
-          "deepspeed")
+CPP_CALLERS = (
+    "torch._dynamo", "torch._functorch", "torch.autograd", "torch.nn.parallel", "torch.distributed",
+    "torch.fx", "torch._subclasses", "torch._library", "torch._higher_order_ops", "torch.jit", "deepspeed")
 LEGACY = type(torch.FloatTensor)
 NAMES = frozenset("LOAD_GLOBAL LOAD_NAME LOAD_FAST LOAD_FAST_CHECK LOAD_FAST_BORROW LOAD_FAST_LOAD_FAST "
                   "LOAD_FAST_BORROW_LOAD_FAST_BORROW LOAD_DEREF LOAD_CLASSDEREF".split())
-LEAVES = frozenset("JUMP_FORWARD JUMP_BACKWARD JUMP_BACKWARD_NO_INTERRUPT RETURN_VALUE RETURN_CONST "
-                   "RAISE_VARARGS RERAISE".split())
-HARMLESS = frozenset("LOAD_CONST LOAD_ATTR BUILD_TUPLE BINARY_SUBSCR CACHE PUSH_NULL PRECALL".split())
+NO_FALLTHROUGH = frozenset("JUMP_FORWARD JUMP_BACKWARD JUMP_BACKWARD_NO_INTERRUPT RETURN_VALUE RETURN_CONST "
+                           "RAISE_VARARGS RERAISE".split())
+PURE = frozenset("LOAD_CONST LOAD_ATTR BUILD_TUPLE BINARY_SUBSCR CACHE PUSH_NULL PRECALL".split())
 UNKNOWN = object()
-SAVES = "_CheckpointFrame.save_inputs"                          # of torch.utils.checkpoint
+CHECKPOINT_SAVE = "_CheckpointFrame.save_inputs"                # of torch.utils.checkpoint
 Instructions = list[dis.Instruction]
 
 
-class Question(NamedTuple):
-    """A place in code that may ask for a class: what pushes isinstance and the classes there.
+class TypeTest(NamedTuple):
+    """A bytecode location that may test a type.
 
-    asks empty: it surely asks.  kinds None: that is not known; empty: whatever has the class.
+    callee: instructions that push the called function; empty: certainly a type test.
+    classes: instructions that push the tested classes; None: unknown; empty: `__class__` is read directly.
     """
 
-    asks: Instructions
-    kinds: Instructions | None
+    callee: Instructions
+    classes: Instructions | None
 
 
-def claimed(self: object) -> type:
-    """What `__class__` of a Dual answers."""
+def reported_class(self: object) -> type:
+    """Returns `__class__` of a Dual: Tensor for a type test in Python, else its real class."""
     if torch.compiler.is_compiling():
         return type(self)
     frame = sys._getframe(1)
-    if frame.f_globals.get("__name__", "").startswith(TO_CPP) or frame.f_code.co_qualname.startswith(SAVES):
+    module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_qualname
+    if module.startswith(CPP_CALLERS) or function.startswith(CHECKPOINT_SAVE):
         return type(self)
-    question = _questions(frame.f_code).get(frame.f_lasti)
-    if question is None or question.asks and _evaluated(question.asks, frame) is not isinstance:
+    test = _type_tests(frame.f_code).get(frame.f_lasti)
+    if test is None or test.callee and _evaluate(test.callee, frame) is not isinstance:
         return type(self)
-    if question.kinds == []:
+    if test.classes == []:
         return torch.Tensor
-    kinds = UNKNOWN if question.kinds is None else _evaluated(question.kinds, frame)
-    if kinds is UNKNOWN:
-        raise TypeError("isinstance: of a tensor that jvp differentiates, the classes must be names "
+    classes = UNKNOWN if test.classes is None else _evaluate(test.classes, frame)
+    if classes is UNKNOWN:
+        raise TypeError("isinstance: the classes for a tensor under jvp are computed in the call; want names "
                         "(a variable, an attribute, a tuple of them): assign them to a variable first")
-    return torch.Tensor if known(kinds) else type(self)
+    return torch.Tensor if checked_classes(classes) else type(self)
 
 
-def known(kinds) -> list[type]:
-    """The classes of isinstance's second argument.  torch.FloatTensor and its like ask in C++: they raise."""
-    found = list(_flat(kinds))
-    if any([isinstance(kind, LEGACY) for kind in found]):
-        raise TypeError("isinstance: of a tensor that jvp differentiates, ask x.dtype; "
-                        "torch.FloatTensor and its like read C++ memory")
+def checked_classes(classes) -> list[type]:
+    """Returns isinstance's classes, flattened.  TypeError for torch.FloatTensor etc., tested in C++."""
+    found = list(_flatten(classes))
+    if any([isinstance(cls, LEGACY) for cls in found]):
+        raise TypeError("isinstance: torch.FloatTensor or similar for a tensor under jvp, read in C++; "
+                        "want a test of x.dtype")
     return found
 
 
-def is_one(tensor: type, dual: type, kinds) -> bool:
-    """What isinstance answers of a Dual."""
-    return any([issubclass(tensor, kind) or issubclass(dual, kind) for kind in known(kinds)])
+def dual_isinstance(tensor: type, dual: type, classes) -> bool:
+    """Returns isinstance(dual, classes): true if Tensor or Dual is a subclass of any."""
+    return any([issubclass(tensor, cls) or issubclass(dual, cls) for cls in checked_classes(classes)])
 
 
 @cache
-def _questions(code: CodeType) -> dict[int, Question]:
-    """Where this code may call isinstance, matches a class or reads __class__, by offset."""
-    ats, found = list(dis.get_instructions(code)), {}
-    for here, at in enumerate(ats):
-        if at.opname in ("CALL", "PRECALL") and at.arg == 2:    # once warm, Python 3.11 calls at PRECALL
-            call = here - (at.opname == "CALL" and ats[here - 1].opname == "PRECALL")
-            if (asks := _callee(ats, call, values=4)) is not None:
-                found[at.offset] = Question(asks, _operand(ats, call))
+def _type_tests(code: CodeType) -> dict[int, TypeTest]:
+    """Returns {offset: TypeTest} where this code may call isinstance, match a class or read __class__."""
+    instructions, found = list(dis.get_instructions(code)), {}
+    for here, at in enumerate(instructions):
+        if at.opname in ("CALL", "PRECALL") and at.arg == 2:    # specialized, Python 3.11 calls at PRECALL
+            call = here - (at.opname == "CALL" and instructions[here - 1].opname == "PRECALL")
+            if (callee := _callee(instructions, call, values=4)) is not None:
+                found[at.offset] = TypeTest(callee, _operand(instructions, call))
         elif at.opname == "CALL_FUNCTION_EX":
-            if (asks := _callee(ats, here, values=3 + at.arg % 2)) is not None:
-                found[at.offset] = Question(asks, None)
-        elif at.opname == "MATCH_CLASS":                        # the names of attributes come last
-            found[at.offset] = Question([], _operand(ats, _begin(ats, here, 1) or 0))
+            if (callee := _callee(instructions, here, values=3 + at.arg % 2)) is not None:
+                found[at.offset] = TypeTest(callee, None)
+        elif at.opname == "MATCH_CLASS":                        # attribute names are pushed last
+            found[at.offset] = TypeTest([], _operand(instructions, _start_of(instructions, here, 1) or 0))
         elif at.opname == "LOAD_ATTR" and at.argval == "__class__":
-            following = ats[here + 1].offset                    # once warm, Python 3.12 stands in its cache
-            found |= dict.fromkeys(range(at.offset, following, 2), Question([], []))
+            # once specialized, Python 3.12's f_lasti is inside the instruction's cache
+            offsets = range(at.offset, instructions[here + 1].offset, 2)
+            found |= dict.fromkeys(offsets, TypeTest([], []))
     return found
 
 
-def _begin(ats: Instructions, end: int, values: int) -> int | None:
-    """The index from which on the top `values` values of the stack before `end` are pushed.
+def _start_of(instructions: Instructions, end: int, values: int) -> int | None:
+    """Returns the index of the first instruction that pushes the top `values` stack values before `end`.
 
-    Walks back the way a run can have come: where the instruction before does not fall through, by a jump.
+    Walks backwards along a possible execution: through a jump where the previous instruction does not fall
+    through.  None if there is no such index.
     """
     here = end
     while values > 0:
         before, jumps = here - 1, False
-        if here and ats[before].opname in LEAVES:
-            before = next((i for i in range(here) if ats[i].opcode in dis.hasjrel
-                           and ats[i].argval == ats[here].offset), -1)
+        if here and instructions[before].opname in NO_FALLTHROUGH:
+            before = next((i for i in range(here) if instructions[i].opcode in dis.hasjrel
+                           and instructions[i].argval == instructions[here].offset), -1)
             jumps = True
         if before < 0:
             return None
-        values -= dis.stack_effect(ats[before].opcode, ats[before].arg, jump=jumps)
+        values -= dis.stack_effect(instructions[before].opcode, instructions[before].arg, jump=jumps)
         here = before
     return here
 
 
-def _callee(ats: Instructions, call: int, values: int) -> Instructions | None:
-    """What pushes the function of a call, `values` values before it, if it may be isinstance."""
-    begin = _begin(ats, call, values)
+def _callee(instructions: Instructions, call: int, values: int) -> Instructions | None:
+    """Returns instructions that push a call's function, `values` below the top; None if not isinstance."""
+    begin = _start_of(instructions, call, values)
     if begin is None:
-        return [] if any(at.argval == "isinstance" for at in ats) else None
-    pushed = [at for at in ats[begin:begin + 3] if at.opname not in ("PUSH_NULL", "CACHE")]
+        return [] if any(at.argval == "isinstance" for at in instructions) else None
+    pushed = [at for at in instructions[begin:begin + 3] if at.opname not in ("PUSH_NULL", "CACHE")]
     if len(pushed) > 1 and pushed[1].opname in ("LOAD_ATTR", "LOAD_METHOD"):
         return pushed[:2] if pushed[1].argval == "isinstance" and pushed[0].opname in NAMES else None
     if pushed[0].opname in NAMES:
@@ -123,19 +127,20 @@ def _callee(ats: Instructions, call: int, values: int) -> Instructions | None:
     return [] if pushed[0].argval == "isinstance" else None
 
 
-def _operand(ats: Instructions, end: int) -> Instructions | None:
-    """The instructions that push the last value before `end`; None if evaluating them again might do harm."""
-    begin = _begin(ats, end, 1)
-    return None if begin is None or not all(map(_is_harmless, ats[begin:end])) else ats[begin:end]
+def _operand(instructions: Instructions, end: int) -> Instructions | None:
+    """Returns the instructions that push the top value before `end`; None if they may have side effects."""
+    begin = _start_of(instructions, end, 1)
+    found = [] if begin is None else instructions[begin:end]
+    return None if begin is None or not all(map(_is_pure, found)) else found
 
 
-def _is_harmless(at: dis.Instruction) -> bool:
-    return at.opname in NAMES or at.opname in HARMLESS or at.opname == "CALL" and at.arg == 1 or \
+def _is_pure(at: dis.Instruction) -> bool:
+    return at.opname in NAMES or at.opname in PURE or at.opname == "CALL" and at.arg == 1 or \
         at.opname == "BINARY_OP" and at.argrepr == "|"
 
 
-def _evaluated(instructions: Instructions, frame: FrameType):
-    """The value they push in this frame, or UNKNOWN."""
+def _evaluate(instructions: Instructions, frame: FrameType):
+    """Returns the value that the instructions push in this frame, or UNKNOWN."""
     stack: list = []
     for at in instructions:
         if at.opname in ("CACHE", "PUSH_NULL", "PRECALL"):
@@ -154,14 +159,14 @@ def _evaluated(instructions: Instructions, frame: FrameType):
             stack.append(at.argval)
         else:
             names = at.argval if isinstance(at.argval, tuple) else (at.argval,)
-            stack += [_looked_up(name, frame, at.opname == "LOAD_GLOBAL") for name in names]
+            stack += [_look_up(name, frame, at.opname == "LOAD_GLOBAL") for name in names]
         if any([value is UNKNOWN for value in stack]):
             return UNKNOWN
     return stack[-1]
 
 
-def _looked_up(name: str, frame: FrameType, is_global: bool):
-    """Before Python 3.13, reading f_locals keeps all locals alive until the frame ends: only where needed."""
+def _look_up(name: str, frame: FrameType, is_global: bool):
+    """Looks a name up.  Reads f_locals last resort: before Python 3.13 that keeps all locals alive."""
     for names in (frame.f_globals, frame.f_builtins) if is_global else (
             frame.f_locals, frame.f_globals, frame.f_builtins):
         if name in names:
@@ -169,9 +174,9 @@ def _looked_up(name: str, frame: FrameType, is_global: bool):
     return UNKNOWN
 
 
-def _flat(kinds):
-    if isinstance(kinds, tuple | UnionType):
-        for kind in kinds if isinstance(kinds, tuple) else kinds.__args__:
-            yield from _flat(kind)
+def _flatten(classes):
+    if isinstance(classes, tuple | UnionType):
+        for cls in classes if isinstance(classes, tuple) else classes.__args__:
+            yield from _flatten(cls)
     else:
-        yield kinds
+        yield classes

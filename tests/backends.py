@@ -1,4 +1,4 @@
-"""The GPU implementation of an op: dispatched where there is a GPU, elsewhere Triton's interpreter."""
+"""The GPU implementation of an op: dispatched on a GPU, otherwise by Triton's interpreter."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""jvp against torch.func.jvp, on inputs made anew for each: both may be written to."""
+"""jvp against torch.func.jvp, on fresh inputs for each, since both may write to them."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""A small interpreter of Gluon on the CPU: tensors are torch's, partitions are threads, mbarriers are real.
+"""A small interpreter of Gluon on the CPU: torch tensors, one thread per partition, modelled mbarriers.
 
     module = load(kernel, launch)           the last module's namespace, Gluon replaced by this file
     module["attention"](*tensors)           runs every program of the grid, in order
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-LIMIT = 10.0                                            # seconds a wait may last
+LIMIT = 10.0                                            # timeout of a wait, seconds
 trace: list | None = None
-here = threading.local()                                # ids, grid, log, issued: of this thread's program
-failed = threading.Event()                              # a partition has failed: waits of the others end
+here = threading.local()                                # ids, grid, log, issued: this thread's program
+failed = threading.Event()                              # set when a partition fails: ends the others' waits
 
 
 class Layout:
@@ -176,7 +176,7 @@ def flat(x):
 
 
 def async_load(desc, at, bar, slot):
-    """The box at `at`; zeros beyond the tensor's ends."""
+    """Loads the box at `at`; zeros beyond the tensor's ends."""
     at = [int(i) for i in at]
     size = [max(0, min(box, n - i)) for box, n, i in zip(desc.box, desc.shape, at)]
     start = int(desc.at.at) + sum(i * step for i, step in zip(at, desc.strides))
@@ -225,7 +225,7 @@ def warp_specialize(parts, warps, registers):
         (here.ids, here.grid), here.log, here.issued = mine, log, 0
         try:
             function(*args)
-        except BaseException as error:                  # raised again below
+        except BaseException as error:                  # re-raised below
             why.append(f"{function.__name__}: {type(error).__name__} {error}")
             failed.set()
     threads = []

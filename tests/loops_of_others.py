@@ -1,12 +1,12 @@
-"""One training step of public repositories, by their jvp and by ours: loss, gradients, time, memory.
+"""One training step of public repositories, with their jvp and with ours: loss, gradients, time, memory.
 
     git clone https://github.com/zhuyu-cs/MeanFlow /tmp/clones/zhuyu-cs-MeanFlow      a folder OWNER-NAME each
-    python tests/loops_of_others.py /tmp/clones                                       every clone there: a
+    python tests/loops_of_others.py /tmp/clones                                       every clone there, as a
     table
 
-Their code is read from the clones and never copied here.  Each step is their loss on their network, small and
-randomly initialised, on a CPU; what differs between two runs is the jvp function that their module calls.
-Differences are of float64 runs, times and memory of float32.  They want timm, einops, scipy, omegaconf,
+Their code is read from the clones, never copied.  Each step is their loss on their network, small and
+randomly initialised, on a CPU; the two runs differ only in the jvp function that their module calls.
+Differences are from float64 runs, times and memory from float32.  Needs timm, einops, scipy, omegaconf,
 loguru.
 """
 
@@ -69,7 +69,7 @@ def draws_in(dtype: torch.dtype) -> Generator[None]:
 
 
 def stirred(net: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Weights that are not zero, else the tangent is."""
+    """Perturbs zero weights, which would give zero tangents."""
     torch.manual_seed(1)
     for p in net.parameters():
         p.data += 0.05 * torch.randn_like(p) if p.requires_grad else 0
@@ -292,7 +292,7 @@ def main() -> int:
             continue
         try:
             told = row(build, (arguments.clones / name).resolve(), arguments.repeats)
-        except Exception as error:                                # the others go on
+        except Exception as error:                                # the others continue
             if arguments.repeats == 1:
                 raise
             failed, told = failed + 1, f"| {type(error).__name__}: {str(error)[:200]} |"

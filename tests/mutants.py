@@ -1,6 +1,6 @@
-"""Faults put into the kernels one at a time: the interpreter's tests must see each.  By hand:
+"""Mutation tests of the kernels: each fault must fail the interpreter's tests.  Run manually:
 
-    python tests/mutants.py                 all of them, on a copy of the tree; exit code 1 if one survives
+    python tests/mutants.py                 all mutants, on a copy of the tree; exit status 1 if one survives
     python tests/mutants.py gate ccd_loss   those of some files
 """
 
@@ -24,7 +24,7 @@ TESTS = {                               # else the elementwise ones of its op an
     "storage": ["tests/test_kernels.py"],
     **dict.fromkeys(["ccd_gradient", "ccd_loss"], ["tests/test_kernels.py", "-k", "ccd or longer or layout"]),
 }
-# File: what is there, what takes its place (the first time it occurs).  An op's own are in its test's file.
+# {file: [(original, replacement of its first occurrence)]}.  An op's own mutants are in its test file.
 OF_OPS = {name: importlib.import_module(f"test_{name}").MUTANTS for name in ops.OPS if name != "attention"}
 MUTANTS = OF_OPS | {
     "storage": [
@@ -113,7 +113,7 @@ MUTANTS = OF_OPS | {
 
 
 def survives(tree: Path, file: str, old: str, new: str) -> bool:
-    """Whether the file's tests pass with `new` in place of `old`."""
+    """True if the file's tests pass with `new` in place of `old`."""
     source = tree / KERNELS / f"{file}.py"
     text = source.read_text()
     if old not in text:
@@ -125,7 +125,7 @@ def survives(tree: Path, file: str, old: str, new: str) -> bool:
                                env=os.environ | {"PYTHONPATH": str(tree)}, capture_output=True, text=True)
     finally:
         source.write_text(text)
-    if tests.returncode > 1:            # less than 0: a fault that the process died of, which was seen
+    if tests.returncode > 1:            # negative: the mutant killed the process, which counts as detected
         raise RuntimeError(f"pytest ended with {tests.returncode}: {tests.stdout}{tests.stderr}")
     return tests.returncode == 0
 
@@ -138,9 +138,9 @@ def main(files: list[str]) -> int:
         for file in files or MUTANTS:
             for old, new in MUTANTS[file]:
                 alive, count = survives(tree, file, old, new), count + 1
-                print("SURVIVES" if alive else "seen", f"{file}: {old!r} -> {new!r}", flush=True)
+                print("SURVIVES" if alive else "killed", f"{file}: {old!r} -> {new!r}", flush=True)
                 survivors += [(file, old)] * alive
-    print(f"{count - len(survivors)} of {count} seen")
+    print(f"{count - len(survivors)} of {count} killed")
     return bool(survivors)
 
 

@@ -1,7 +1,7 @@
-"""Other people's networks, small and randomly initialised, as functions of floating-point tensors.
+"""Networks of diffusers and transformers, small and randomly initialised, as functions of float tensors.
 
-Each builder gives (function, arguments) in the dtype D: the function is the unmodified module, its constant
-inputs bound.
+Each builder returns (function, arguments) in the dtype D: the unmodified module with its constant inputs
+bound.
 """
 
 from collections.abc import Callable

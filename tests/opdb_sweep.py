@@ -1,5 +1,4 @@
-"""PyTorch's own operator database through jvp, in every form a call can have, against torch's own forward
-mode.
+"""jvp of every operator of PyTorch's OpInfo database, in every call form, against torch's forward mode.
 
     python tests/opdb_sweep.py                    every operator in every form, 2 samples each
     python tests/opdb_sweep.py --samples 100      more samples
@@ -9,11 +8,11 @@ mode.
     python tests/opdb_sweep.py --slice 3/12       one of twelve parts: under torch.compile a process each
     python tests/opdb_sweep.py --programs 3000    random programs of views and writes instead (programs.py)
 
-Forms: as the database calls it, as a method, in place; by keyword, by keyword in reversed order, with numpy's
-names; on slices, on transposes, on expanded inputs; in bfloat16 and under autocast, where the error against
-float64 may be twice torch's.  Where there are several tensors, also with the first tangent alone and without
-it. Each sample ends as one of
-    right       value and tangent as torch.autograd.forward_ad gives them
+Forms: as in the database, as a method, in place; by keyword, by keyword in reversed order, with numpy's
+names; on slices, transposes and expanded inputs; in bfloat16 and under autocast, where the error against
+float64 may be twice torch's.  With several tensors also with only the first tangent, and without it.  Outcome
+of a sample:
+    right       value and tangent equal torch.autograd.forward_ad's
     refused     NoTangent
     wrong       anything else: a differing value, a differing or missing tangent, another error
 The exit status is 1 if one is wrong or fewer than 98 % are right.
@@ -35,9 +34,9 @@ from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from swiftvideo_fast import Dual, NoTangent, binding, jvp
-from swiftvideo_fast.dual import parts, smooth
-from swiftvideo_fast.jvp import Forward
-from swiftvideo_fast.layout import copied
+from swiftvideo_fast.dual import is_differentiable, parts
+from swiftvideo_fast.jvp import ForwardMode
+from swiftvideo_fast.layout import copy_as
 
 RANDOM_VALUES = {"empty", "empty_like", "new_empty", "new_empty_strided", "empty_strided", "empty_permuted"}
 ALIASES = {"dim": "axis", "keepdim": "keepdims", "input": "x", "other": "x2"}
@@ -79,7 +78,7 @@ def by_name(method: str) -> Callable:
 
 
 def by_keyword(function: Callable, form: str) -> Callable | None:
-    binding.learn(function)
+    binding.load_signatures(function)
     signatures = binding.SIGNATURES[function]
 
     def call(*args, **kwargs):
@@ -152,7 +151,8 @@ def outcome(function: Callable, sample, tangents, form: str) -> str:
 def narrowed(tree, dtype: torch.dtype):
     if isinstance(tree, Iterator):
         return iter([narrowed(x, dtype) for x in tree])
-    return tree_map(lambda x: x.to(dtype) if smooth(x) else dtype if x in (torch.float64, LOW) else x, tree)
+    return tree_map(lambda x: x.to(dtype) if is_differentiable(x)
+                    else dtype if x in (torch.float64, LOW) else x, tree)
 
 
 def by_torch(function, inputs, tangents, form):
@@ -167,7 +167,7 @@ def by_torch(function, inputs, tangents, form):
 def by_func(function, inputs, tangents, form):
     """By torch.func.jvp, where all results are tensors."""
     leaves, spec = tree_flatten(inputs)
-    given = {i: t for i, x in enumerate(leaves) if smooth(x) and (t := next(tangents)) is not None}
+    given = {i: t for i, x in enumerate(leaves) if is_differentiable(x) and (t := next(tangents)) is not None}
 
     def call(*values):
         filled = list(leaves)
@@ -182,8 +182,8 @@ def by_func(function, inputs, tangents, form):
 
 def by_dual(function, inputs, tangents, form):
     torch.manual_seed(0)
-    with Forward() as forward:
-        given = tree_map(lambda x: paired(x, tangents, lambda p, t: Dual(p, copied(t, p)), form), inputs)
+    with ForwardMode() as forward:
+        given = tree_map(lambda x: paired(x, tangents, lambda p, t: Dual(p, copy_as(t, p)), form), inputs)
         shared = {memory(parts(x)[0]): memory(parts(x)[1]) for x in tree_leaves(given) if isinstance(x, Dual)}
         got = [parts(forward.dual(y)) for y in tree_leaves(function(given[0], *given[1], **given[2]))]
     for p, t in got:
@@ -193,7 +193,7 @@ def by_dual(function, inputs, tangents, form):
 
 
 def paired(x, tangents: Iterator[Tensor | None], pair, form: str):
-    t = next(tangents) if smooth(x) else None
+    t = next(tangents) if is_differentiable(x) else None
     if not isinstance(x, Tensor):
         return x
     return relaid(x, form) if t is None else pair(relaid(x, form), t.clone())
@@ -224,7 +224,7 @@ def same(got: list, want: list) -> str:
 def close(got: list, want: list, exact: list) -> str:
     """The tangent errs at most twice as much as torch's, plus two ulps of the largest value."""
     for (p, t), (p_want, t_want), (_, t_exact) in zip(got, want, exact, strict=True):
-        if not isinstance(p_want, Tensor) or not smooth(p_want):
+        if not isinstance(p_want, Tensor) or not is_differentiable(p_want):
             continue
         if p.dtype != p_want.dtype:
             return f"wrong: dtype {p.dtype}, want {p_want.dtype}"
@@ -242,7 +242,7 @@ def close(got: list, want: list, exact: list) -> str:
 def compiled(function: Callable, sample, tangents) -> str:
     """jvp of the call under torch.compile, backend eager, against jvp."""
     leaves, spec = tree_flatten((sample.input, sample.args, sample.kwargs))
-    moving = [i for i, x in enumerate(leaves) if smooth(x)]
+    moving = [i for i, x in enumerate(leaves) if is_differentiable(x)]
 
     def call(*values):
         filled = list(leaves)
@@ -261,7 +261,7 @@ def compiled(function: Callable, sample, tangents) -> str:
     try:
         torch.manual_seed(0)
         got = torch.compile(run, backend="eager")(primals(), tuple(tangents))
-    except Exception as error:                         # most often Dynamo's own: never a result
+    except Exception as error:                         # usually Dynamo's own error: no result
         got, refusal = None, f"refused: {type(error).__name__}"
     if got is None:
         gc.collect()                                   # freeing the error may do harm
@@ -295,7 +295,8 @@ def sweep(ops, samples: int, forms=FORMS, dtype=torch.float64) -> Iterator[tuple
                     or (function := called(op, form)) is None:
                 continue
             for sample, _ in zip(op.sample_inputs("cpu", dtype), range(samples), strict=False):
-                tensors = [x for x in tree_leaves((sample.input, sample.args, sample.kwargs)) if smooth(x)]
+                tensors = [x for x in tree_leaves((sample.input, sample.args, sample.kwargs))
+                           if is_differentiable(x)]
                 tangents = [torch.randn(x.shape, dtype=x.dtype, generator=rng) for x in tensors]
                 for given in missing(tangents):
                     if form == "compiled":

@@ -1,4 +1,4 @@
-"""What the op tests share: odd layouts, vector widths, torch's forward and reverse mode as judges."""
+"""Shared by the op tests: unusual layouts, vector widths, torch's forward and reverse mode as oracles."""
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -13,13 +13,13 @@ from swiftvideo_fast import _C
 
 ISAS = st.sampled_from(_C.isas())
 DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
-TAILS = st.sampled_from([63, 64, 65, 127, 128, 129, 257, 515])      # about the blocks of the attention
+TAILS = st.sampled_from([63, 64, 65, 127, 128, 129, 257, 515])      # around attention's block sizes
 LENGTHS = st.one_of(st.integers(0, 20), TAILS, st.integers(1, 700))
 
 
 @contextmanager
 def with_isa(isa: str) -> Generator[None]:
-    """Run the CPU backend with this instruction set."""
+    """Runs the CPU backend with this instruction set."""
     before = _C.use_isa(isa)
     try:
         yield

@@ -1,9 +1,8 @@
 """Random programs of views and writes, by jvp and by torch.func.jvp: `python tests/opdb_sweep.py --programs
 3000`.
 
-A program holds a few tensors, its input, views of it, buffers of its own and constants, and takes steps: a
-view,
-a copy, an arithmetic step, a write through any of them, a detached alias.  Its results are all that it holds.
+A program holds its input, views of it, its own buffers and constants.  Each step is a view, a copy, an
+arithmetic op, a write through any of them, or a detached alias.  It returns all tensors it holds.
 """
 
 import random

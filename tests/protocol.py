@@ -47,7 +47,7 @@ def explore(logs: Sequence[Log]) -> int:
         return bars[:b] + (now,) + bars[b + 1:]
 
     def held(content, place, at):
-        """What is read must be whole, and no other than in any other order."""
+        """Checks that a read slot is complete and holds the same load as in all other orders."""
         load = content[slot[place]]
         if load is None or load < 0:
             raise Fault(f"{at} reads {place}, which is {'empty' if load is None else 'not yet loaded'}")
@@ -64,7 +64,7 @@ def explore(logs: Sequence[Log]) -> int:
         kept = flying[queue][max(0, len(flying[queue]) - left):]
         return flying[:queue] + (kept,) + flying[queue + 1:]
 
-    # Of a state: program counters; products in flight by partition, then stores; loads in flight; barriers;
+    # A state: program counters; products in flight by partition, then stores; loads in flight; barriers;
     # the load that each slot holds, by number: negative while it is under way.
     idle = tuple((0, n, 0) for n in count)
     start = (0,) * len(logs), ((),) * 2 * len(logs), (), idle, (None,) * len(places)

@@ -20,7 +20,8 @@ from transformers import (
 
 from swiftvideo_fast.models.wan import encoders, folder
 from swiftvideo_fast.models.wan.names import CLIP, DIT, UMT5, VAE
-from swiftvideo_fast.models.wan.network import Wan, WanConfig
+from swiftvideo_fast.models.wan.network import Wan
+from swiftvideo_fast.models.wan.sizes import WanConfig
 
 SIDE = 32                                           # side of CLIP's image and of the clips
 SIZES = WanConfig(dim=48, heads=2, layers=2, ffn_dim=80, text_dim=24, image_dim=160)

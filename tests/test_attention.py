@@ -37,7 +37,7 @@ def meaning(q, tq, k, tk, v, tv, scale, causal):
 
 
 def largest_term(q, tq, k, tk, v) -> float:
-    """A bound of |tS v|: (P∘tS) v and rowsum(P∘tS) o nearly cancel in to."""
+    """Returns a bound of |tS v|: (P∘tS) v and rowsum(P∘tS) o nearly cancel in to."""
     tS = sum(a.double().norm(dim=-1).amax() * b.double().norm(dim=-1).amax()
              for a, b in ((tq, k), (q, tk)) if a is not None and b is not None and a.numel() and b.numel())
     return float(tS * v.abs().max()) * q.shape[-1]**-0.5 if v.numel() else 0.0
@@ -62,7 +62,7 @@ def test_matches_forward_mode(isa, dtype, B, G, share, N, M, D, causal, strided,
 
 @pytest.mark.parametrize("isa", _C.isas())
 @pytest.mark.parametrize("dtype, bars", [(torch.float32, (1e-5, 1e-5)), (torch.bfloat16, (2.5e-3, 3.5e-3))])
-def test_stays_within_the_bars(rng, isa, dtype, bars):
+def test_stays_within_the_error_limits(rng, isa, dtype, bars):
     args = *draw(rng, 1, 1, 1536, D=128, dtype=dtype), 128**-0.5, False
     with with_isa(isa):
         got = attention_jvp(*args)[:2]
@@ -95,7 +95,7 @@ def test_large_logits_do_not_overflow(rng):
     args = 60 * q, tq, 60 * k, tk, v, tv, 1.0, False
     exact = meaning(*(x.double() for x in args[:6]), *args[6:])
     for got, want in zip(attention_jvp(*args)[:2], exact, strict=True):
-        assert (got - want).norm() <= 3e-3 * want.norm()      # a logit of 14,000 is known to 1e-3
+        assert (got - want).norm() <= 3e-3 * want.norm()      # a logit of 14,000 has an error of 1e-3
 
 
 @pytest.mark.parametrize("dtype, huge", [(torch.float32, 1e38), (torch.float64, 1e300)], ids=str)
@@ -126,7 +126,7 @@ def test_a_missing_tangent_is_zero_tensors(rng, missing):
     torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-def test_is_bitwise_repeatable_on_any_number_of_threads(rng):
+def test_is_bitwise_reproducible_on_any_number_of_threads(rng):
     args = *draw(rng, 2, 3, 300, dtype=torch.float32), 0.25, True
     threads, results = torch.get_num_threads(), []
     for count in (1, 2, 3, 2):
@@ -137,7 +137,7 @@ def test_is_bitwise_repeatable_on_any_number_of_threads(rng):
         assert all(map(torch.equal, results[0], again))
 
 
-def test_output_lies_as_the_projection_reads_it(rng):
+def test_output_has_the_projections_memory_layout(rng):
     q, tq, k, tk, v, tv = draw(rng, 2, 3, 5, dtype=torch.float32)
     for o in attention_jvp(q, tq, k, tk, v, tv, 0.25, False)[:2]:
         assert o.shape == q.shape and o.transpose(1, 2).is_contiguous()
@@ -178,7 +178,7 @@ FEW = 16
 @settings(max_examples=15)
 @given(dtype=DTYPES, N=LENGTHS, M=LENGTHS, D=st.integers(16, 96), causal=st.booleans(), strided=st.booleans())
 def test_backward_matches_autograd(dtype, N, M, D, causal, strided):
-    """Beside sdpa's, whose backward begins with O and LSE as well: dS = P (dP - sum dO O) cancels to the
+    """Against sdpa's, whose backward also starts from O and LSE: dS = P (dP - sum dO O) cancels to the
     rounding of those, most where few keys are seen.  There the bound is D roundings of D terms."""
     rng = torch.Generator().manual_seed(N * 1000 + M)
     q, do, k, _, v, _ = draw(rng, 2, 2, N, M, D, dtype=dtype, strided=strided)

@@ -1,4 +1,4 @@
-"""The bench's own promises: wrong is not timed, a loss is found, noise is not a loss."""
+"""The bench: wrong cases are not timed, regressions are found, noise is not a regression."""
 
 import json
 
@@ -15,7 +15,7 @@ SIDE = 192
 
 @pytest.fixture
 def planted(monkeypatch, tmp_path):
-    """One case, to be replaced at will, a record of its own, and one call of the command."""
+    """One replaceable case with its own record, and a function that runs the command."""
     monkeypatch.setattr(harness, "CASES", {})
     monkeypatch.setattr(table, "CASES", harness.CASES)
     monkeypatch.setattr(table, "RECORD", tmp_path / "record.json")
@@ -54,7 +54,7 @@ def test_a_planted_slowdown_fails_the_check(planted, capsys):
     assert "ours / torch is" in capsys.readouterr().out
 
 
-def test_a_planted_plane_fails_the_check(planted, capsys):
+def test_a_planted_allocation_fails_the_check(planted, capsys):
     assert planted("--record") == 0
     assert planted("--check", ours=larger) == 1
     assert "peak memory is" in capsys.readouterr().out
@@ -69,24 +69,24 @@ def row(ratio, peak=100):
     return harness.Row("x", 1, 1, ratio, "torch", 1, "GB/s", 1, "copy", peak, 100, {})
 
 
-def test_a_suspect_that_is_well_once_is_let_go():
+def test_one_good_remeasurement_passes():
     trials = iter([9.0, 9.0, 1.0])
     assert table.losses(row(9.0), {"ratio": 1.0, "peak": 100}, lambda times: row(next(trials)), "cpu") == []
 
 
-def test_a_suspect_that_is_ill_each_time_is_condemned():
+def test_a_case_slow_in_every_remeasurement_fails():
     tried = []
     lost = table.losses(row(9.0), {"ratio": 1.0, "peak": 100}, lambda n: tried.append(n) or row(8.0), "cpu")
     assert len(lost) == 1 and "8.000 in the best of 5" in lost[0] and tried == [2, 3, 4, 5]
 
 
-def test_memory_needs_no_second_trial():
+def test_memory_is_not_remeasured():
     assert len(table.losses(row(1.0, peak=103), {"ratio": 1.0, "peak": 100}, None, "cpu")) == 1
 
 
 @pytest.mark.parametrize("wrong, told", [
-    (lambda a: 1.01 * (a @ a), "away from torch's result"),
-    (lambda a: (a @ a) * float("nan"), "nan away"),
+    (lambda a: 1.01 * (a @ a), "relative to torch's result"),
+    (lambda a: (a @ a) * float("nan"), "error of nan"),
     (lambda a: a @ a[1:], "RuntimeError"),
 ])
 def test_a_wrong_case_is_reported_and_not_timed(planted, capsys, monkeypatch, wrong, told):
@@ -96,22 +96,22 @@ def test_a_wrong_case_is_reported_and_not_timed(planted, capsys, monkeypatch, wr
     assert told in out and "not timed" in out
 
 
-def test_a_peer_that_raises_is_named_and_left_out(planted, capsys):
+def test_a_peer_that_raises_is_reported_and_skipped(planted, capsys):
     def cannot():
         raise NotImplementedError("no such kernel\nhere")
 
     assert planted(peers={"rival": cannot, "equal": lambda: None}) == 0
     out = capsys.readouterr().out
-    assert "product/cpu: rival is left out: NotImplementedError: no such kernel\n" in out and "equal" in out
+    assert "product/cpu: rival is skipped: NotImplementedError: no such kernel\n" in out and "equal" in out
 
 
-def test_a_name_that_begins_no_case_is_refused(planted, capsys):
+def test_an_unknown_case_prefix_is_refused(planted, capsys):
     with pytest.raises(SystemExit):
         planted("quotient")
-    assert "no case begins with 'quotient'" in capsys.readouterr().err
+    assert "no case with prefix 'quotient'" in capsys.readouterr().err
 
 
-def test_a_device_without_a_record_passes_and_says_so(planted, capsys):
+def test_a_device_without_a_record_passes_and_is_reported(planted, capsys):
     assert planted("--check") == 0
     assert "not on record" in capsys.readouterr().out
 
@@ -126,7 +126,7 @@ def test_table_chart_json_and_trace_are_written(planted, tmp_path):
     assert [f.suffix for f in files["traces"].iterdir()] == [".json"]
 
 
-def test_the_share_is_of_a_copy_of_as_many_bytes():
+def test_the_share_is_relative_to_a_copy_of_the_same_bytes():
     x = torch.ones(1 << 16)
     found = measure("copy", Case(lambda: x.clone(), lambda: x.clone(), bytes_moved=8 * x.numel()), "cpu",
                     torch.float32, 0.05)
@@ -139,7 +139,7 @@ def test_the_networks_cases_agree_with_torch(name):
     assert fault(CASES[f"{name}/cpu"](device="cpu", dtype=torch.float32), torch.float32) is None
 
 
-def test_what_torch_cannot_run_is_held_against_the_limit():
+def test_a_case_torch_cannot_run_is_compared_with_the_limit():
     a = torch.ones(SIDE, SIDE)
 
     def fill():
@@ -161,7 +161,7 @@ def test_growth_prints_its_slopes_and_draws_them(capsys, tmp_path, monkeypatch):
     assert (tmp_path / "growth.png").stat().st_size > 1000
 
 
-def test_a_slope_is_the_power():
+def test_the_slope_is_the_exponent():
     assert slope([1, 2, 4, 8], [3, 12, 48, 192]) == pytest.approx(2)
 
 
@@ -173,7 +173,7 @@ def test_a_slope_is_the_power():
     (table, "--json nowhere/t.json", "--json: cannot write nowhere/t.json: No such file or directory"),
     (table, "--json .", "--json: cannot write .: Is a directory"),
     (table, "--trace README.md/t", "--trace: cannot write into README.md/t"),
-    (table, "quotient", "no case begins with 'quotient'"),
+    (table, "quotient", "no case with prefix 'quotient'"),
     (memory, "--frames 60", "60 frames of 832x480; want 4n + 1 frames"),
     (memory, "--size foo", "--size: 'foo'; want WIDTHxHEIGHT in pixels, such as 832x480"),
     (memory, "--size 0x0", "--size: '0x0'; want WIDTHxHEIGHT"),
@@ -196,7 +196,7 @@ def test_a_wrong_argument_is_one_line_before_anything_is_measured(command, words
     assert end.value.code == 2 and not out and err.count("\n") == 1 and told in err
 
 
-def test_an_output_that_can_be_written_is_not_left_behind_by_the_check(tmp_path):
+def test_checking_an_output_path_leaves_no_file(tmp_path):
     kept = tmp_path / "kept.json"
     kept.write_text("before")
     assert output(str(kept)) == kept and kept.read_text() == "before"
@@ -204,13 +204,13 @@ def test_an_output_that_can_be_written_is_not_left_behind_by_the_check(tmp_path)
     assert not (tmp_path / "new.json").exists()
 
 
-def test_peers_have_a_column_with_a_head(planted, capsys):
+def test_the_peers_column_has_a_header(planted, capsys):
     assert planted(peers={"equal": lambda: None}) == 0
     _, head, row, *_ = capsys.readouterr().out.splitlines()
     assert head.index("times faster than peers") <= row.index("equal")
 
 
-def test_a_case_says_what_it_costs():
+def test_a_case_needs_bytes_or_flops():
     with pytest.raises(ValueError, match="neither bytes_moved nor flops is given"):
         Case(lambda: None, lambda: None)
     assert bench_demo.build(2, 5, 8, 8, device="cpu", dtype=torch.float32).flops > 0

@@ -1,4 +1,4 @@
-"""What `make gpu` promises of its parts and of attention's ways, without a GPU."""
+"""`make gpu`: its parts and the attention benchmark, without a GPU."""
 
 import json
 import sys
@@ -34,7 +34,7 @@ def card(monkeypatch, tmp_path):
     return monkeypatch
 
 
-def test_a_failed_part_leaves_the_others_running_and_is_said_last(card, tmp_path, capfd):
+def test_a_failed_part_does_not_stop_the_others_and_is_reported_last(card, tmp_path, capfd):
     card.setattr(gpu, "ROOT", tmp_path)
     card.setattr(gpu, "OUT", tmp_path / "out")
     card.setattr(gpu, "compile_all", lambda: None)
@@ -62,8 +62,8 @@ def test_the_parts_keep_to_eight_minutes_and_cover_every_shape_and_op():
     assert "--record" not in gpu.command(gpu.PARTS["tests"], True, []) + gpu.command(part, False, [])
 
 
-def test_a_steps_figures_are_on_disk_when_each_is_there(tmp_path, monkeypatch, capsys):
-    """Tiny, on this device.  What fails leaves the others measured."""
+def test_a_steps_figures_are_written_one_by_one(tmp_path, monkeypatch, capsys):
+    """A tiny step on this device.  A failing part does not stop the others."""
     monkeypatch.setattr(step, "RECORD", tmp_path / "record.json")
     monkeypatch.setattr(step, "milliseconds", lambda run, repeats=3: (run(), 2.0)[1])
     monkeypatch.setattr(step, "sampling", broken)
@@ -77,7 +77,7 @@ def test_a_steps_figures_are_on_disk_when_each_is_there(tmp_path, monkeypatch, c
     assert "sampling: RuntimeError" in capsys.readouterr().out
 
 
-def test_a_gpu_is_timed_by_its_own_clock_behind_a_wait(monkeypatch):
+def test_a_gpu_is_timed_by_its_own_clock_after_a_sleep(monkeypatch):
     class Event:
         def __init__(self, enable_timing):
             assert enable_timing
@@ -98,12 +98,12 @@ def test_a_gpu_is_timed_by_its_own_clock_behind_a_wait(monkeypatch):
     assert done == [harness.WAIT, "event", "run", "run", "run", "event", "wait"]
 
 
-def test_what_wants_an_absent_library_is_left_out_and_said(tmp_path, monkeypatch, capsys):
+def test_a_part_with_a_missing_library_is_reported_and_skipped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(step, "find_spec", lambda name: None)
     argv = ["da", "zero3", "--preset", "tiny", "--frames", "5", "--size", "64x64", "--out", str(tmp_path)]
     assert step.main(argv) == 0
     said = capsys.readouterr().out
-    assert "da: left out, without diffusers and transformers\nzero3: left out, without deepspeed\n" in said
+    assert "da: skipped, without diffusers and transformers\nzero3: skipped, without deepspeed\n" in said
 
 
 def measured(ways):
@@ -112,7 +112,7 @@ def measured(ways):
     return bad, json.loads(kept[-1]), len(kept)
 
 
-def test_a_way_that_fails_leaves_the_others_measured(card):
+def test_a_failing_candidate_does_not_stop_the_others(card):
     ways = {"forward a": broken, "forward b": lambda: None, "jvp ours": lambda: (1e-3, 1e-3),
             "jvp peer": broken, "jvp last": lambda: (0.0, 0.0)}
     bad, found, times = measured(ways)
@@ -122,14 +122,14 @@ def test_a_way_that_fails_leaves_the_others_measured(card):
     assert bad == ["wan_1_3b: RuntimeError"] and list(found) == ["jvp last"]
 
 
-def test_a_lost_card_ends_the_shape_and_keeps_what_was_measured(card):
+def test_a_lost_cuda_context_ends_the_shape_and_keeps_its_figures(card):
     card.setattr(torch.cuda, "synchronize", broken)
     bad, found, _ = measured({"forward b": lambda: None, "jvp tile": broken, "jvp ours": stuck})
     assert bad == ["wan_1_3b: jvp tile has cost the process its card; none after it is measured"]
     assert list(found) == ["forward b"]
 
 
-def test_what_misses_a_bar_is_said():
+def test_missed_limits_are_reported():
     def missed(shape, **figures):
         return versus.below(shape, {"jvp ours": FINE | figures})
 
@@ -144,7 +144,7 @@ def test_what_misses_a_bar_is_said():
         "small: jvp one pass 64x32: error of o is 1.0e+00, bar 0.0025"]
 
 
-def test_the_record_names_card_day_and_versions(card, capsys):
+def test_the_record_has_device_date_and_versions(card, capsys):
     def at_shape(name, peers, keep):
         keep({"forward a": {"ms": 1.0}})
         return [f"{name}: a bar is missed"]
@@ -168,7 +168,8 @@ def test_a_tile_that_fails_or_is_wrong_is_never_first(card, capsys):
 
     times = [tune.milliseconds(launch, at, launch(good)) for at in (good, bad, lost)]
     assert times == [2.0, float("inf"), float("inf")]
-    assert "1.0e-01 away from the launched" in (said := capsys.readouterr().out) and "RuntimeError" in said
+    said = capsys.readouterr().out
+    assert "differs by 1.0e-01 from the launched" in said and "RuntimeError" in said
 
 
 def test_a_row_of_the_table_is_rewritten_alone():

@@ -1,4 +1,4 @@
-"""The bench of a whole clip: its parts are those of `swiftvideo sample`, its sizes the published ones."""
+"""bench sampling: the parts of `swiftvideo sample`, the published model sizes."""
 
 import json
 

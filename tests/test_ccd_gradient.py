@@ -1,4 +1,4 @@
-"""The distillation gradient on the CPU, against its reference in float64."""
+"""CCD's distillation gradient on the CPU, against the reference in float64."""
 
 import pytest
 import torch
@@ -32,19 +32,19 @@ def test_float64_is_computed_in_float64(rng, norm):
     torch.testing.assert_close(ccd_gradient(v, F, dF, t, 0.7, norm=norm), want, rtol=1e-13, atol=1e-13)
 
 
-def test_l2_brings_the_norm_just_under_one(rng):
+def test_l2_normalises_to_just_under_one(rng):
     v, F, dF = (normal(rng, 3, 50, dtype=torch.float32) for _ in range(3))
     g, size = ccd_gradient(v, F, dF, torch.ones(3), 1.0, c=0.1)
     torch.testing.assert_close(g.norm(dim=1), size / (size + 0.1))
 
 
-def test_no_clip_is_an_empty_result():
+def test_an_empty_batch_gives_an_empty_result():
     none = torch.zeros(0, 4)
     g, size = ccd_gradient(none, none, none, torch.zeros(0), 1.0)
     assert g.shape == (0, 4) and size.shape == (0,)
 
 
-def test_is_bitwise_repeatable_on_any_number_of_threads(rng):
+def test_is_bitwise_reproducible_on_any_number_of_threads(rng):
     v, F, dF = (normal(rng, 2, 100_000, dtype=torch.float32) for _ in range(3))
     threads, results = torch.get_num_threads(), []
     for count in (1, 2, 3):
@@ -60,7 +60,7 @@ def test_no_gradient_flows(rng):
     assert not any(x.requires_grad for x in ccd_gradient(v, F, dF, torch.ones(2), 1.0))
 
 
-def test_mixed_storage_is_read_in_the_widest(rng):
+def test_mixed_dtypes_are_promoted(rng):
     v, F, dF = (normal(rng, 2, 5, dtype=torch.float32) for _ in range(3))
     F, dF = F.bfloat16(), dF.bfloat16()
     mixed = ccd_gradient(v, F, dF, torch.ones(2), 1.0)
@@ -81,7 +81,7 @@ def test_says_which_argument_is_wrong(rng):
         ccd_gradient(x, x, x, torch.zeros(2), 1.0, norm="l1")
 
 
-# Of the Triton kernel, for tests/mutants.py: (what is there, what takes its place).
+# Mutants of the Triton kernel, for tests/mutants.py: (original, replacement).
 MUTANTS = [
     ("return v - f - rt * df", "return v - f"),
     ("return v - f - rt * df", "return v - f + rt * df"),

@@ -37,7 +37,7 @@ def test_only_the_student_has_a_gradient(rng):
     assert F_student.grad is not None and F.grad is None and g.grad is None
 
 
-def test_no_clip_is_an_empty_result():
+def test_an_empty_batch_gives_an_empty_result():
     none = torch.zeros(0, 4)
     assert ccd_loss(none, none, none).shape == (0,)
 
@@ -55,7 +55,7 @@ def test_says_which_argument_is_wrong():
         ccd_loss(x[:1], x, x.float())
 
 
-# Of the Triton kernel, for tests/mutants.py: (what is there, what takes its place).
+# Mutants of the Triton kernel, for tests/mutants.py: (original, replacement).
 MUTANTS = [
     ("residual = student - f - ", "residual = student - f + "),
     ("residual = student - f - ", "residual = student - "),

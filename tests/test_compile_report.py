@@ -1,4 +1,4 @@
-"""The compiler's report on a sample of kernels, without a GPU.  On all: bench compile_report."""
+"""The compile report of a sample of kernels, without a GPU.  All kernels: bench compile_report."""
 
 import os
 import re
@@ -15,7 +15,7 @@ PATHS = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
 
 
 def test_no_sampled_kernel_spills_or_loses_its_tensor_cores():
-    """In a process of its own: triton decides on import whether it interprets."""
+    """Runs in a subprocess: triton selects the interpreter at import."""
     pytest.importorskip("triton")
     report = subprocess.run([sys.executable, "-m", "bench", "compile_report", "--sample"], cwd=ROOT,
                             text=True, env=PATHS, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -38,14 +38,14 @@ print(compile_report.looped(sass, "BAR.SYNC"))
 """
 
 
-def test_planted_faults_are_told_and_so_is_a_kernel_that_is_not_there():
-    """Else a sample would go on passing when what it names is renamed."""
+def test_planted_faults_and_missing_kernels_are_reported():
+    """A sample must not pass after its kernels are renamed."""
     pytest.importorskip("triton")
     told = subprocess.run([sys.executable, "-c", PLANTED], cwd=ROOT, text=True, capture_output=True,
                           env=PATHS)
     assert told.stdout.split("\n") == [
         "", "spills (2 stores, 0 bytes of stack)", "spills (0 stores, 8 bytes of stack)", "has no HGMMA",
-        "wants 232449 bytes of shared memory of 232448", "rounds one by one (64 F2F)",
+        "needs 232449 bytes of shared memory; the limit is 232448", "rounds one value at a time (64 F2F)",
         "moves two bytes at a time (48 loads and stores)",
         "no kernel's name begins with 'attention_jpv'", "1", ""]
 

@@ -1,4 +1,4 @@
-"""Which instruction set's kernels the CPU runs."""
+"""Selection of the CPU kernels' instruction set."""
 
 import itertools
 import subprocess
@@ -10,8 +10,8 @@ import torch
 from swiftvideo_fast import _C
 
 
-def test_an_isa_runs_until_the_one_before_does_again():
-    """A row's sum is in another order at each, and so its last bits."""
+def test_use_isa_switches_and_returns_the_previous_isa():
+    """Each instruction set sums a row in another order, so the last bits differ."""
     x, s, b = (torch.randn(shape, generator=torch.Generator().manual_seed(0))
                for shape in ((1, 50, 1536), (1, 1536), (1, 1536)))
     widest, found = _C.isas()[-1], []
@@ -22,7 +22,7 @@ def test_an_isa_runs_until_the_one_before_does_again():
     assert not any(itertools.starmap(torch.equal, itertools.combinations(found, 2)))
 
 
-def test_an_isa_this_machine_lacks_is_refused():
+def test_an_unsupported_isa_is_refused():
     with pytest.raises(ValueError, match="use_isa: mmx is not an instruction set of this machine"):
         _C.use_isa("mmx")
 
@@ -37,7 +37,7 @@ ops.gelu(torch.ones(3))
 """
 
 
-def test_without_the_extension_the_package_imports_and_the_cpu_says_how_to_build_it():
+def test_without_the_extension_the_package_imports_and_a_cpu_op_says_how_to_build_it():
     """A GPU machine needs no build."""
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True)
     assert done.stdout == "True\n"

@@ -1,4 +1,4 @@
-"""Dual and jvp, one promise a test; the oracle is torch.func.jvp."""
+"""Dual and jvp against torch.func.jvp."""
 
 import pytest
 import torch
@@ -89,7 +89,7 @@ def test_multi_head_attention_and_encoder_layers(rng, need_weights):
                 draw(rng, 2, 5, 8), rng=rng)
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0, batch_first=True).double()
     assert_same(layer, draw(rng, 2, 5, 8), rng=rng)
-    with torch.no_grad():                                   # where torch's own fast path has no forward mode
+    with torch.no_grad():                                   # torch's own fast path has no forward mode
         x = draw(rng, 2, 5, 8)
         torch.testing.assert_close(jvp(layer.eval(), (x,), (x,)), jvp(layer.train(), (x,), (x,)))
 
@@ -200,7 +200,7 @@ def test_the_tangent_is_never_on_the_tape_and_the_primal_is(rng):
         assert not jvp(net, (x,), (x,))[0].requires_grad
 
 
-def test_inputs_and_seeds_are_left_as_they_were(rng):
+def test_inputs_and_tangents_are_not_modified(rng):
     x, v = draw(rng, 3, 4), draw(rng, 3, 4)
     kept = v.clone()
     jvp(lambda x: (x * 2).add_(1), (x,), (v,))
@@ -249,7 +249,7 @@ def doubled(x: torch.Tensor) -> torch.Tensor:
     (lambda x: torch.add(x, x, out=torch.empty(3)), "add"), (Halved.apply, "div"),
     (lambda x: doubled(x), "doubled"), (lambda x: x.view(torch.int64), "view"),
 ])
-def test_what_would_lose_a_tangent_names_itself(rng, function, name):
+def test_a_function_that_would_lose_a_tangent_raises_with_its_name(rng, function, name):
     x = draw(rng, 3)
     with pytest.raises(NoTangent, match=name):
         jvp(function, (x,), (x,))
@@ -273,14 +273,14 @@ def test_forward_mode_inside_forward_mode_raises(rng, nested, outer, inner):
         outer(lambda x: nested(x, inner), (x,), (x,))
 
 
-def test_two_levels_of_torchs_own_forward_mode_do_not_lose_one_in_a_fused_op(rng):
+def test_two_levels_of_torchs_forward_mode_raise_in_a_fused_op(rng):
     q = draw(rng, 1, 1, 3, 4)
     once = lambda q: torch.func.jvp(lambda k: ops.attention(k, k, k), (q,), (q,))[1]    # noqa: E731
     with pytest.raises(NoTangent, match="attention: forward mode inside forward mode"):
         torch.func.jvp(once, (q,), (q,))
 
 
-def test_einops_takes_a_dual(rng):
+def test_einops_accepts_a_dual(rng):
     einops = pytest.importorskip("einops")
 
     def heads(x):
@@ -296,14 +296,14 @@ def test_group_norm_takes_channels_last_where_torchs_forward_mode_fails(rng):
     torch.testing.assert_close(got, jvp(norm, (x,), (x,)))
 
 
-def test_a_mixture_of_experts_is_a_product_an_expert(rng):
+def test_grouped_matmul_is_one_product_per_expert(rng):
     x, w, tx, tw = (draw(rng, *shape).float() for shape in ((16, 8), (2, 8, 8)) * 2)
     grouped = lambda x, w: F.grouped_mm(x, w, offs=torch.tensor([4, 16], dtype=torch.int32))     # noqa: E731
     by_hand = lambda x, w: torch.cat([x[:4] @ w[0], x[4:] @ w[1]])                               # noqa: E731
     torch.testing.assert_close(jvp(grouped, (x, w), (tx, tw)), torch.func.jvp(by_hand, (x, w), (tx, tw)))
 
 
-def test_autocast_gives_both_halves_one_dtype(rng):
+def test_autocast_gives_value_and_tangent_one_dtype(rng):
     net = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 4))
     x = draw(rng, 3, 8).float()
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():

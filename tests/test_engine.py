@@ -23,7 +23,7 @@ from test_train import everything  # noqa: E402
 
 from swiftvideo_fast.data import pairs  # noqa: E402
 from swiftvideo_fast.models import weights  # noqa: E402
-from swiftvideo_fast.models.wan.network import PRESETS  # noqa: E402
+from swiftvideo_fast.models.wan.sizes import PRESETS  # noqa: E402
 from swiftvideo_fast.objectives.base import STUDENT  # noqa: E402
 from swiftvideo_fast.plan import Plan  # noqa: E402
 from swiftvideo_fast.train import checkpoint, recipe, rounds  # noqa: E402

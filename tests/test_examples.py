@@ -1,4 +1,4 @@
-"""The examples: each trains a teacher and a student, its few-step samples come nearer the data, a picture."""
+"""The examples: training moves few-step samples towards the data; progress output and plot."""
 
 from importlib import import_module
 from pathlib import Path
@@ -10,14 +10,14 @@ NAMES = ["scm_trigflow", "meanflow", "flow_map"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_step_samples_come_nearer_the_data(name, monkeypatch):
+def test_training_moves_one_step_samples_towards_the_data(name, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     _, _, distances = import_module(name).train(steps=250, batch=256)
     assert sum(distances[-5:]) < 0.8 * sum(distances[:5])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_progress_distances_and_a_picture(name, tmp_path, monkeypatch, capsys):
+def test_progress_distances_and_plot(name, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setattr("sys.argv", [name, "--steps", "2", "--png", str(tmp_path / "plot.png")])

@@ -6,7 +6,8 @@ from safetensors import safe_open
 
 from swiftvideo_fast.cli import main
 from swiftvideo_fast.models import weights
-from swiftvideo_fast.models.wan.network import Wan, WanConfig
+from swiftvideo_fast.models.wan.network import Wan
+from swiftvideo_fast.models.wan.sizes import WanConfig
 from swiftvideo_fast.train import recipe
 
 SMALL = WanConfig(dim=24, heads=2, layers=1, ffn_dim=32, text_dim=8, freq_dim=16)

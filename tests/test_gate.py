@@ -101,7 +101,7 @@ def test_says_which_argument_is_wrong(rng):
         gate_jvp(x, tx, y, ty.float(), g, tg)
 
 
-# Of the Triton kernel, for tests/mutants.py: (what is there, what takes its place).
+# Mutants of the Triton kernel, for tests/mutants.py: (original, replacement).
 MUTANTS = [
     ("+ g * y", "+ y"),
     ("            tz += tl.load(tx_ptr + at, mask, 0.0).to(tl.float32)", "            tz += 0"),

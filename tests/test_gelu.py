@@ -28,7 +28,7 @@ def test_matches_forward_mode(isa, dtype, B, N, C, strided, scale):
     assert all(map(torch.equal, apart, got))                    # elementwise: the backward is the tangent
 
 
-def test_far_from_zero_it_is_the_identity_or_nothing():
+def test_far_from_zero_it_is_the_identity_or_zero():
     x = torch.tensor([-1e10, -100.0, -15.0, 15.0, 100.0, 1e10])
     y, ty = gelu_jvp(x, torch.ones_like(x))
     assert torch.equal(y, torch.tensor([0, 0, 0, 15.0, 100.0, 1e10]))
@@ -61,7 +61,7 @@ def test_says_which_argument_is_wrong(rng):
         gelu_jvp(torch.zeros(2, 3), torch.zeros(3))
 
 
-# Of the Triton kernel, for tests/mutants.py: (what is there, what takes its place).
+# Mutants of the Triton kernel, for tests/mutants.py: (original, replacement).
 MUTANTS = [
     ("(1 + 0.044715 * square)", "1"),
     ("(1 + 0.044715", "(1 + 0.04471"),

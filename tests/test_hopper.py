@@ -1,6 +1,6 @@
-"""attention_jvp_hopper on the CPU: its source interpreted (gluon_cpu), its barriers in all orders (protocol).
+"""attention_jvp_hopper on the CPU: interpreted source (gluon_cpu), barriers in all interleavings (protocol).
 
-On a GPU: `make gpu PART=hopper`.  What compilers make of it: tests/test_hopper_report.py.
+On a GPU: `make gpu PART=hopper`.  Compiled code: tests/test_hopper_report.py.
 """
 
 import sys
@@ -14,7 +14,7 @@ import pytest
 import torch
 from swiftvideo_kernels import attention_jvp as launch
 from swiftvideo_kernels import tiles
-from swiftvideo_kernels.blocks import on_grid
+from swiftvideo_kernels.blocks import tma_aligned
 from swiftvideo_kernels.tiles import Tile
 
 from swiftvideo_fast.ops import reference
@@ -39,7 +39,7 @@ def draw(B, H, G, N, M, D, dtype=BF16, given=(1, 1, 1)):
         return torch.randn(B, tokens, heads, D, generator=rng).to(dtype).transpose(1, 2)
     q, tq, k, tk, v, tv = one(N, H), one(N, H), one(M, G), one(M, G), one(M, G), one(M, G)
     tq, tk, tv = (x if here else None for x, here in zip((tq, tk, tv), given))
-    return tuple(on_grid(x) for x in (q, tq, k, tk, v, tv))
+    return tuple(tma_aligned(x) for x in (q, tq, k, tk, v, tv))
 
 
 def exact(q, tq, k, tk, v, tv, scale, causal):
@@ -131,7 +131,7 @@ def test_packed_sequences_do_not_see_each_other(hopper, causal):
     packed(hopper, causal)
 
 
-def test_the_launch_takes_it_where_it_can_and_triton_s_kernel_where_not(monkeypatch, rng):
+def test_the_launch_selects_it_where_supported_and_otherwise_tritons_kernel(monkeypatch, rng):
     """Empty and expanded inputs and calls without a tangent go to the other kernel."""
     space, calls = gluon_cpu.load(KERNEL, LAUNCH), []
 
@@ -141,7 +141,8 @@ def test_the_launch_takes_it_where_it_can_and_triton_s_kernel_where_not(monkeypa
 
     monkeypatch.delattr("swiftvideo_kernels.hopper", raising=False)
     monkeypatch.setitem(sys.modules, "swiftvideo_kernels.hopper",
-                        types.SimpleNamespace(attention_jvp_hopper=counted, readable=space["readable"]))
+                        types.SimpleNamespace(attention_jvp_hopper=counted,
+                                              tma_readable=space["tma_readable"]))
     row = next(key for key in tiles.TILES if key[:2] == ("attention_jvp", "cpu"))
     monkeypatch.setitem(tiles.TILES, row, (TILE, *tiles.TILES[row]))
     args = draw(1, 2, 1, 70, 40, 100, dtype=F16)
@@ -158,7 +159,7 @@ def test_the_launch_takes_it_where_it_can_and_triton_s_kernel_where_not(monkeypa
 
 
 def traces(run, monkeypatch) -> list:
-    """What partitions do, of programs with 0 to 4 key blocks."""
+    """Returns the partitions' operations, for programs with 0 to 4 key blocks."""
     monkeypatch.setattr(gluon_cpu, "trace", [])
     run(*draw(1, 1, 1, 64, 192, 64), 0.125, False, TILE)
     run(*draw(1, 1, 1, 256, 256, 64), 0.125, True, TILE)
@@ -171,18 +172,18 @@ def traces(run, monkeypatch) -> list:
     return [logs for i, logs in enumerate(gluon_cpu.trace) if logs not in gluon_cpu.trace[:i]]
 
 
-def test_the_barriers_hold_in_every_order(hopper, monkeypatch):
+def test_the_barriers_are_correct_in_every_interleaving(hopper, monkeypatch):
     states = [protocol.explore(logs) for logs in traces(hopper, monkeypatch)]
     assert states[0] > 40_000 and min(states) >= 1
 
 
 WAIT_TS = (f"{'        ts = warpgroup_mma_wait(VALUES, deps=(ts,))':64}"
-           "# O, A in flight; k and tk have been read\n")
+           "# O, A in flight; k and tk are free\n")
 WAIT_O = "    acc_o, acc_to = warpgroup_mma_wait(0, deps=(acc_o, acc_to))\n"
 FREE_K, FREE_V = (f"    mbarrier.arrive({name}.index(slot))\n" for name in ("k_free", "v_free"))
 Q_FULL = "    mbarrier.wait(bars[0].index(0), 0)\n"
 FREED = "_barriers(STAGES, 2), _barriers(STAGES, 2)"
-FAULTS = [                                      # (what is there, what takes its place)
+FAULTS = [                                      # (original, replacement)
     # the protocol
     (WAIT_TS + FREE_K, "    " + FREE_K + WAIT_TS),
     (WAIT_O + FREE_V, FREE_V + WAIT_O),
@@ -224,7 +225,7 @@ FAULTS = [                                      # (what is there, what takes its
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=range(len(FAULTS)))
-def test_a_planted_fault_is_seen(fault, monkeypatch):
+def test_a_planted_fault_is_detected(fault, monkeypatch):
     source, (there, instead) = KERNEL.read_text(), fault
     assert source.count(there) == 1, "the fault's place is gone from the kernel, or no longer unique"
     space = gluon_cpu.load(KERNEL, LAUNCH, attention_jvp_hopper=source.replace(there, instead))
@@ -236,4 +237,4 @@ def test_a_planted_fault_is_seen(fault, monkeypatch):
             served(run, *case.pop("shape"), **case)
         test_a_mean_in_v_cancels(run)
         packed(run, False)
-        test_the_barriers_hold_in_every_order(run, monkeypatch)
+        test_the_barriers_are_correct_in_every_interleaving(run, monkeypatch)

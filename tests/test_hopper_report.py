@@ -1,4 +1,4 @@
-"""What the triton here makes of attention_jvp_hopper for sm_90, without a GPU; the record of others."""
+"""Compiled code of attention_jvp_hopper for sm_90 with the installed triton; the record of other versions."""
 
 import json
 import os
@@ -13,7 +13,7 @@ PATHS = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
 
 
 def run(*command: str) -> subprocess.CompletedProcess:
-    """In a process of its own: triton decides on import whether it interprets."""
+    """Runs in a subprocess: triton selects the interpreter at import."""
     pytest.importorskip("triton")
     return subprocess.run([sys.executable, *command], cwd=ROOT, text=True, env=PATHS, stdout=subprocess.PIPE,
                           stderr=subprocess.DEVNULL)
@@ -50,7 +50,7 @@ def test_planted_faults_are_reported():
     assert planted == ["0", *["1"] * 10, "0", "1", "1", "0", "True", "1"]
 
 
-def test_the_record_has_three_tritons_and_loops_without_spills_by_two():
+def test_the_record_has_three_tritons_two_without_spills_in_loops():
     record = json.loads((ROOT / "bench/hopper.json").read_text())
     assert {"triton 3.6.0", "triton 3.8.0", "triton 3.9.0"} <= set(record)
     for triton in ("triton 3.6.0", "triton 3.8.0"):

@@ -1,5 +1,4 @@
-"""Calls in every form torch knows, and what Python asks of a tensor: a Dual answers as torch.func.jvp's
-does."""
+"""Every call form of torch, and Python's tensor interface on a Dual, against torch.func.jvp."""
 
 import collections
 import copy
@@ -68,12 +67,11 @@ def test_calls_are_bound_to_torchs_schema(name):
 
 
 def test_rules_name_their_arguments_as_torch_does():
-    """A name that both know stands at the same place in both: else by position and by name a call would
-    differ."""
+    """Parameters of the same name have the same position, so positional and keyword calls agree."""
     checked = 0
-    for function, (apply, takes) in dispatch.RULES.items():
+    for function, (apply, accepted) in dispatch.RULES.items():
         known = binding.SIGNATURES[function]
-        if takes.keywords is None or not known or getattr(apply, "func", None) is not dispatch.by_rule:
+        if accepted.keywords is None or not known or getattr(apply, "func", None) is not dispatch.by_rule:
             continue
         parameters = list(inspect.signature(apply.args[1]).parameters.values())[1:]
         given = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -110,7 +108,7 @@ def matched(x):
 
 
 def asked_often(x):
-    """Python specialises a call of isinstance that has run some times."""
+    """Tests isinstance repeatedly: Python specializes the call after some runs."""
     return x * sum([isinstance(x, torch.Tensor) for _ in range(50)])
 
 
@@ -186,17 +184,17 @@ def test_a_dual_is_formatted_as_its_value():
     assert seen == [f"{W.mean():.2f} {W[0, 0]:>8.3f} 4"]
 
 
-def test_a_copy_is_a_copy():
+def test_copy_and_deepcopy():
     y, t = jvp(lambda x: copy.deepcopy(x).mul_(2) + copy.copy(x), (W,), (W,))
     torch.testing.assert_close((y, t), (3 * W, 3 * W))
 
 
-def test_a_legacy_tensor_type_is_refused_not_read_as_memory():
-    with pytest.raises(TypeError, match=r"ask x\.dtype"):
+def test_a_legacy_tensor_type_is_refused():
+    with pytest.raises(TypeError, match=r"want a test of x\.dtype"):
         jvp(lambda x: x if isinstance(x, torch.DoubleTensor) else x * 2, (W,), (W,))
 
 
-def test_torch_is_as_before_once_jvp_is_over():
+def test_torch_is_restored_after_jvp():
     before = torch.is_tensor, torch.utils.checkpoint.__dict__.copy(), torch._functorch.apis.vmap_impl
     jvp(lambda x: x * 2, (W,), (W,))
     with pytest.raises(ZeroDivisionError):
@@ -205,7 +203,7 @@ def test_torch_is_as_before_once_jvp_is_over():
     assert torch.is_tensor.__module__ == "torch"
 
 
-def test_threads_have_their_own_jvp():
+def test_threads_have_separate_jvp_calls():
     inside, out, results = threading.Event(), threading.Event(), {}
 
     def slow(x):
@@ -222,7 +220,7 @@ def test_threads_have_their_own_jvp():
     torch.testing.assert_close(results["fast"], (W.cos(), -W.sin() * W))
 
 
-def test_an_integer_primal_is_named():
+def test_an_integer_primal_is_reported_by_name():
     two = torch.tensor(2)
     with pytest.raises(ValueError, match=r"primals\[1\] is torch.int64, which has no tangent; "
                                          r"want None as tangents\[1\], or a floating-point"):
@@ -258,7 +256,7 @@ def test_vmap_outside(rng):
     torch.testing.assert_close(got, want)
 
 
-def test_the_form_of_torch_autograd(rng):
+def test_functional_jvp_matches_torch(rng):
     from swiftvideo_fast import functional_jvp
 
     x, y, v = draw(rng, 4), draw(rng, 4), draw(rng, 4)

@@ -14,8 +14,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from swiftvideo_fast import intercept, jvp
-from swiftvideo_fast.dual import HERE
-from swiftvideo_fast.models.wan.network import PRESETS, Wan
+from swiftvideo_fast.dual import CURRENT
+from swiftvideo_fast.models.wan.network import Wan
+from swiftvideo_fast.models.wan.sizes import PRESETS
 
 
 def assert_one_graph(function, *inputs, backend="aot_eager", tolerance=1e-12):
@@ -80,7 +81,7 @@ W = torch.rand(4, 4, generator=torch.Generator().manual_seed(0)).double() + 0.1
 
 
 class Cached(nn.Module):
-    """Keeps what it last saw."""
+    """Caches its last input."""
 
     kept = 0
 
@@ -111,7 +112,7 @@ def every_operator(x):
         x, prepend=x[:, :1]) + torch.where(x > 0, other=W, input=x) - x % W + x // W
 
 
-def test_each_operator_means_what_it_does_in_eager():
+def test_each_operator_equals_eager():
     assert_one_graph(every_operator, torch.rand(4, 4).double() + 0.2, backend="eager")
 
 
@@ -129,8 +130,8 @@ def test_jvp_over_a_compiled_network_is_compiled_once():
     assert type(compiled(x)) is torch.Tensor
 
 
-def test_a_fresh_process_knows_duals_in_a_compiled_network():
-    """Nothing before it has traced a jvp."""
+def test_a_fresh_process_supports_duals_in_a_compiled_network():
+    """No jvp was traced before."""
     script = """
 import torch
 from swiftvideo_fast import jvp
@@ -143,7 +144,7 @@ torch.testing.assert_close(got, (2 * x @ W, 2 * v @ W))
 
 
 def test_a_fresh_process_compiles_one_jvp_after_another():
-    """Before any has run as Python."""
+    """No jvp ran eagerly before."""
     in_a_fresh_process("""
 import torch
 from swiftvideo_fast import jvp
@@ -177,7 +178,7 @@ def filtered(x):
 
 
 def nested(x):
-    """The break is in the inner frame; the outer one goes on as Python."""
+    """The graph break is in the inner frame; the outer one continues as Python."""
     def inner(x):
         with nullcontext():
             torch._dynamo.graph_break()
@@ -187,7 +188,7 @@ def nested(x):
 
 
 def inside_a_context_manager(x):
-    """Dynamo gives up the whole function, and enters what it calls."""
+    """Dynamo skips the whole function and traces its callees."""
     with warnings.catch_warnings():
         torch._dynamo.graph_break()
         y = sum(y for y in torch.tensor_split(x, 2) if isinstance(y * 1, torch.Tensor))
@@ -217,10 +218,10 @@ def test_a_graph_break_changes_nothing(network, compiled):
     run = torch.compile(run, backend="eager") if compiled == "jvp" else run
     for _ in range(2):
         torch.testing.assert_close(run(x, v), want)
-    assert HERE.level is None and intercept.running == 0
+    assert CURRENT.level is None and intercept.running == 0
 
 
-def test_a_type_is_asked_in_code_that_dynamo_writes_too():
+def test_a_type_test_works_in_code_generated_by_dynamo():
     """After a graph break the rest runs in a function without source positions."""
     def net(x):
         torch._dynamo.graph_break()
@@ -231,9 +232,9 @@ def test_a_type_is_asked_in_code_that_dynamo_writes_too():
     torch.testing.assert_close(got, (2 * x, 2 * v))
 
 
-def test_an_error_of_dynamos_leaves_torch_as_it_was():
-    """Printing a fake tensor fails inside torch.nanquantile's jvp: what torch's traceback holds must not undo
-    the dispatch keys of whatever runs when the error is freed."""
+def test_an_error_of_dynamo_does_not_change_torchs_state():
+    """Printing a fake tensor fails inside torch.nanquantile's jvp: freeing torch's traceback must not change
+    the dispatch keys."""
     in_a_fresh_process("""
 import gc, logging, torch
 from swiftvideo_fast import jvp
@@ -254,8 +255,8 @@ assert x.view(1, 5)._base is not None
 """)
 
 
-def test_a_thread_without_views_is_refused():
-    """A plain tensor's views would not lead to its twin: its tangent would be lost without a word."""
+def test_a_thread_without_view_tracking_is_refused():
+    """A plain tensor's views would not find its shadow, and its tangent would be lost silently."""
     def buffered(x):
         kept = torch.zeros(4)
         kept.view(2, 2)[0] = x[:2]
@@ -264,5 +265,5 @@ def test_a_thread_without_views_is_refused():
     with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)):
         with pytest.raises(RuntimeError, match="dispatcher skips autograd and views.*call jvp outside"):
             jvp(buffered, (x,), (x,))
-        assert HERE.level is None and intercept.running == 0
+        assert CURRENT.level is None and intercept.running == 0
     torch.testing.assert_close(jvp(buffered, (x,), (x,))[1], torch.tensor([2.0, 2, 0, 0]))

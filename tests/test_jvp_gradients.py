@@ -1,4 +1,4 @@
-"""Training steps whose loss holds a stopped tangent: parameter gradients by jvp against torch.func.jvp."""
+"""Training steps with a detached tangent in the loss: parameter gradients against torch.func.jvp."""
 
 import pytest
 import torch
@@ -111,7 +111,7 @@ def test_recomputed_blocks_give_the_same_gradients(step):
         torch.testing.assert_close(got[name], want[name], rtol=1e-9, atol=1e-12)
 
 
-def test_a_reentrant_checkpoint_says_what_to_do():
+def test_a_reentrant_checkpoint_is_refused_with_advice():
     net, (z, v, *_) = Block().double(), draw()
     with pytest.raises(NoTangent, match="use_reentrant=False"):
         jvp(lambda z: checkpoint(net, z, z[:, :1], use_reentrant=True), (z.requires_grad_(),), (v,))

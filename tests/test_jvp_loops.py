@@ -1,7 +1,7 @@
-"""Loops that people have, written anew at a small size: one step by torch.func.jvp and by ours.
+"""Published training loops, reimplemented at a small size: one step by torch.func.jvp and by ours.
 
-What is particular to each is kept: how the network is wrapped, what the function returns, how it draws.
-Public repositories themselves: python tests/loops_of_others.py.
+Each keeps its characteristics: how the network is wrapped, what the function returns, how it draws.
+The repositories themselves: python tests/loops_of_others.py.
 """
 
 import copy
@@ -220,7 +220,7 @@ def test_the_loss_and_the_gradients_are_torchs(name):
 
 
 @pytest.mark.parametrize("name", LOOPS)
-def test_as_well_inside_ddp(name, process_group):
+def test_the_same_inside_ddp(name, process_group):
     loss, build = LOOPS[name]
     net = network(build)
     value, gradients = step(loss, jvp, DistributedDataParallel(copy.deepcopy(net)))
@@ -252,7 +252,7 @@ def test_under_autocast_the_loss_is_torchs_to_its_precision():
 def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1),
     softcap=0.0,
                     alibi_slopes=None, deterministic=False, return_attn_probs=False):
-    """In the place of the package's: the function of a network imports it by name."""
+    """Stub of the package's function, which networks import by name."""
     return Attend.apply(q, k, v, softmax_scale, causal)
 
 

@@ -1,5 +1,4 @@
-"""What a Dual shares and outlives: views, copies, buffers, caches, checkpoints; what reads memory is
-refused."""
+"""Aliasing and lifetime of Duals: views, copies, buffers, caches, checkpoints; memory reads are refused."""
 
 import ctypes
 import pickle
@@ -13,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from swiftvideo_fast import NoTangent, jvp, ops
-from swiftvideo_fast.layout import alike
+from swiftvideo_fast.layout import same_strides
 
 W = draw(torch.Generator().manual_seed(5), 4, 4)
 V = draw(torch.Generator().manual_seed(6), 4, 4)
@@ -51,13 +50,13 @@ def by_hand(x, calls):
     return result
 
 
-def test_what_an_earlier_call_left_is_a_constant():
+def test_a_dual_of_an_earlier_call_is_a_constant():
     net = Cached()
     for calls in (1, 2, 3):
         torch.testing.assert_close(jvp(net, (W,), (V,)), by_hand(W, calls))
 
 
-def test_outside_it_is_its_primal():
+def test_outside_jvp_a_dual_is_its_primal():
     net = Cached()
     y, _ = jvp(net, (W,), (V,))
     kept = net.kept
@@ -75,7 +74,7 @@ def test_outside_it_is_its_primal():
     torch.testing.assert_close(jvp(torch.sin, (kept,), (V,))[1], W.cos() * V)
 
 
-def test_in_another_thread_too():
+def test_in_another_thread_a_dual_is_its_primal():
     kept, found = [], []
     jvp(lambda x: kept.append(x * 2) or x, (W,), (V,))
     thread = threading.Thread(target=lambda: found.append(jvp(lambda x: x * kept[0], (W,), (V,))))
@@ -108,7 +107,7 @@ def nested(x):
 
 
 @pytest.mark.parametrize("block", [buffered, attended, noisy, nested])
-def test_what_a_checkpoint_recomputes_finds_its_tangents(block):
+def test_a_recomputed_checkpoint_has_its_tangents(block):
     results = []
     for run in (block, lambda x: checkpoint(block, x, use_reentrant=False)):
         torch.manual_seed(0)
@@ -119,7 +118,7 @@ def test_what_a_checkpoint_recomputes_finds_its_tangents(block):
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
 
 
-def test_an_argument_written_to_before_its_recomputation_is_told():
+def test_an_argument_modified_before_recomputation_raises():
     def net(x):
         h = x * 1
         y = checkpoint(buffered, h, use_reentrant=False)
@@ -154,7 +153,7 @@ WRITES = [lambda taken, x: taken.mul_(3), lambda taken, x: x.mul_(3), lambda tak
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "expanded"])
-def test_a_tangent_lies_as_its_primal_so_writes_reach_the_same_views(layout):
+def test_a_tangent_has_its_primals_layout_so_writes_reach_the_same_views(layout):
     for take in TAKEN:
         for write in WRITES:
             def net(x, take=take, write=write):
@@ -170,7 +169,7 @@ def test_a_tangent_lies_as_its_primal_so_writes_reach_the_same_views(layout):
     lambda x: x.to(memory_format=torch.contiguous_format, copy=True), lambda x: torch.cat([x]),
     lambda x: x + 0,
 ])
-def test_a_copy_of_an_expanded_input_is_one_of_its_tangent(copy):
+def test_a_copy_of_an_expanded_input_copies_its_tangent(copy):
     x, v = W[:1].expand(4, 4)[:, :3], V[:, :3]
     y, t = jvp(lambda x: copy(x).mul_(3).view(4, 3) + x, (x,), (v,))
     torch.testing.assert_close((y, t), (4 * x, 4 * v))
@@ -183,7 +182,7 @@ def test_results_and_zeros_have_the_primals_strides(layout):
     constant = LAYOUTS[layout](torch.Generator().manual_seed(1))
     ys, ts = jvp(lambda x: (x, x * 1, x[1:], constant), (x,), (v,))
     for y, t in zip(ys, ts, strict=True):
-        assert layout == "expanded" or alike(t, y)
+        assert layout == "expanded" or same_strides(t, y)
 
 
 # --- buffers ---------------------------------------------------------------------------------------------
@@ -232,7 +231,7 @@ def many_writes(x):
         W) * filled(x),
     lambda x: filled(x, torch.complex128, (16,)).real.view(4, 4) + x,
 ])
-def test_a_buffer_a_dual_was_written_into(function):
+def test_a_buffer_written_with_a_dual(function):
     assert_as_torch(function, (4, 4))
 
 
@@ -287,12 +286,12 @@ def written_by(function, *, like=True):
     (lambda x: pickle.dumps(x) and x, "pickle"),
     (lambda x: torch._foreach_copy_([torch.zeros(4, 4, dtype=D)], [x]), "foreach_copy_"),
 ])
-def test_what_reads_or_writes_memory_unseen_names_itself(function, name):
+def test_undispatched_memory_access_raises_with_its_name(function, name):
     with pytest.raises(NoTangent, match=name):
         jvp(function, (W.clone(),), (V,))
 
 
-def test_an_integer_alias_of_a_buffer_names_itself():
+def test_an_integer_alias_of_a_buffer_raises():
     def net(x):
         buffer = torch.zeros(4, 4, dtype=D)
         bits = buffer.view(torch.int64)
@@ -302,7 +301,7 @@ def test_an_integer_alias_of_a_buffer_names_itself():
         jvp(net, (W,), (V,))
 
 
-def test_functionalize_around_a_fused_op_names_itself(rng):
+def test_functionalize_around_a_fused_op_raises(rng):
     q = draw(rng, 1, 2, 5, 8)
     attend = lambda q: ops.attention(q, q, q)                                              # noqa: E731
     with pytest.raises(NoTangent, match="attention: functionalize inside forward mode"):

@@ -1,5 +1,4 @@
-"""Low precision against float64, dtypes and defaults that torch decides, and draws that value and tangent
-share."""
+"""Low precision against float64, torch's dtypes and defaults, and draws shared by value and tangent."""
 
 import copy
 
@@ -57,7 +56,7 @@ def assert_errs_as_torch(function, x, v, autocast=False):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("layer", [*LAYERS, *FUNCTIONS], ids=str)
 @pytest.mark.filterwarnings("ignore")
-def test_low_precision_errs_as_torchs_does(rng, layer, dtype):
+def test_low_precision_error_is_at_most_twice_torchs(rng, layer, dtype):
     function = FUNCTIONS[layer] if isinstance(layer, str) else copy.deepcopy(layer).to(dtype)
     for scale in (1.0, 0.05):
         assert_errs_as_torch(function, (scale * draw(rng, 4, 8, 64)).to(dtype), draw(rng, 4, 8, 64).to(dtype))
@@ -90,20 +89,20 @@ class Shifting(torch.Tensor):
             return func(*args, **kwargs or {}) + (1 if func is torch.matmul else 0)
 
 
-def test_a_tensor_class_decides_for_itself(rng):
+def test_a_tensor_subclass_keeps_its_own_behaviour(rng):
     x, w, v = draw(rng, 3, 4), draw(rng, 4, 4), draw(rng, 3, 4)
     got = jvp(lambda x: torch.matmul(x, w.as_subclass(Shifting)), (x,), (v,))
     torch.testing.assert_close(got, (x @ w + 1, v @ w))
 
 
-# --- iMFVideo's battery: what makes a trainer's tangents overflow ----------------------------------------
+# --- iMFVideo's tests: inputs that make a trainer's tangents overflow ------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("scaled", ["q", "k", "v", "tq", "tk", "tv", "q k", "q k v", "tq tk tv",
     "q k v tq tk tv"])
 def test_attention_stays_finite_and_right_when_scaled(rng, scaled, dtype):
-    """Forward, tangent and backward; the bar is torch's math attention at the same precision."""
+    """Forward, tangent and backward; the limit is torch's math attention at the same precision."""
     names = ("q", "k", "v", "tq", "tk", "tv")
     drawn = {name: draw(rng, 1, 2, 33, 16) for name in names}
     for factor in (10, 100):
@@ -165,7 +164,7 @@ STATE = torch.Generator().manual_seed(7).get_state()
 
 @pytest.mark.parametrize("taped", [True, False], ids=["taped", "no tape"])
 @pytest.mark.parametrize("name", DRAWS)
-def test_value_and_tangent_share_one_draw_and_the_stream_goes_on_as_torchs(rng, name, taped):
+def test_value_and_tangent_share_one_draw_and_the_random_stream_is_torchs(rng, name, taped):
     x, v = draw(rng, 2, 8, 3), draw(rng, 2, 8, 3)
     function, h = DRAWS[name], 1e-6
     with torch.set_grad_enabled(taped):

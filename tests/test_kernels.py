@@ -21,8 +21,8 @@ from swiftvideo_fast.ops.norm_rope import norm_rope_backward, norm_rope_jvp, nor
 F32, BF16 = torch.float32, torch.bfloat16
 SHAPES = [                      # (B, N, C)
     (1, 1, 8),                  # smallest
-    (2, 5, 88),                 # C no sum of two powers of two, N no multiple of a tile's rows
-    (2, 67, 8),                 # more rows than one program of a backward adds up, though they are short
+    (2, 5, 88),                 # C not a sum of two powers of two, N not a multiple of a tile's rows
+    (2, 67, 8),                 # more rows than one backward program sums, short rows
     (1, 3, 1536),               # Wan 1.3B's width
 ]
 EPS = 1e-6
@@ -127,7 +127,7 @@ class TestMatchesTorch:
               lambda F_student, F, g: (reference.ccd_loss(F_student, F, g), F_student - F - g))
 
 
-# The interpreter cuts float32 to bfloat16 where a GPU rounds, so there the copy is float16.
+# The interpreter truncates float32 to bfloat16 instead of rounding, so there the copy is float16.
 @pytest.mark.parametrize("copied", [BF16 if DEVICE == "cuda" else torch.float16, F32, None], ids=str)
 def test_ema_moves_the_average_and_fills_the_copy(rng, copied):
     average, master = ([draw(rng, *s).to(DEVICE) for s in ((3,), (130, 70))] for _ in range(2))
@@ -141,7 +141,7 @@ def test_ema_moves_the_average_and_fills_the_copy(rng, copied):
 
 
 def test_a_clip_longer_than_all_programs_blocks_is_summed_whole(rng):
-    """1024 programs a clip at most: the first two take a second block, one whole, one ragged."""
+    """At most 1024 programs per clip: the first two process a second block, one full, one ragged."""
     D = 1025 * BLOCK + 5
     x, y, z = (draw(rng, 1, D) for _ in range(3))
     check("g size", ccd_gradient_op, (x, y, z, torch.ones(1), 0.3, "l2", 0.1), reference.ccd_gradient)

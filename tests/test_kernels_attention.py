@@ -1,6 +1,6 @@
 """The attention kernels against torch in float64: on the GPU, or interpreted where there is none.
 
-float16 stands for bfloat16 in the interpreter, whose bf16 products are wrong.
+float16 replaces bfloat16 in the interpreter, whose bf16 products are wrong.
 """
 
 import math
@@ -14,7 +14,7 @@ from swiftvideo_kernels import attention_jvp as kernel
 from swiftvideo_kernels import tiles
 from swiftvideo_kernels.attention_jvp import attention_jvp
 from swiftvideo_kernels.attention_tangent import attention_tangent
-from swiftvideo_kernels.blocks import alike, on_grid
+from swiftvideo_kernels.blocks import match_strides, tma_aligned
 from swiftvideo_kernels.tiles import TILES, Tile
 
 from swiftvideo_fast.ops import reference
@@ -48,7 +48,7 @@ def wide(*tensors):
 
 
 def assert_right(o, to, args, scale, causal):
-    """No worse than torch, which sums over a head's channels in the order that serves it worst of four."""
+    """Asserts an error no worse than torch's, in the worst of four summation orders over channels."""
     exact, q_and_k = oracle(*wide(*args), scale, causal), args[:4]
     orders = [torch.randperm(args[0].shape[-1], generator=torch.Generator().manual_seed(i)) for i in range(4)]
     same = [oracle(*(x[..., order] for x in q_and_k), *args[4:], scale, causal) for order in orders]
@@ -85,7 +85,7 @@ def test_rows_that_tma_cannot_read_are_copied(rng):
     shifted = [x[..., 1:17] for x in draw(rng, 1, 2, 2, 18, 37, 24, dtype=SHORT)]
     for args in (ragged, shifted):
         for x in args:
-            read = on_grid(x)
+            read = tma_aligned(x)
             assert torch.equal(read, x) and read is not x
             assert read.stride(2) % 8 == 0 == read.data_ptr() % 16
         o, to, lse = attention_jvp(*args, 0.2, False, tile=tile)
@@ -93,11 +93,11 @@ def test_rows_that_tma_cannot_read_are_copied(rng):
         assert_right(o, attention_tangent(*args, o, lse, 0.2, False, tile=tile), args, 0.2, False)
     on = draw(rng, 1, 2, 2, 5, 5, 24, dtype=SHORT)[0]
     one_clip = on.as_strided(on.shape, (on.stride(0) + 1, *on.stride()[1:]))
-    assert on_grid(on) is on and on_grid(one_clip) is one_clip
-    assert alike(on, one_clip)[1] is one_clip
+    assert tma_aligned(on) is on and tma_aligned(one_clip) is one_clip
+    assert match_strides(on, one_clip)[1] is one_clip
 
 
-def test_a_width_without_a_one_pass_tile_goes_in_two_passes(rng, monkeypatch):
+def test_a_width_without_a_one_pass_tile_uses_two_passes(rng, monkeypatch):
     row = next(key for key in TILES if key[:2] == ("attention_jvp", "cpu" if DEVICE == "cpu" else "fp32"))
     monkeypatch.delitem(TILES, row)
     args = draw(rng, 1, 2, 1, 18, 37, row[2] or 16, dtype=torch.float32)
@@ -145,7 +145,7 @@ def test_packed_sequences_do_not_see_each_other(rng, tile, causal):
             torch.testing.assert_close(got[:, :, rows], want, rtol=1e-5, atol=1e-6)
 
 
-def test_views_go_without_copies_and_outputs_are_token_major(rng):
+def test_views_are_not_copied_and_outputs_are_token_major(rng):
     B, H, N, D = 2, 3, 18, 16
     q, k, v, tq, tk, tv = torch.randn(B, N, 6, H, D, generator=rng).to(DEVICE).permute(2, 0, 3, 1, 4)
     for launch_q in (q, q.contiguous()):                                 # a view, as tq is; its own memory
@@ -153,10 +153,10 @@ def test_views_go_without_copies_and_outputs_are_token_major(rng):
         torch.testing.assert_close((o, to), oracle(q, tq, k, tk, v, tv, 0.25, False), rtol=1e-4, atol=1e-5)
         assert o.transpose(1, 2).is_contiguous() and to.transpose(1, 2).is_contiguous()
     for x, tx in ((q, tq), (k, tk), (v, tv)):
-        assert all(a is b for a, b in zip(alike(x, tx), (x, tx), strict=True))
+        assert all(a is b for a, b in zip(match_strides(x, tx), (x, tx), strict=True))
 
 
-def test_every_input_has_strides_of_its_own(rng):
+def test_every_input_may_have_its_own_strides(rng):
     """q is one clip for two; v lies in wider rows than k, and o, where given, by heads."""
     q, tq, k, tk, _, tv = draw(rng, 2, 2, 2, 18, 20, 16, dtype=torch.float32)
     q, v = q[:1].expand_as(q), draw(rng, 2, 2, 2, 18, 20, 24, dtype=torch.float32)[4][..., :16]
@@ -210,7 +210,7 @@ def test_peaked_and_shifted_scores_stay_finite(rng):
         assert attention_tangent(*args, o, lse, 0.25, False).isfinite().all()     # exp(0 - lse) is not
 
 
-def test_is_linear_in_the_tangent_to_the_bit_and_repeats(rng):
+def test_is_bitwise_linear_in_the_tangent_and_reproducible(rng):
     q, tq, k, tk, v, tv = draw(rng, 1, 2, 1, 33, 18, 16, dtype=SHORT)
     one, again = (attention_jvp(q, tq, k, tk, v, tv, 0.25, True) for _ in range(2))
     two = attention_jvp(q, 2 * tq, k, 2 * tk, v, 2 * tv, 0.25, True)
@@ -218,7 +218,7 @@ def test_is_linear_in_the_tangent_to_the_bit_and_repeats(rng):
     assert torch.equal(2 * one[1], two[1])
 
 
-def test_the_table_has_a_way_for_every_card_and_width_and_no_length():
+def test_the_table_covers_every_card_and_width_without_length():
     for family in ("sm80", "sm90", "sm100", "fp32"):
         one_pass, two_passes = ({width for k, f, width in TILES if (k, f) == (kernel, family)}
                                 for kernel in ("attention_jvp", "attention_tangent"))
@@ -232,7 +232,7 @@ def test_too_wide_a_head_is_refused(rng):
 
 
 @pytest.mark.parametrize("triton, by_tma", [("3.6.0", False), ("3.8.0", False), ("3.9.0", True)])
-def test_a_tile_that_a_triton_turns_into_a_trap_is_not_launched(triton, by_tma, monkeypatch):
+def test_a_tile_that_compiles_to_a_trap_is_not_launched(triton, by_tma, monkeypatch):
     monkeypatch.setattr(tiles, "family", lambda dtype: "sm100")
     monkeypatch.setattr(tiles.triton, "__version__", triton)
 

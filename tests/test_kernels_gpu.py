@@ -1,6 +1,6 @@
-"""What only a GPU can show: errors at Wan's sizes, the table's tiles, graphs, compile, gradients, memory.
+"""Tests that need a GPU: errors at Wan's sizes, the table's tiles, graphs, compile, gradients, memory.
 
-It imports nothing that a machine with torch, triton and no network may lack.
+Imports only what a machine with torch and triton has.
 """
 
 from functools import partial
@@ -8,15 +8,16 @@ from functools import partial
 import pytest
 import torch
 from swiftvideo_kernels import attention as plain
+from swiftvideo_kernels.attention_backends import installed
 from swiftvideo_kernels.attention_jvp import attention_jvp as one_pass
 from swiftvideo_kernels.attention_tangent import attention_tangent
-from swiftvideo_kernels.attention_ways import installed
 from swiftvideo_kernels.tiles import TILES, family
 
 from bench.arguments import arguments
 from swiftvideo_fast import jvp, ops
 from swiftvideo_fast.dual import Dual
-from swiftvideo_fast.models.wan.network import Wan, WanConfig
+from swiftvideo_fast.models.wan.network import Wan
+from swiftvideo_fast.models.wan.sizes import WanConfig
 from swiftvideo_fast.ops import reference
 from swiftvideo_fast.ops.attention import attention_jvp
 
@@ -32,7 +33,7 @@ def heads(B, H, N, D, count, dtype=BF16):
     return [draw(B, N, H, D, dtype=dtype).transpose(1, 2) for _ in range(count)]
 
 
-# ema_ returns nothing; attention_backward adds with atomics, and repeats to the bit in no promise
+# ema_ returns nothing; attention_backward uses atomics and is not reproducible
 CALLS = {form: op for name in ops.OPS for form, op in ops.custom_ops(name).items()
          if form not in ("ema_", "attention_backward")}
 
@@ -52,7 +53,7 @@ class TestEveryOp:
         op, args = self.pick(name)
         torch.library.opcheck(op, args, test_utils=("test_schema", "test_faketensor"))
 
-    def test_is_captured_in_a_graph_and_replays_to_the_same_bits(self, name):
+    def test_a_captured_graph_replays_bitwise(self, name):
         op, args = self.pick(name)
         eager = leaves(op(*args))
         stream = torch.cuda.Stream()
@@ -75,7 +76,7 @@ class TestEveryOp:
 
 
 def assert_within_bars(got, exact):
-    """Relative Frobenius errors of o and to; the bars are kernels/README.md's."""
+    """Relative Frobenius errors of o and to; limits from kernels/README.md."""
     for x, want, bar in zip(got, exact, (2.5e-3, 3.5e-3), strict=True):
         error = ((x - want).norm() / want.norm()).item()
         assert error <= bar
@@ -88,7 +89,7 @@ def assert_within_bars(got, exact):
     (1, 8, 4000, 4000, 64, False), (1, 4, 2500, 2500, 96, False), (1, 2, 2500, 2500, 256, False),
     (1, 4, 999, 999, 100, False),           # rows that TMA cannot read
 ], ids=str)
-def test_attention_errs_no_more_than_the_bars_and_repeats_to_the_bit(B, H, N, M, D, constant):
+def test_attention_is_within_the_error_limits_and_reproducible(B, H, N, M, D, constant):
     """At sampled queries of the first and last head, against float64."""
     q, tq = heads(B, H, N, D, 2)
     k, tk, v, tv = heads(B, H, M, D, 4)
@@ -133,8 +134,8 @@ def test_every_tile_of_this_cards_table_is_right(row, tile, causal):
 
 
 @of_every_tile
-def test_every_tile_repeats_to_the_bit_over_many_turns(row, tile, causal):
-    """What a pipeline reads too early differs from one run to the next."""
+def test_every_tile_is_bitwise_reproducible(row, tile, causal):
+    """A pipeline that reads too early gives different results in each run."""
     kernel, card, D = row
     if card != family(BF16):
         pytest.skip("another card's")
@@ -168,7 +169,7 @@ def test_primal_attention_and_its_gradient_match_torch(causal, M):
     got = [x.detach().requires_grad_() for x in (q, k, v)]
     want = [x.detach().double().requires_grad_() for x in (q, k, v)]
     o, exact = ops.attention(*got, causal=causal), reference.attention(*want, causal=causal)
-    for cotangent in (w, draw().expand(w.shape)):     # the second as a sum's is
+    for cotangent in (w, draw().expand(w.shape)):     # the second expanded, as from a sum
         ours = o, *torch.autograd.grad(o, got, cotangent, retain_graph=True)
         theirs = exact, *torch.autograd.grad(exact, want, cotangent.double(), retain_graph=True)
         for a, b in zip(ours, theirs, strict=True):
@@ -177,15 +178,15 @@ def test_primal_attention_and_its_gradient_match_torch(causal, M):
 
 @pytest.mark.parametrize("causal", [False, True], ids=["full", "causal"])
 @pytest.mark.parametrize("D", [64, 128])
-def test_the_fastest_way_of_the_table_is_right_here(D, causal):
-    """Else the next one runs, and this says so."""
+def test_the_fastest_backend_of_the_table_is_accurate(D, causal):
+    """Fails where an inaccurate backend was skipped."""
     for direction in ("forward", "backward"):
         order = plain.ORDER.get((direction, torch.cuda.get_device_capability()[0]), plain.FLASH)
         first = next(name for name in order if installed(name))
-        assert plain.chosen(direction, torch.device("cuda", 0), BF16, D, causal) == first
+        assert plain.select(direction, torch.device("cuda", 0), BF16, D, causal) == first
 
 
-def test_the_deterministic_backward_repeats_to_the_bit():
+def test_the_deterministic_backward_is_bitwise_reproducible():
     q, k, v, do = heads(1, 4, 4096, 128, 4)
     q, k, v = (x.requires_grad_() for x in (q, k, v))
     o = ops.attention(q, k, v)
@@ -218,7 +219,7 @@ def test_a_networks_pass_matches_the_cpus_and_compiles_to_one_graph(dtype, bar):
             assert (a.cpu() - want).norm() <= bar * want.norm()
 
 
-def test_attention_takes_no_memory_beyond_its_outputs():
+def test_attention_allocates_only_its_outputs():
     q, tq, k, tk, v, tv = heads(1, 12, 24960, 128, 6)
     attention_jvp(q, tq, k, tk, v, tv, 0.09, False)
     torch.cuda.synchronize()

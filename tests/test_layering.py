@@ -45,8 +45,8 @@ ONLY_IN = {                                     # package: the only place that i
     "pyarrow": "swiftvideo_fast.data.index",
     "peft": "swiftvideo_fast.models.lora",
     "triton": "swiftvideo_kernels",
-    "flash_attn": "swiftvideo_kernels.attention_ways",
-    "flash_attn_interface": "swiftvideo_kernels.attention_ways",
+    "flash_attn": "swiftvideo_kernels.attention_backends",
+    "flash_attn_interface": "swiftvideo_kernels.attention_backends",
 }
 KERNELS_MAY_IMPORT = {"torch", "triton", "flash_attn", "flash_attn_interface", "swiftvideo_kernels",
                       *sys.stdlib_module_names}

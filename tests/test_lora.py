@@ -10,7 +10,8 @@ from torch import nn
 
 from swiftvideo_fast import jvp
 from swiftvideo_fast.models import lora
-from swiftvideo_fast.models.wan.network import Wan, WanConfig, cast
+from swiftvideo_fast.models.wan.network import Wan, cast
+from swiftvideo_fast.models.wan.sizes import WanConfig
 
 RANK = 3
 

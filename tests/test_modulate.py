@@ -115,7 +115,7 @@ def test_says_which_argument_is_wrong(rng):
         modulate(x, s, b.float())
 
 
-# Of the Triton kernel, for tests/mutants.py: (what is there, what takes its place).
+# Mutants of the Triton kernel, for tests/mutants.py: (original, replacement).
 MUTANTS = [
     ("    a = a - mean\n", "    a = a\n"),
     ("b = tl.where(mask_b, b - mean, 0.0)", "b = b - mean"),
@@ -134,7 +134,7 @@ MUTANTS = [
     (" + part(b_ptr + channel, col_b, mask_b)", ""),
     ("tx_ptr + at, col_b, mask_b", "x_ptr + at, col_b, mask_b"),
     ("_tangent(tb, b, mean_t", "_tangent(tb, b, 0.0"),
-    ("moves, shifts, col_b", "moves, None, col_b"),
+    ("ts_row, tb_row, col_b", "ts_row, None, col_b"),
     ("dn_a = dy_a * (1 + part(s_ptr + clip * C", "dn_a = dy_a * (1 + part(s_ptr"),
     ("dn_b = dy_b * (1 + part(s_ptr + clip * C, col_b, mask_b))", "dn_b = dy_b"),
     ("ds_a += dy_a * a", "ds_a += dy_a"),

@@ -1,4 +1,4 @@
-"""Planes larger than any cache are written another way: to the same bits as their parts, which are not."""
+"""Tensors larger than the caches: non-temporal stores give the same bits as normal stores of their parts."""
 
 import oracle
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from swiftvideo_fast import _C
 
-ROWS = 1400                                         # of 1536 floats: four such planes are 34 MB
+ROWS = 1400                                         # of 1536 floats: four such tensors are 34 MB
 GEN = torch.Generator().manual_seed(0)
 
 
@@ -69,7 +69,7 @@ def test_clips(norm, dtype, size, isa):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, None])
 @pytest.mark.parametrize("isa", _C.isas())
 def test_shards(dtype, isa):
-    """The last is one that no register fills evenly."""
+    """The last shard's size is not a multiple of a register."""
     sizes = 2**22, 2**20 + 5
     average, master = ([torch.randn(n, generator=GEN) for n in sizes] for _ in range(2))
     copy = [] if dtype is None else [x.to(dtype) for x in average]

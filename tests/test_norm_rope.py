@@ -112,7 +112,7 @@ def test_says_which_argument_is_wrong(rng):
         norm_rope_jvp(x, tx[:1], w, cos, sin, 1e-6)
 
 
-# Of the Triton kernel, for tests/mutants.py: (what is there, what takes its place).
+# Mutants of the Triton kernel, for tests/mutants.py: (original, replacement).
 MUTANTS = [
     ("rstd * (u - n * mean_nu)", "rstd * u"),
     ("rstd * (u - n * mean_nu)", "u - n * mean_nu"),
@@ -122,7 +122,7 @@ MUTANTS = [
     ("a * cos - b * sin", "a * cos + b * sin"),
     ("a * sin + b * cos", "b * sin + a * cos"),
     ("/ C + eps", "/ C"),
-    ("y = _turned(a * part(w_ptr, col_a, mask_a)", "y = _turned(a"),
+    ("y = _rotate(a * part(w_ptr, col_a, mask_a)", "y = _rotate(a"),
     ("y = b * part(w_ptr, col_b, mask_b)", "y = b"),
     ("(ta, a, mean_nt, rstd) * part(w_ptr, col_a, mask_a)", "(ta, a, mean_nt, rstd)"),
     ("mean_nt = row_dot(ta, tb, a, b) / C", "mean_nt = row_dot(ta, None, a, None) / C"),

@@ -8,7 +8,7 @@ import pytest
 
 
 def two_forms(op):
-    """As the database calls it, and one other form, which depends on its name."""
+    """Returns the database's form and one other, chosen by the operator's name."""
     others = opdb_sweep.FORMS[1:]
     return "plain", others[crc32(op.full_name.encode()) % len(others)]
 

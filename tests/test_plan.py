@@ -9,7 +9,8 @@ import torch
 from bench.memory import faked
 from bench.passes import Setting, train_pass
 from swiftvideo_fast import cli, plan
-from swiftvideo_fast.models.wan.network import PRESETS, RECOMPUTE, Wan
+from swiftvideo_fast.models.wan.network import RECOMPUTE, Wan
+from swiftvideo_fast.models.wan.sizes import PRESETS
 from swiftvideo_fast.plan import Plan
 
 

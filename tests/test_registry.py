@@ -1,4 +1,4 @@
-"""Every op of the registry has all its places: reference, CPU, GPU, tests, bench, compile case, mutants."""
+"""Every registered op has all its files: reference, CPU, GPU, tests, bench, compile case, mutants."""
 
 import importlib
 import pkgutil
@@ -23,7 +23,7 @@ for module in pkgutil.iter_modules(bench.__path__, "bench."):
 
 
 @pytest.mark.parametrize("name", ops.OPS)
-def test_an_op_has_all_its_places(name):
+def test_an_op_has_all_its_files(name):
     assert hasattr(reference, name), "no meaning in ops/reference.py"
     for place in (f"csrc/{name}.h", f"kernels/swiftvideo_kernels/{name}.py", f"tests/test_{name}.py"):
         assert (ROOT / place).is_file(), f"no {place}"
@@ -36,9 +36,9 @@ def test_an_op_has_all_its_places(name):
 @pytest.mark.parametrize("place, said", [
     ("bench", "no case in bench/"), ("mutants", "fewer than three mutants"), ("reference", "no meaning"),
     ("csrc", "no csrc/")])
-def test_an_op_that_has_lost_a_place_fails(monkeypatch, tmp_path, name, place, said):
-    """A compile case: what tests/test_compile_report.py samples is named by the registry, and a name without
-    a case fails it."""
+def test_an_op_with_a_missing_file_fails(monkeypatch, tmp_path, name, place, said):
+    """The compile case: tests/test_compile_report.py samples names from the registry and fails for a name
+    without a case."""
     if place == "bench":
         for case in [case for case in CASES if case.startswith(name)]:
             monkeypatch.delitem(CASES, case)
@@ -49,12 +49,12 @@ def test_an_op_that_has_lost_a_place_fails(monkeypatch, tmp_path, name, place, s
     else:
         monkeypatch.setitem(globals(), "ROOT", tmp_path)
     with pytest.raises(AssertionError, match=said):
-        test_an_op_has_all_its_places(name)
+        test_an_op_has_all_its_files(name)
 
 
 @pytest.mark.parametrize("name", ops.OPS)
-def test_arguments_are_drawn_for_every_custom_op(name):
-    """What the bench, the compile report and the tests of all ops call it with."""
+def test_arguments_are_generated_for_every_custom_op(name):
+    """The arguments of the bench, the compile report and the tests of all ops."""
     forms = ops.custom_ops(name)
     assert forms and next(iter(forms)).rstrip("_") == name
     for op in forms.values():

@@ -17,7 +17,7 @@ import torch
 
 from swiftvideo_fast.config import Optim
 from swiftvideo_fast.models import weights
-from swiftvideo_fast.models.wan.network import Block
+from swiftvideo_fast.models.wan.blocks import Block
 from swiftvideo_fast.objectives.base import STUDENT
 from swiftvideo_fast.objectives.flow import FlowMatching
 from swiftvideo_fast.train import checkpoint, loop, recipe, run_folder

@@ -17,9 +17,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from swiftvideo_fast import jvp
-from swiftvideo_fast.models.wan import network as wan
+from swiftvideo_fast.models.wan import blocks
+from swiftvideo_fast.models.wan.blocks import rotary_tables
 from swiftvideo_fast.models.wan.names import DIT
-from swiftvideo_fast.models.wan.network import PRESETS, Wan, WanConfig, cast, rotary_tables
+from swiftvideo_fast.models.wan.network import Wan, cast
+from swiftvideo_fast.models.wan.sizes import PRESETS, WanConfig
 
 SMALL = WanConfig(dim=48, heads=2, layers=2, ffn_dim=80, text_dim=24, image_dim=20)
 CONFIGS = [SMALL, replace(SMALL, image_dim=None), replace(SMALL, eps=1e-2)]
@@ -114,7 +116,7 @@ def test_an_mlp_in_rows_gives_what_it_gives_whole(monkeypatch):
     x, t, constants = inputs(SMALL)                             # 30 tokens
     tangents = torch.randn_like(x), torch.ones_like(t)
     whole = jvp(lambda x, t: net(x, t, *constants), (x, t), tangents)
-    monkeypatch.setattr(wan, "MLP_ROWS", 7)
+    monkeypatch.setattr(blocks, "MLP_ROWS", 7)
     for rows, want in zip(jvp(lambda x, t: net(x, t, *constants), (x, t), tangents), whole, strict=True):
         assert relative(rows, want) < 1e-5
 

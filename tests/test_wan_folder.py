@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.wan import folder
-from swiftvideo_fast.models.wan.network import PRESETS, Wan, WanConfig, cast
+from swiftvideo_fast.models.wan.network import Wan, cast
+from swiftvideo_fast.models.wan.sizes import PRESETS, WanConfig
 
 RELEASED = {                    # DiffSynth's md5 over names and shapes of the published files; tensors
     "Fun-InP": (replace(PRESETS["1.3b"]), "6d6ccde6845b95ad9114ab993d917893", 983),

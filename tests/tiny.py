@@ -15,7 +15,8 @@ from swiftvideo_fast.config import Config
 from swiftvideo_fast.data.clips import Clip, demo_clips
 from swiftvideo_fast.data.crops import CropSource, EncodedCrops, fit_codec
 from swiftvideo_fast.models import weights
-from swiftvideo_fast.models.wan.network import Wan, WanConfig, initialise
+from swiftvideo_fast.models.wan.network import Wan, initialise
+from swiftvideo_fast.models.wan.sizes import WanConfig
 from swiftvideo_fast.objectives.ta import Ta
 from swiftvideo_fast.train import recipe, rounds
 

@@ -6,13 +6,13 @@
 
 Per query row, with running max m, p = exp(S - m) and h = p∘tS, one pass keeps
 
-    l = Σ p    r = Σ h    O = Σ p v    A = Σ h v + p tv        O, A, l, r all times exp(m - m') when m grows
+    l = Σ p    r = Σ h    O = Σ p v    A = Σ h v + p tv        scaled by exp(m - m') when m grows to m'
     o = O/l    to = (A - (r/l) O)/l    lse = m + log l                                             (2)
 
-tS is not exponentiated, so m cancels exactly in (2) and counts as a constant.  Both terms of A go into one
-accumulator by two dots.  Six matrix products where the primal has two; terms without a tangent are compiled
-out. p and h enter the products rounded to the storage dtype, and (2) divides by the sums of the *rounded* p
-and h: a mean offset in v then cancels exactly (kernels/README.md).  lse takes the unrounded sum.
+tS is not exponentiated, so m cancels exactly in (2) and is treated as a constant.  The two terms of A share
+one accumulator.  Six matrix products, where the primal has two; terms without a tangent are compiled out.
+The products use p and h rounded to the storage dtype, and (2) divides by sums of the *rounded* p and h: a
+mean offset in v then cancels exactly (kernels/README.md).  lse uses the unrounded sum.
 
 Flops: 12 B H N M D.  Arithmetic fp32; m and S in base 2 inside.
 Shapes: B clips, H query heads, G key heads (H % G == 0), N queries, M keys, D head width.
@@ -27,7 +27,16 @@ from torch import Tensor
 
 from swiftvideo_kernels.attention import attention
 from swiftvideo_kernels.attention_tangent import attention_tangent
-from swiftvideo_kernels.blocks import LOG2E, block_of, layout, masked, on_grid, rounded, scores, source
+from swiftvideo_kernels.blocks import (
+    LOG2E,
+    launch_arguments,
+    load_block,
+    masked,
+    rounded,
+    scores,
+    source,
+    tma_aligned,
+)
 from swiftvideo_kernels.tiles import Tile, tile_for
 
 
@@ -48,7 +57,7 @@ def _attention_jvp_kernel(
     if CAUSAL:
         block = tl.num_programs(0) - 1 - block                  # the longest rows first
     if cu_q_ptr is None:
-        token, lse_base = clip * N, (clip * H + head) * N       # where o's rows and lse's begin
+        token, lse_base = clip * N, (clip * H + head) * N       # first row of o and of lse
         q_base, k_base, v_base = clip * q_clip, clip * k_clip, clip * v_clip
     else:
         start_q, start_k = tl.load(cu_q_ptr + clip).to(tl.int64), tl.load(cu_k_ptr + clip).to(tl.int64)
@@ -65,10 +74,10 @@ def _attention_jvp_kernel(
     tv_src = source(tv_ptr, v_base + group * v_head, M, v_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
 
     first_row = block * BLOCK_M
-    q = block_of(q_src, first_row, N, q_row, WIDTH, BLOCK_M, BLOCK_D, TMA)
+    q = load_block(q_src, first_row, N, q_row, WIDTH, BLOCK_M, BLOCK_D, TMA)
     tq = None
     if tq_src is not None:
-        tq = block_of(tq_src, first_row, N, q_row, WIDTH, BLOCK_M, BLOCK_D, TMA)
+        tq = load_block(tq_src, first_row, N, q_row, WIDTH, BLOCK_M, BLOCK_D, TMA)
     acc_o = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     acc_to = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     m = tl.full([BLOCK_M], -float("inf"), tl.float32)
@@ -81,12 +90,12 @@ def _attention_jvp_kernel(
         end = tl.minimum(M, first_row + BLOCK_M)
         whole = tl.minimum(M, first_row) // BLOCK_N * BLOCK_N
     if cu_q_ptr is not None:
-        end = tl.where(first_row < N, end, 0)                   # a program past its sequence's end
+        end = tl.where(first_row < N, end, 0)                   # the program is past its sequence's end
     for first in range(0, end, BLOCK_N):
-        k = block_of(k_src, first, M, k_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
+        k = load_block(k_src, first, M, k_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
         tk = None
         if tk_src is not None:
-            tk = block_of(tk_src, first, M, k_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
+            tk = load_block(tk_src, first, M, k_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
         s, ts = scores(q, tq, k, tk)
         if first >= whole:
             s = masked(s, first_row, first, M, CAUSAL)
@@ -104,15 +113,15 @@ def _attention_jvp_kernel(
         acc_o = acc_o * alpha[:, None]
         acc_to = acc_to * alpha[:, None]
 
-        v = block_of(v_src, first, M, v_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
+        v = load_block(v_src, first, M, v_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
         acc_o = tl.dot(p_rounded, v, acc_o, input_precision="tf32x3")
         if ts is not None:
             acc_to = tl.dot(h_rounded, v, acc_to, input_precision="tf32x3")
         if tv_src is not None:
-            tv = block_of(tv_src, first, M, v_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
+            tv = load_block(tv_src, first, M, v_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
             acc_to = tl.dot(p_rounded, tv, acc_to, input_precision="tf32x3")
 
-    some = l > 0                                                # no keys at all: o = to = 0, lse = -inf
+    some = l > 0                                                # without keys o = to = 0, lse = -inf
     inverse = 1 / tl.where(some, l_rounded, 1.0)
     o = acc_o * inverse[:, None]
     to = (acc_to - (r * inverse)[:, None] * acc_o) * inverse[:, None]
@@ -128,23 +137,23 @@ def _attention_jvp_kernel(
 def attention_jvp(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v: Tensor, tv: Tensor | None,
                   scale: float, causal: bool, *, cu_q: Tensor | None = None, cu_k: Tensor | None = None,
                   max_q: int | None = None, tile: Tile | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """(o, to, lse).  o and to lie in memory as (B, N, H, D) and are returned as (B, H, N, D) views.
+    """Returns (o, to, lse); o and to are (B, H, N, D) views of memory (B, N, H, D).
 
-    On sm_90 the table names attention_jvp_hopper's kernel, which takes all but empty and expanded tensors and
-    calls without a tangent.  What TMA cannot read is copied; so is, for this file's kernel and packed
-    sequences, a tangent with other strides than its primal.  max_q: the longest packed sequence, N if not
-    known.  tile: one other than the table's.  Shapes and dtypes are checked by the op.
+    On sm_90 the table selects attention_jvp_hopper's kernel, except for empty or expanded tensors and calls
+    without a tangent.  Tensors that TMA cannot read are copied, and so are tangents whose strides differ from
+    their primal's (this file's kernel, packed sequences).  max_q: longest packed sequence; None: N.  tile:
+    overrides the table.  The op checks shapes and dtypes; ValueError for an unsupported packed head width.
     """
     tile = tile or tile_for("attention_jvp", q.dtype, q.device, q.shape[-1])
     if tile is not None and tile.hopper:
         from swiftvideo_kernels import hopper  # Gluon: imported only where it is launched
 
-        inputs = [on_grid(x) for x in (q, tq, k, tk, v, tv)]
+        inputs = [tma_aligned(x) for x in (q, tq, k, tk, v, tv)]
         given = tq is not None or tk is not None or tv is not None
-        if scale >= 0 and given and all(map(hopper.readable, inputs)):
+        if scale >= 0 and given and all(map(hopper.tma_readable, inputs)):
             return hopper.attention_jvp_hopper(*inputs, scale, causal, tile, cu_q, cu_k, max_q)
         tile = tile_for("attention_jvp", q.dtype, q.device, q.shape[-1], by_hand=False)
-    how = layout("attention_jvp", q, tq, k, tk, v, tv, scale, causal, tile)
+    how = launch_arguments("attention_jvp", q, tq, k, tk, v, tv, scale, causal, tile)
     if how is None:
         if cu_q is not None:
             raise ValueError(f"attention_jvp: packed head width {q.shape[-1]}; want at most 128 on this card")

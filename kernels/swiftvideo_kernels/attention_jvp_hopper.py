@@ -1,23 +1,23 @@
-"""Attention and its tangent on Hopper (sm_90a), scheduled by hand in Triton's Gluon.
+"""Attention and its tangent on Hopper (sm_90a), hand-scheduled in Triton's Gluon.
 
 Per query row (attention_jvp.py), m the running max, p = exp2(c S - m), h = p (scale tS):
 
     O = Σ p v    A = Σ h v + p tv    l = Σ p    lr = Σ rounded(p)    r = Σ rounded(h)
     o = O / lr   to = (A - (r / lr) O) / lr     lse = (m + log2 l) / log2 e
 
-A program has 128 query rows and three roles: a producer (one warp, TMA only) and two consumers (four warps
-and 64 rows each) that never wait for one another.  A consumer issues the products of a key block in this
-order and computes the softmax under those that follow, so its tensor cores idle for one issue a block:
+A program has 128 query rows and three roles: one producer (one warp, TMA only) and two consumers (four
+warps, 64 rows each), which do not synchronise with each other.  A consumer issues the products of a key block
+in this order and overlaps the softmax with later ones, so its tensor cores idle for one issue per block:
 
     S = q k'  |  tS = tq k' + q tk'  |  O += p v,  A += p tv  |  A += h v  |
                  m, p, rescale O, A     h
 
-Products of one warp group end in the order of issue, so "at most n in flight" says which have ended.  None
-is in flight over the loop's back edge: ptxas would then wait behind every HGMMA (C7514).  Keys come in
-blocks of BLOCK_N through rings of STAGES slots.  The barriers: kernels/README.md; tests/test_hopper.py.
+Products of one warp group complete in issue order, so "at most n in flight" tells which have completed.  No
+product is in flight across the loop's back edge: ptxas would then wait after every HGMMA (C7514).  Key blocks
+of BLOCK_N rows pass through rings of STAGES slots.  Barriers: kernels/README.md, tests/test_hopper.py.
 
-Shapes as in attention_jvp.py, bf16 or fp16; head widths up to BLOCK_D, 64 or 128: TMA reads zeros beyond
-WIDTH.  Launch: hopper.py.
+Shapes as in attention_jvp.py, bf16 or fp16.  Head widths up to BLOCK_D, 64 or 128: TMA reads zeros beyond
+WIDTH.  Launched by hopper.py.
 """
 
 from triton.experimental import gluon
@@ -31,14 +31,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 LOG2E = gl.constexpr(1.4426950408889634)
-ROWS = gl.constexpr(64)                                         # query rows of a consumer
-load_async = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared    # named so before 3.8
+ROWS = gl.constexpr(64)                                         # query rows per consumer
+load_async = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared    # the name before 3.8
 store_async = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
 
 
 @gluon.jit
 def _rounded(x, dtype: gl.constexpr):
-    """x in dtype, and that value in float32.  bf16 two at a time, as in blocks.rounded."""
+    """Returns x in dtype, and that value in float32.  bf16 is converted in pairs, as in blocks.rounded."""
     if dtype == gl.bfloat16:
         narrow = gl.inline_asm_elementwise(
             "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=gl.bfloat16, is_pure=True, pack=2)
@@ -53,7 +53,7 @@ def _rounded(x, dtype: gl.constexpr):
 
 @gluon.jit
 def _blocks(end_row, M, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
-    """The number of key blocks that rows below end_row see.  All but the last need no mask."""
+    """Returns the number of key blocks for rows below end_row.  Only the last needs a mask."""
     if CAUSAL:
         M = gl.minimum(M, end_row)
     return (M + BLOCK_N - 1) // BLOCK_N
@@ -61,13 +61,13 @@ def _blocks(end_row, M, BLOCK_N: gl.constexpr, CAUSAL: gl.constexpr):
 
 @gluon.jit
 def _slot(ring, j, STAGES: gl.constexpr):
-    """Where key block j lies in `ring`: [BLOCK_N, BLOCK_D]."""
+    """Returns the slot of key block j in `ring`: [BLOCK_N, BLOCK_D]."""
     return ring.index(j % STAGES).reshape([ring.shape[3], ring.shape[4]])
 
 
 @gluon.jit
 def _scores(q, tq, k_ring, tk_ring, j, STAGES: gl.constexpr, L: gl.constexpr):
-    """Issue S and tS of key block j.  tS is S if neither q nor k has a tangent."""
+    """Issues S and tS of key block j.  Returns S for tS if neither q nor k has a tangent."""
     BLOCK_N: gl.constexpr = k_ring.shape[3]
     zero = gl.zeros([ROWS, BLOCK_N], gl.float32, L)
     k = _slot(k_ring, j, STAGES).permute((1, 0))
@@ -85,7 +85,7 @@ def _scores(q, tq, k_ring, tk_ring, j, STAGES: gl.constexpr, L: gl.constexpr):
 @gluon.jit
 def _block(state, q, tq, memory, bars, j, row, M, scale, LAST: gl.constexpr, CAUSAL: gl.constexpr,
            STAGES: gl.constexpr, H_FIRST: gl.constexpr):
-    """Key block j.  LAST: some keys may be masked.  H_FIRST: A += p tv after h: fewer registers."""
+    """Processes key block j.  LAST: keys may be masked.  H_FIRST: A += p tv after h v: fewer registers."""
     _, _, k_ring, tk_ring, v_ring, tv_ring = memory
     _, k_full, k_free, v_full, v_free = bars
     acc_o, acc_to, m, l, l_rounded, r = state
@@ -126,7 +126,7 @@ def _block(state, q, tq, memory, bars, j, row, M, scale, LAST: gl.constexpr, CAU
         acc_to = warpgroup_mma(p_a, _slot(tv_ring, j, STAGES), acc_to, is_async=True)
 
     if SCORES > 0:
-        ts = warpgroup_mma_wait(VALUES, deps=(ts,))             # O, A in flight; k and tk have been read
+        ts = warpgroup_mma_wait(VALUES, deps=(ts,))             # O, A in flight; k and tk are free
     mbarrier.arrive(k_free.index(slot))
     if SCORES > 0:
         h_narrow, h_used = _rounded(p * (ts * scale), q.dtype)
@@ -141,7 +141,7 @@ def _block(state, q, tq, memory, bars, j, row, M, scale, LAST: gl.constexpr, CAU
 
 @gluon.jit
 def _over_keys(state, args, CAUSAL: gl.constexpr, STAGES: gl.constexpr, H_FIRST: gl.constexpr):
-    """All key blocks, one or more; the last apart, so that the loop has no mask."""
+    """Processes all key blocks, at least one; the last outside the loop, which needs no mask."""
     q, tq, memory, bars, blocks, row, M, scale = args
     mbarrier.wait(bars[0].index(0), 0)
     for j in range(blocks - 1):
@@ -151,7 +151,7 @@ def _over_keys(state, args, CAUSAL: gl.constexpr, STAGES: gl.constexpr, H_FIRST:
 
 @gluon.jit
 def _store(x, through, at_ptr, row, N, stride, WIDTH: gl.constexpr):
-    """Write [ROWS, BLOCK_D] to rows row .. of [N, WIDTH], by way of shared memory: 16 bytes a thread."""
+    """Writes [ROWS, BLOCK_D] to rows row .. of [N, WIDTH], through shared memory: 16 bytes per thread."""
     D: gl.constexpr = through.shape[1]
     L: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
     through.store(x)
@@ -163,7 +163,7 @@ def _store(x, through, at_ptr, row, N, stride, WIDTH: gl.constexpr):
 
 @gluon.jit
 def _send(x, own, desc, clip, head, row):
-    """Begin to write [ROWS, BLOCK_D] to rows row .. of desc, as far as there are, by TMA from `own`."""
+    """Starts a TMA store of [ROWS, BLOCK_D] from `own` to rows row .. of desc, clipped at its end."""
     own.reshape([ROWS, own.shape[3]]).store(x)
     fence_async_shared()
     store_async(desc, [clip, head, row, 0], own)
@@ -173,10 +173,10 @@ def _send(x, own, desc, clip, head, row):
 def _consume(WHO: gl.constexpr, out, memory, bars, place, H, N, M, scale, PACKED: gl.constexpr,
              BY_TMA: gl.constexpr, WIDTH: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr,
              H_FIRST: gl.constexpr):
-    """One consumer's 64 rows."""
+    """Computes one consumer's 64 rows."""
     o, to, lse_ptr = out
     first_row, head, clip, start, total = place
-    if PACKED:                                                  # where o's rows begin, and the head's in lse
+    if PACKED:                                                  # first row of o and of lse
         token, lse_at = start.to(gl.int64), head.to(gl.int64) * total + start
     else:
         token, lse_at = clip.to(gl.int64) * N, (clip * H + head).to(gl.int64) * N
@@ -187,7 +187,7 @@ def _consume(WHO: gl.constexpr, out, memory, bars, place, H, N, M, scale, PACKED
     row = first_row + WHO * ROWS
     q_own = memory[0].index(WHO)
     q = q_own.reshape([ROWS, BLOCK_D])
-    tq, to_own = None, q_own                                    # o is written by way of q's rows, to of tq's
+    tq, to_own = None, q_own                                    # stores reuse the memory of q and tq
     if memory[1] is not None:
         to_own = memory[1].index(WHO)
         tq = to_own.reshape([ROWS, BLOCK_D])
@@ -197,19 +197,19 @@ def _consume(WHO: gl.constexpr, out, memory, bars, place, H, N, M, scale, PACKED
     blocks = _blocks(row + ROWS, M, BLOCK_N, CAUSAL)
     args = q, tq, memory, bars, blocks, row, M, scale
     if PACKED:
-        if blocks > 0:                                          # not packed, there are keys
+        if blocks > 0:                                          # unpacked calls have keys
             state = _over_keys(state, args, CAUSAL, STAGES, H_FIRST)
     else:
         state = _over_keys(state, args, CAUSAL, STAGES, H_FIRST)
     acc_o, acc_to, m, l, l_rounded, r = state
-    some = l > 0                                                # no keys at all: o = to = 0, lse = -inf
+    some = l > 0                                                # without keys o = to = 0, lse = -inf
     inverse = 1 / gl.where(some, l_rounded, 1.0)
     mean = gl.convert_layout(r * inverse, gl.SliceLayout(1, O))[:, None]
     inverse_o = gl.convert_layout(inverse, gl.SliceLayout(1, O))[:, None]
     o_block, to_block = (acc_o * inverse_o).to(q.dtype), ((acc_to - mean * acc_o) * inverse_o).to(q.dtype)
     rows = row + gl.arange(0, ROWS, gl.SliceLayout(1, S))
     gl.store(lse_ptr + lse_at + rows, (m + gl.log2(gl.where(some, l, 1.0))) / LOG2E, rows < N)
-    if BY_TMA:                                                  # o and to go over this consumer's q and tq
+    if BY_TMA:                                                  # staged in this consumer's q and tq
         _send(o_block, q_own, o, clip, head, row)
         if tq is None:
             tma.store_wait(0)
@@ -223,10 +223,10 @@ def _consume(WHO: gl.constexpr, out, memory, bars, place, H, N, M, scale, PACKED
 
 @gluon.jit
 def _fill(full, free, ring, t_ring, desc, t_desc, j, group, clip, STAGES: gl.constexpr):
-    """Load key block j of one operand and its tangent into its slot, once that is free."""
+    """Loads key block j of an operand and its tangent once their slot is free."""
     BYTES: gl.constexpr = ring.shape[3] * ring.shape[4] * 2
     slot, row = j % STAGES, j * ring.shape[3]
-    mbarrier.wait(free.index(slot), (j // STAGES & 1) ^ 1)      # the first round finds it free
+    mbarrier.wait(free.index(slot), (j // STAGES & 1) ^ 1)      # passes at once in the first round
     mbarrier.expect(full.index(slot), BYTES if t_desc is None else 2 * BYTES)
     load_async(desc, [clip, group, row, 0], full.index(slot), ring.index(slot))
     if t_desc is not None:
@@ -235,7 +235,7 @@ def _fill(full, free, ring, t_ring, desc, t_desc, j, group, clip, STAGES: gl.con
 
 @gluon.jit
 def _described(x_ptr, start, heads, rows, strides, ring, WIDTH: gl.constexpr):
-    """A descriptor of one packed sequence, [1, heads, rows, WIDTH].  It needs a row at least."""
+    """Returns a descriptor of one packed sequence, [1, heads, rows, WIDTH], of at least one row."""
     head, row = strides[0].to(gl.int64), strides[1].to(gl.int64)
     return tma.make_tensor_descriptor(
         x_ptr + start * row, [1, heads, gl.maximum(rows, 1), WIDTH], [row, head, row, 1],
@@ -245,7 +245,7 @@ def _described(x_ptr, start, heads, rows, strides, ring, WIDTH: gl.constexpr):
 @gluon.jit
 def _produce(sources, strides, memory, bars, place, starts, H, GROUP, N, M, PACKED: gl.constexpr,
              WIDTH: gl.constexpr, CAUSAL: gl.constexpr, STAGES: gl.constexpr):
-    """The one warp that loads: the program's queries, then its key blocks."""
+    """Producer warp: loads the program's queries, then its key blocks."""
     q, tq, k, tk, v, tv = sources
     q_s, tq_s, k_ring, tk_ring, v_ring, tv_ring = memory
     q_full, k_full, k_free, v_full, v_free = bars
@@ -310,7 +310,7 @@ def attention_jvp_hopper_kernel(
     if cu_q_ptr is not None:
         start_q, start_k = gl.load(cu_q_ptr + clip), gl.load(cu_k_ptr + clip)
         N, M = gl.load(cu_q_ptr + clip + 1) - start_q, gl.load(cu_k_ptr + clip + 1) - start_k
-        M = gl.where(first_row < N, M, 0)                       # a program past its sequence's end
+        M = gl.where(first_row < N, M, 0)                       # the program is past its sequence's end
         clip = 0
 
     dtype: gl.constexpr = o_ptr.dtype.element_ty
@@ -325,7 +325,7 @@ def attention_jvp_hopper_kernel(
     if tv is not None:
         tv_ring = _slots(STAGES, dtype, BLOCK_N, BLOCK_D, K_LAYOUT)
     q_full, k_full, v_full = _barriers(1, 1), _barriers(STAGES, 1), _barriers(STAGES, 1)
-    k_free, v_free = _barriers(STAGES, 2), _barriers(STAGES, 2)         # by two consumers
+    k_free, v_free = _barriers(STAGES, 2), _barriers(STAGES, 2)         # two consumers arrive
     fence_async_shared()
 
     memory = q_s, tq_s, k_ring, tk_ring, v_ring, tv_ring

@@ -1,13 +1,13 @@
-"""The tangent of softmax attention, given the primal's output and its log-sum-exp: the two-pass form.
+"""The tangent of softmax attention from the primal's output and log-sum-exp: the two-pass form.
 
-    P  = exp(S - lse)           final at first sight: no running max, no rescaling
+    P  = exp(S - lse)           final at once: no running max, no rescaling
     to = (P∘tS) v + P tv - rowsum(P∘tS) o                                                          (1)
 
-Five matrix products after any fast forward's two, against six in one pass (attention_jvp.py): it wins where
-the one-pass kernel runs below about 6/7 of the mix's speed.  One accumulator instead of two leaves registers
-for a deeper pipeline.  As there, the products and the row sum use P and P∘tS rounded to the storage dtype.
+Five matrix products after the forward's two, against six in one pass (attention_jvp.py): faster only where
+the one-pass kernel runs below about 6/7 of the two passes' rate.  One accumulator instead of two leaves
+registers for a deeper pipeline.  As in one pass, products and row sum use P and P∘tS in the storage dtype.
 
-Which of the two is faster is for a card to say: `python -m bench gpu` times both.
+`python -m bench gpu` times both forms.
 Flops: 10 B H N M D.  Shapes and letters as in attention_jvp.py.
 """
 
@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swiftvideo_kernels.blocks import LOG2E, block_of, layout, masked, rounded, scores, source
+from swiftvideo_kernels.blocks import LOG2E, launch_arguments, load_block, masked, rounded, scores, source
 from swiftvideo_kernels.tiles import Tile
 
 
@@ -46,10 +46,10 @@ def _attention_tangent_kernel(
 
     first_row = block * BLOCK_M
     row = first_row + tl.arange(0, BLOCK_M)
-    q = block_of(q_src, first_row, N, q_row, WIDTH, BLOCK_M, BLOCK_D, TMA)
+    q = load_block(q_src, first_row, N, q_row, WIDTH, BLOCK_M, BLOCK_D, TMA)
     tq = None
     if tq_src is not None:
-        tq = block_of(tq_src, first_row, N, q_row, WIDTH, BLOCK_M, BLOCK_D, TMA)
+        tq = load_block(tq_src, first_row, N, q_row, WIDTH, BLOCK_M, BLOCK_D, TMA)
     lse = tl.load(lse_ptr + (clip * H + head) * N + row, row < N, 0.0) * LOG2E
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     mu = tl.zeros([BLOCK_M], tl.float32)
@@ -59,22 +59,22 @@ def _attention_tangent_kernel(
         end = tl.minimum(M, first_row + BLOCK_M)
         whole = tl.minimum(M, first_row) // BLOCK_N * BLOCK_N
     for first in range(0, end, BLOCK_N):
-        k = block_of(k_src, first, M, k_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
+        k = load_block(k_src, first, M, k_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
         tk = None
         if tk_src is not None:
-            tk = block_of(tk_src, first, M, k_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
+            tk = load_block(tk_src, first, M, k_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
         s, ts = scores(q, tq, k, tk)
         if first >= whole:
             s = masked(s, first_row, first, M, CAUSAL)
 
         p = tl.exp2(s * (scale * LOG2E) - lse[:, None])
-        v = block_of(v_src, first, M, v_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
+        v = load_block(v_src, first, M, v_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
         if ts is not None:
             h_rounded, h_used = rounded(p * (ts * scale), q, PAIRS)
             mu += tl.sum(h_used, 1)
             acc = tl.dot(h_rounded, v, acc, input_precision="tf32x3")
         if tv_src is not None:
-            tv = block_of(tv_src, first, M, v_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
+            tv = load_block(tv_src, first, M, v_row, WIDTH, BLOCK_N, BLOCK_D, TMA)
             acc = tl.dot(p.to(q.dtype), tv, acc, input_precision="tf32x3")
 
     col = tl.arange(0, BLOCK_D)
@@ -87,8 +87,9 @@ def _attention_tangent_kernel(
 def attention_tangent(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v: Tensor,
                       tv: Tensor | None, o: Tensor, lse: Tensor, scale: float, causal: bool, *,
                       tile: Tile | None = None) -> Tensor:
-    """to, given o and lse of attention(q, k, v).  Same memory layout and terms as attention_jvp."""
-    tile, tensors, sizes, options = layout("attention_tangent", q, tq, k, tk, v, tv, scale, causal, tile)
+    """Returns to, given (o, lse) of attention(q, k, v); layout and None tangents as in attention_jvp."""
+    tile, tensors, sizes, options = launch_arguments(
+        "attention_tangent", q, tq, k, tk, v, tv, scale, causal, tile)
     B, H, N, _ = q.shape
     o_BNHD = o.transpose(1, 2).contiguous()
     to = torch.empty_like(o_BNHD).transpose(1, 2)

@@ -1,7 +1,7 @@
-"""What the two attention kernels share: blocks of rows, the scores and their tangent, the mask, the launch.
+"""Shared by the two Triton attention kernels: block loads, scores and their tangent, mask, launch arguments.
 
-A head is read through a tensor descriptor (TMA) or a pointer.  Both stop at the head's last row and column,
-and return zero beyond, so a ragged tail needs care only in the scores.
+A head is read through a tensor descriptor (TMA) or a pointer.  Both return zero beyond the head's last row
+and column, so only the scores need a mask for ragged tails.
 """
 
 import torch
@@ -17,9 +17,9 @@ LOG2E = tl.constexpr(1.4426950408889634)
 @triton.jit
 def source(x_ptr, base, rows, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
            TMA: tl.constexpr):
-    """One head of x, [rows, WIDTH], as something `block_of` reads: a tensor descriptor, or a pointer.
+    """Returns a tensor descriptor or a pointer of one head of x, [rows, WIDTH], for `load_block`.
 
-    A descriptor has a row at least: with none it has no end.
+    A descriptor needs at least one row: with none its bounds are undefined.
     """
     if x_ptr is None:
         x = None
@@ -32,9 +32,9 @@ def source(x_ptr, base, rows, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, 
 
 
 @triton.jit
-def block_of(x, first, rows, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+def load_block(x, first, rows, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
              TMA: tl.constexpr):
-    """Rows first .. first + BLOCK of a source: [BLOCK, BLOCK_D], zero past the last row and column."""
+    """Returns rows first .. first + BLOCK of a source, [BLOCK, BLOCK_D], zero past the last row, column."""
     if TMA:
         block = x.load([first, 0])
     else:
@@ -50,7 +50,7 @@ def block_of(x, first, rows, stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr, B
 
 @triton.jit
 def scores(q, tq, k, tk):
-    """S / c and tS / c: [BLOCK_M, BLOCK_N].  tS is None where neither q nor k has a tangent."""
+    """Returns S / c and tS / c, [BLOCK_M, BLOCK_N]; tS None if neither q nor k has a tangent."""
     s = tl.dot(q, k.T, input_precision="tf32x3")
     ts = None
     if tq is not None:
@@ -64,10 +64,10 @@ def scores(q, tq, k, tk):
 
 @triton.jit
 def rounded(x, like, PAIRS: tl.constexpr):
-    """x in the dtype of `like`, and that value in float32.
+    """Returns x in the dtype of `like`, and that value in float32.
 
-    PAIRS: bf16 two at a time, by F2FP.  Left to LLVM, a value that is used in both forms takes an F2F, which
-    Hopper is slow at (triton #4563), a pair takes a PRMT, and the kernel 20 registers more.
+    PAIRS: converts bf16 in pairs by F2FP.  LLVM converts a value used in both forms by F2F, slow on Hopper
+    (triton #4563), plus a PRMT per pair and 20 more registers in all.
     """
     if PAIRS and like.dtype == tl.bfloat16:
         narrow = tl.inline_asm_elementwise(
@@ -83,7 +83,7 @@ def rounded(x, like, PAIRS: tl.constexpr):
 
 @triton.jit
 def masked(s, first_row, first, M, CAUSAL: tl.constexpr):
-    """Scores of rows from `first_row` and keys from `first`; -inf past the last key and, if CAUSAL, row."""
+    """Returns scores, from (first_row, first), with -inf past key M and, if CAUSAL, above the diagonal."""
     col = first + tl.arange(0, s.shape[1])
     keep = (col < M)[None, :]
     if CAUSAL:
@@ -92,13 +92,12 @@ def masked(s, first_row, first, M, CAUSAL: tl.constexpr):
     return tl.where(keep, s, -float("inf"))
 
 
-def layout(kernel: str, q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v: Tensor,
-           tv: Tensor | None, scale: float, causal: bool,
-           tile: Tile | None) -> tuple[Tile, tuple, tuple, dict] | None:
-    """What both kernels are launched with: tile, the six tensors, strides, sizes and scale, options.
+def launch_arguments(kernel: str, q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v: Tensor,
+                     tv: Tensor | None, scale: float, causal: bool,
+                     tile: Tile | None) -> tuple[Tile, tuple, tuple, dict] | None:
+    """Returns (tile, six tensors, (strides, sizes, scale), options) of a launch; None without a tile.
 
-    Primal and tangent come back with one set of strides, which TMA can read if the tile asks for that.
-    None: the table has no tile for this width.
+    Primal and tangent get equal strides, readable by TMA if the tile uses it.  ValueError for scale < 0.
     """
     (_, H, N, D), (G, M) = q.shape, k.shape[1:3]
     if scale < 0:
@@ -107,10 +106,10 @@ def layout(kernel: str, q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | No
     if tile is None:
         return None
     if tile.descriptors:
-        q, tq, k, tk, v, tv = (on_grid(x) for x in (q, tq, k, tk, v, tv))
+        q, tq, k, tk, v, tv = (tma_aligned(x) for x in (q, tq, k, tk, v, tv))
         if q.is_cuda:
             triton.set_allocator(lambda size, *_: torch.empty(size, dtype=torch.int8, device=q.device))
-    (q, tq), (k, tk), (v, tv) = alike(q, tq), alike(k, tk), alike(v, tv)
+    (q, tq), (k, tk), (v, tv) = match_strides(q, tq), match_strides(k, tk), match_strides(v, tv)
     sizes = *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], H, H // G, N, M, scale
     options = dict(
         WIDTH=D, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_D=max(16, triton.next_power_of_2(D)),
@@ -119,8 +118,8 @@ def layout(kernel: str, q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | No
     return tile, (q, tq, k, tk, v, tv), sizes, options
 
 
-def on_grid(x: Tensor | None) -> Tensor | None:
-    """x, its base and rows on the 16-byte grid of the copy engine.  A copy only where they are not."""
+def tma_aligned(x: Tensor | None) -> Tensor | None:
+    """Returns x with base and rows aligned to 16 bytes, as TMA requires; copies only if needed."""
     if x is None:
         return None
     grid, width = 16 // x.element_size(), x.shape[-1]
@@ -129,8 +128,8 @@ def on_grid(x: Tensor | None) -> Tensor | None:
     return x.new_empty(*x.shape[:-1], width + -width % grid)[..., :width].copy_(x)
 
 
-def alike(x: Tensor, tx: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """x and tx with the same strides.  A copy only where they differ."""
+def match_strides(x: Tensor, tx: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Returns x and tx with equal strides; copies only if they differ."""
     if tx is None or all(size == 1 or a == b for size, a, b in zip(x.shape, tx.stride(), x.stride())):
         return x, tx
     if 0 in x.stride():

@@ -1,11 +1,11 @@
-"""The distillation gradient g of CCD and its norm (eq. 8 of the paper).
+"""CCD's distillation gradient g and its norm (eq. 8 of the SwiftVideo paper).
 
     g = v - F - r t dF,   then, per clip,   g / (||g|| + c),  g / (||g|| / sqrt D + c)  or  clamp(g, -1, 1)
 
-Two launches that read v, F, dF: the first sums squares (and writes a clamped g), the second adds these up in
-a fixed order and writes g.  At bf16 they move 16 bytes a value; to write g, then divide it, 18.  The second
-begins with the last clip, which is in L2 still.  One launch would need a barrier of the whole grid.
-Arithmetic fp32, g fp32.  At most 1024 partial sums a clip.
+Two launches read v, F, dF.  The first sums squares (and writes a clamped g); the second adds the sums in a
+fixed order and writes g.  At bf16 they move 16 bytes per value; writing g and then dividing it would move 18.
+The second starts with the last clip, still in L2.  A single launch would need a grid-wide barrier.
+Arithmetic fp32, g fp32.  At most 1024 partial sums per clip.
 Shapes: v F dF g (B, ...), D values a clip.  t size (B).
 """
 
@@ -21,7 +21,7 @@ BLOCK = 2048
 
 @triton.jit
 def _difference(v_ptr, f_ptr, df_ptr, rt, at, mask):
-    """g before it is normalised, zero past the clip's end."""
+    """Returns g before normalisation, zero past the clip's end."""
     v = tl.load(v_ptr + at, mask, 0.0).to(tl.float32)
     f = tl.load(f_ptr + at, mask, 0.0).to(tl.float32)
     df = tl.load(df_ptr + at, mask, 0.0).to(tl.float32)
@@ -54,7 +54,7 @@ def _square_kernel(
 def _divide_kernel(
     v_ptr, f_ptr, df_ptr,       # [B, D]
     t_ptr,                      # [B]
-    g_ptr,                      # [B, D] fp32, or None: the size alone
+    g_ptr,                      # [B, D] fp32, or None: only the size
     square_ptr,                 # [B, parts] fp32
     size_ptr,                   # [B] fp32
     r, unit, c, D, parts,       # g / (unit ||g|| + c)
@@ -74,7 +74,7 @@ def _divide_kernel(
 
 def ccd_gradient(v: Tensor, F: Tensor, dF: Tensor, t: Tensor, r: float, norm: str,
                  c: float) -> tuple[Tensor, Tensor]:
-    """(g, ||g|| before normalisation), float32."""
+    """Returns (g (B, ...), ||g|| before normalisation (B,)), float32."""
     (v, F, dF), t = contiguous("ccd_gradient", v, F, dF), t.contiguous()
     B, D, clamp = len(F), F.shape[1:].numel(), norm == "clip"
     g, square = torch.empty_like(F, dtype=torch.float32), partial_sums(F, BLOCK)

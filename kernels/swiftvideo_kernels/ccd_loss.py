@@ -1,9 +1,9 @@
-"""The CCD loss and its residual (eq. 9 of the paper).
+"""The CCD loss and its residual (eq. 9 of the SwiftVideo paper).
 
     residual = F_student - F - g            loss = Σ_D residual²
 
-Traffic: reads F_student, F, g, writes the residual, which is all that the backward needs.
-Arithmetic fp32.  Sums go through at most 1024 partial sums a clip, added in a fixed order.
+Traffic: reads F_student, F, g; writes the residual, the only input of the backward.
+Arithmetic fp32.  At most 1024 partial sums per clip, added in a fixed order.
 Shapes: F_student F g residual (B, ...), D values a clip.  loss (B).
 """
 
@@ -39,7 +39,7 @@ def _ccd_loss_kernel(
 
 
 def ccd_loss(F_student: Tensor, F: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """(loss, residual): float32, and F_student's dtype."""
+    """Returns (loss (B,) float32, residual in F_student's dtype)."""
     F_student, F, g = contiguous("ccd_loss", F_student, F, g)
     residual, square = torch.empty_like(F), partial_sums(F, BLOCK)
     _ccd_loss_kernel[square.shape[::-1]](F_student, F, g, residual, square, F.shape[1:].numel(), BLOCK=BLOCK)

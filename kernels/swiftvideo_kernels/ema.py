@@ -1,10 +1,10 @@
-"""The exponential moving average and its working copy in one pass.
+"""Exponential moving average and its low-precision copy in one pass.
 
     average <- decay average + (1 - decay) master        copy <- average
 
-Traffic: read average and master, write average and copy: 4 + 4 + 4 + 2 bytes a parameter with a bf16 copy.
-One launch a tensor: under ZeRO the shards are few and long.  Arithmetic fp32.  A thread has 8 values, so that
-all 64 warps of a multiprocessor fit; the copy is stored by fours, as the average lies.
+Traffic: reads average and master, writes average and copy: 4 + 4 + 4 + 2 bytes per parameter, bf16 copy.
+One launch per tensor: under ZeRO the shards are few and long.  Arithmetic fp32.  8 values per thread, so that
+all 64 warps of a multiprocessor fit; the copy is stored in groups of four, in the average's layout.
 """
 
 import triton
@@ -28,6 +28,6 @@ def _ema_kernel(average_ptr, master_ptr, copy_ptr, decay, rest, numel, BLOCK: tl
 
 
 def ema_(average: list[Tensor], master: list[Tensor], decay: float, copy: list[Tensor] | None = None) -> None:
-    """In place.  average, copy: contiguous; average, master: float32."""
+    """Updates average and copy in place.  average, copy: contiguous; average, master: float32."""
     for a, m, c in zip(average, contiguous("ema_", *master), copy or [None] * len(average), strict=True):
         _ema_kernel[(triton.cdiv(a.numel(), BLOCK),)](a, m, c, decay, 1 - decay, a.numel(), BLOCK=BLOCK)

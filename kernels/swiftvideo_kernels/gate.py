@@ -1,12 +1,12 @@
-"""A gated residual, its tangent and its gradient, each in one pass.
+"""Gated residual, its tangent and its gradient, each in one pass.
 
     z  = x + g y
     tz = tx + g ty + tg y
     dx = dz,   dy = g dz,   dg = Σ_N dz y
 
-Traffic: jvp reads x, tx, y, ty, writes z, tz; backward reads dz, y, writes dy.  A tangent of None is not
-read. Arithmetic fp32.  dg goes through partial sums of CHUNK rows, added in a fixed order. Shapes: x tx y ty
-z tz (B, N, C), one dtype.  g tg (B, C), any dtype.
+Traffic: jvp reads x, tx, y, ty, writes z, tz; backward reads dz, y, writes dy.  None is not read.
+Arithmetic fp32.  dg: partial sums of CHUNK rows, added in a fixed order.
+Shapes: x tx y ty z tz (B, N, C), one dtype.  g tg (B, C), any dtype.
 """
 
 import torch
@@ -14,16 +14,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swiftvideo_kernels.storage import contiguous, part_rows
+from swiftvideo_kernels.storage import block_tile, contiguous
 
-CHUNK = 64          # rows whose dg one program adds up
+CHUNK = 64          # rows summed into dg by one program
 
 
 @triton.jit(do_not_specialize=["N"])
 def _gate_kernel(
     x_ptr, tx_ptr, y_ptr, ty_ptr,       # [B * N, C]; any tangent may be None
     g_ptr, tg_ptr,                      # [B, C]
-    z_ptr, tz_ptr,                      # [B * N, C]; tz None: the primal alone
+    z_ptr, tz_ptr,                      # [B * N, C]; tz None: primal only
     N, C,
     ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):
@@ -36,7 +36,7 @@ def _gate_kernel(
     g = tl.load(g_ptr + clip * C + col, col < C, 0.0).to(tl.float32)[None, :]
     y = tl.load(y_ptr + at, mask, 0.0).to(tl.float32)
     z = tl.load(x_ptr + at, mask, 0.0).to(tl.float32) + g * y
-    if tz_ptr is not None:                                      # both stores last: no load waits behind one
+    if tz_ptr is not None:                                      # stores last: no load waits for them
         tz = tl.zeros([ROWS, BLOCK_C], tl.float32)
         if tx_ptr is not None:
             tz += tl.load(tx_ptr + at, mask, 0.0).to(tl.float32)
@@ -72,7 +72,7 @@ def _gate_backward_kernel(
 
 
 def gate(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
-    """z, contiguous, in x's dtype."""
+    """Returns z, contiguous, in x's dtype."""
     x, y, g = contiguous("gate", x, y, g)
     z = torch.empty_like(x)
     _launch(x, None, y, None, g, None, z, None)
@@ -81,7 +81,7 @@ def gate(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
 
 def gate_jvp(x: Tensor, tx: Tensor | None, y: Tensor, ty: Tensor | None, g: Tensor,
              tg: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(z, tz), contiguous, in x's dtype.  A tangent of None is zero."""
+    """Returns (z, tz), contiguous, in x's dtype.  A tangent of None is zero."""
     x, tx, y, ty, g, tg = contiguous("gate_jvp", x, tx, y, ty, g, tg)
     z, tz = torch.empty_like(x), torch.empty_like(x)
     _launch(x, tx, y, ty, g, tg, z, tz)
@@ -90,16 +90,16 @@ def gate_jvp(x: Tensor, tx: Tensor | None, y: Tensor, ty: Tensor | None, g: Tens
 
 def _launch(x, tx, y, ty, g, tg, z, tz) -> None:
     B, N, C = x.shape
-    tile = part_rows(C)
+    tile = block_tile(C)
     grid = triton.cdiv(N, tile["ROWS"]), triton.cdiv(C, tile["BLOCK_C"]), B
     _gate_kernel[grid](x, tx, y, ty, g, tg, z, tz, N, C, **tile)
 
 
 def gate_backward(dz: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """(dy, dg) from the cotangent of z; dg in g's dtype.  dx is dz itself."""
+    """Returns (dy, dg) from dz, the cotangent of z; dg in g's dtype.  dx is dz."""
     dz, y, g = contiguous("gate_backward", dz, y, g)
     B, N, C = y.shape
-    tile = part_rows(C)
+    tile = block_tile(C)
     dy = torch.empty_like(y)
     dg = torch.empty(B, triton.cdiv(N, CHUNK), C, dtype=torch.float32, device=y.device)
     grid = triton.cdiv(N, CHUNK), triton.cdiv(C, tile["BLOCK_C"]), B

@@ -3,10 +3,10 @@
     y  = x σ(2u)        u = k (x + a x³),  k = sqrt(2 / pi),  a = 0.044715     since (1 + tanh u) / 2 = σ(2u)
     ty = (σ + 2 x σ (1 - σ) k (1 + 3 a x²)) tx                  dx is ty at tx = dy
 
-With e = exp(-|2u|), σ and 1 - σ are 1 / (1 + e) and e / (1 + e), in the order of u's sign: one exponential,
-one quotient, and no 1 - σ, which would cancel.
+With e = exp(-|2u|), σ and 1 - σ are 1 / (1 + e) and e / (1 + e), or reversed where u < 0: one exponential,
+one division, and no subtraction 1 - σ, which would cancel.
 
-Traffic: read x and tx, write y and ty, where wanted.  Arithmetic fp32.  Any shape, one dtype.
+Traffic: reads x, tx; writes y, ty, each only if given.  Arithmetic fp32.  Any shape, one dtype.
 """
 
 import torch
@@ -20,7 +20,7 @@ BLOCK = 2048
 
 
 @triton.jit
-def _gelu_kernel(x_ptr, tx_ptr, y_ptr, ty_ptr, numel, BLOCK: tl.constexpr):      # tx and ty, or y: None
+def _gelu_kernel(x_ptr, tx_ptr, y_ptr, ty_ptr, numel, BLOCK: tl.constexpr):      # None: tx and ty, or y
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < numel
     x = tl.load(x_ptr + at, mask, 0.0).to(tl.float32)
@@ -40,19 +40,19 @@ def _gelu_kernel(x_ptr, tx_ptr, y_ptr, ty_ptr, numel, BLOCK: tl.constexpr):     
 
 
 def gelu(x: Tensor) -> Tensor:
-    """y, contiguous, in x's dtype."""
+    """Returns y, contiguous, in x's dtype."""
     x, = contiguous("gelu", x)
     return _launch(x, None, torch.empty_like(x), None)[0]
 
 
 def gelu_jvp(x: Tensor, tx: Tensor) -> tuple[Tensor, Tensor]:
-    """(y, ty), contiguous, in x's dtype."""
+    """Returns (y, ty), contiguous, in x's dtype."""
     x, tx = contiguous("gelu_jvp", x, tx)
     return _launch(x, tx, torch.empty_like(x), torch.empty_like(x))
 
 
 def gelu_backward(dy: Tensor, x: Tensor) -> Tensor:
-    """dx from the cotangent of y."""
+    """Returns dx from dy, the cotangent of y."""
     dy, x = contiguous("gelu_backward", dy, x)
     return _launch(x, dy, None, torch.empty_like(x))[1]
 

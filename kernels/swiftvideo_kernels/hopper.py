@@ -1,4 +1,4 @@
-"""The launch of attention_jvp_hopper's kernel: what TMA can read, descriptors, the grid."""
+"""Launch of attention_jvp_hopper's kernel: TMA requirements, descriptors, grid."""
 
 from functools import cache
 
@@ -9,7 +9,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from swiftvideo_kernels.attention_jvp_hopper import attention_jvp_hopper_kernel
-from swiftvideo_kernels.blocks import alike
+from swiftvideo_kernels.blocks import match_strides
 from swiftvideo_kernels.tiles import Tile
 
 DTYPES = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
@@ -20,8 +20,8 @@ def _layout(rows: int, width: int, dtype: torch.dtype) -> gl.NVMMASharedLayout:
     return gl.NVMMASharedLayout.get_default_for([1, 1, rows, width], DTYPES[dtype])
 
 
-def readable(x: Tensor | None) -> bool:
-    """Whether TMA can read x: base and strides on the 16-byte grid, no expanded axis, not empty."""
+def tma_readable(x: Tensor | None) -> bool:
+    """True if TMA can read x: 16-byte aligned base and strides, no expanded axis, not empty."""
     return x is None or (x.numel() > 0 and x.data_ptr() % 16 == 0 and x.stride(-1) == 1 and all(
         n == 1 or (at > 0 and at % 8 == 0) for n, at in zip(x.shape[:-1], x.stride())))
 
@@ -30,7 +30,7 @@ def attention_jvp_hopper(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | N
                          tv: Tensor | None, scale: float, causal: bool, tile: Tile,
                          cu_q: Tensor | None = None, cu_k: Tensor | None = None,
                          max_q: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """(o, to, lse) as attention_jvp returns them.  Inputs are `readable`; at least one tangent is given."""
+    """Returns (o, to, lse) as attention_jvp.  Inputs must be `tma_readable`, with at least one tangent."""
     (B, H, N, D), (G, M) = q.shape, k.shape[1:3]
     width = max(64, triton.next_power_of_2(D))
     o, to = (torch.empty(B, N, H, D, dtype=q.dtype, device=q.device).transpose(1, 2) for _ in range(2))
@@ -40,7 +40,7 @@ def attention_jvp_hopper(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | N
     def described(x, rows, layout):
         if x is None:
             return None
-        strides = [64 if n == 1 else at for n, at in zip(x.shape, x.stride())]         # for one any will do
+        strides = [64 if n == 1 else at for n, at in zip(x.shape, x.stride())]         # any, for size 1
         return TensorDescriptor(x, list(x.shape), [*strides[:3], 1], [1, 1, rows, width], layout)
 
     written = None, None
@@ -50,7 +50,7 @@ def attention_jvp_hopper(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | N
         if D % 8 == 0:
             written = described(o, 64, q_layout), described(to, 64, q_layout)
     else:
-        (q, tq), (k, tk), (v, tv) = alike(q, tq), alike(k, tk), alike(v, tv)
+        (q, tq), (k, tk), (v, tv) = match_strides(q, tq), match_strides(k, tk), match_strides(v, tv)
         sources = [q, tq, k, tk, v, tv]
         if q.is_cuda:
             triton.set_allocator(lambda size, *_: torch.empty(size, dtype=torch.int8, device=q.device))
@@ -60,5 +60,5 @@ def attention_jvp_hopper(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | N
         *sources, o, to, *written, lse, cu_q, cu_k, *strides, H, H // G, N, M, scale,
         WIDTH=D, BLOCK_D=width, BLOCK_N=tile.block_n, STAGES=tile.stages, CAUSAL=causal, H_FIRST=tile.h_first,
         REGISTERS=tile.hopper, Q_LAYOUT=q_layout, K_LAYOUT=k_layout,
-        num_warps=4, enable_fp_fusion=True)                     # fusion: not 3.9's default
+        num_warps=4, enable_fp_fusion=True)                     # off by default in 3.9
     return o, to, lse

@@ -6,11 +6,11 @@
     ty = tn (1 + s) + n ts + tb
     dx = r (dn - mean dn - n mean(n dn)),  dn = dy (1 + s);   ds = Σ_N dy n;   db = Σ_N dy
 
-(1) is J tx with J = r (I - 11'/C - nn'/C).  J is symmetric, so the gradient is the same map applied to dn:
-`ln_jacobian` serves both.
+(1) is J tx with J = r (I - 11'/C - nn'/C).  J is symmetric, so the gradient is J dn: `ln_jacobian` computes
+both.
 
-Traffic: jvp reads x, tx, writes y, ty; backward reads dy, x, writes dx; all else is [B, C] or N / CHUNK
-times that. Arithmetic fp32.  Sums over tokens go through partial sums of CHUNK rows, added in a fixed order.
+Traffic: jvp reads x, tx, writes y, ty; backward reads dy, x, writes dx; the rest is [B, C] or N / CHUNK
+times that.  Arithmetic fp32.  Sums over tokens: partial sums of CHUNK rows, added in a fixed order.
 Shapes: x tx y ty (B, N, C), one dtype.  s ts b tb (B, C), any dtype.
 """
 
@@ -19,14 +19,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swiftvideo_kernels.storage import columns, contiguous, part, row_dot, row_sum, whole_rows
+from swiftvideo_kernels.storage import columns, contiguous, part, row_dot, row_sum, row_tile
 
-CHUNK = 64          # rows whose ds and db one program adds up: 3 % of the traffic at bf16
+CHUNK = 64          # rows summed into ds, db by one program: 3 % of the traffic at bf16
 
 
 @triton.jit
 def _normalise(a, b, mask_b, C, eps):
-    """n of both parts and r, of each row; n is zero past the row's end."""
+    """Returns n of both row parts and r, per row; n is zero past the row's end."""
     mean = row_sum(a, b) / C
     a = a - mean
     if b is not None:
@@ -40,13 +40,13 @@ def _normalise(a, b, mask_b, C, eps):
 
 @triton.jit
 def ln_jacobian(u, n, mean_u, mean_nu, rstd):
-    """J u of one part, (1)."""
+    """Returns J u of one row part, (1)."""
     return rstd * (u - mean_u - n * mean_nu)
 
 
 @triton.jit
 def _tangent(tx, n, mean_tx, mean_ntx, rstd, s_ptr, ts_ptr, tb_ptr, col, mask):
-    """ty of one part; a tangent of None is zero."""
+    """Returns ty of one row part; a tangent of None is zero."""
     ty = tl.zeros(n.shape, tl.float32)
     if tx is not None:
         ty += ln_jacobian(tx, n, mean_tx, mean_ntx, rstd) * (1 + part(s_ptr, col, mask))
@@ -62,7 +62,7 @@ def _modulate_kernel(
     x_ptr, tx_ptr,              # [B * N, C]; any tangent may be None
     s_ptr, ts_ptr,              # [B, C]
     b_ptr, tb_ptr,              # [B, C]
-    y_ptr, ty_ptr,              # [B * N, C]; ty None: the primal alone
+    y_ptr, ty_ptr,              # [B * N, C]; ty None: primal only
     N, eps,
     C: tl.constexpr, ROWS: tl.constexpr, BLOCK_A: tl.constexpr, BLOCK_B: tl.constexpr,
 ):
@@ -76,7 +76,7 @@ def _modulate_kernel(
     a, b = part(x_ptr + at, col_a, mask_a), part(x_ptr + at, col_b, mask_b)
     ta = None
     tb = None
-    if tx_ptr is not None:                                      # in flight before x's sums, and any store
+    if tx_ptr is not None:                                      # issued before x's sums and any store
         ta, tb = part(tx_ptr + at, col_a, mask_a), part(tx_ptr + at, col_b, mask_b)
     a, b, rstd = _normalise(a, b, mask_b, C, eps)
     y = a * (1 + part(s_ptr + channel, col_a, mask_a)) + part(b_ptr + channel, col_a, mask_a)
@@ -89,17 +89,17 @@ def _modulate_kernel(
         mean_nt = 0.0
         if tx_ptr is not None:
             mean_t, mean_nt = row_sum(ta, tb) / C, row_dot(ta, tb, a, b) / C
-        gains = s_ptr + channel
-        shifts = None
-        moves = None
+        s_row = s_ptr + channel
+        tb_row = None
+        ts_row = None
         if ts_ptr is not None:
-            moves = ts_ptr + channel
+            ts_row = ts_ptr + channel
         if tb_ptr is not None:
-            shifts = tb_ptr + channel
-        ty = _tangent(ta, a, mean_t, mean_nt, rstd, gains, moves, shifts, col_a, mask_a)
+            tb_row = tb_ptr + channel
+        ty = _tangent(ta, a, mean_t, mean_nt, rstd, s_row, ts_row, tb_row, col_a, mask_a)
         tl.store(ty_ptr + at + col_a, ty, mask_a)
         if BLOCK_B > 0:
-            ty = _tangent(tb, b, mean_t, mean_nt, rstd, gains, moves, shifts, col_b, mask_b)
+            ty = _tangent(tb, b, mean_t, mean_nt, rstd, s_row, ts_row, tb_row, col_b, mask_b)
             tl.store(ty_ptr + at + col_b, ty, mask_b)
 
 
@@ -149,7 +149,7 @@ def _modulate_backward_kernel(
 
 
 def modulate(x: Tensor, s: Tensor, b: Tensor, eps: float) -> Tensor:
-    """y, contiguous, in x's dtype."""
+    """Returns y, contiguous, in x's dtype."""
     x, s, b = contiguous("modulate", x, s, b)
     y = torch.empty_like(x)
     _launch(x, None, s, None, b, None, y, None, eps)
@@ -158,7 +158,7 @@ def modulate(x: Tensor, s: Tensor, b: Tensor, eps: float) -> Tensor:
 
 def modulate_jvp(x: Tensor, tx: Tensor | None, s: Tensor, ts: Tensor | None, b: Tensor, tb: Tensor | None,
                  eps: float) -> tuple[Tensor, Tensor]:
-    """(y, ty), contiguous, in x's dtype.  A tangent of None is zero."""
+    """Returns (y, ty), contiguous, in x's dtype.  A tangent of None is zero."""
     x, tx, s, ts, b, tb = contiguous("modulate_jvp", x, tx, s, ts, b, tb)
     y, ty = torch.empty_like(x), torch.empty_like(x)
     _launch(x, tx, s, ts, b, tb, y, ty, eps)
@@ -167,17 +167,17 @@ def modulate_jvp(x: Tensor, tx: Tensor | None, s: Tensor, ts: Tensor | None, b: 
 
 def _launch(x, tx, s, ts, b, tb, y, ty, eps) -> None:
     B, N, C = x.shape
-    tile = whole_rows(C, 1280)
+    tile = row_tile(C, 1280)
     _modulate_kernel[triton.cdiv(N, tile["ROWS"]), B](x, tx, s, ts, b, tb, y, ty, N, eps, **tile)
 
 
 def modulate_backward(dy: Tensor, x: Tensor, s: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, ds, db) from the cotangent of y; ds and db in s's dtype."""
+    """Returns (dx, ds, db) from dy, the cotangent of y; ds and db in s's dtype."""
     dy, x, s = contiguous("modulate_backward", dy, x, s)
     B, N, C = x.shape
     dx = torch.empty_like(x)
     chunks = triton.cdiv(N, CHUNK)
     ds, db = (torch.empty(B, chunks, C, dtype=torch.float32, device=x.device) for _ in range(2))
     _modulate_backward_kernel[chunks, B](
-        dy, x, s, dx, ds, db, N, eps, CHUNK=CHUNK, **whole_rows(C, 1024))
+        dy, x, s, dx, ds, db, N, eps, CHUNK=CHUNK, **row_tile(C, 1024))
     return dx, ds.sum(1).to(s.dtype), db.sum(1).to(s.dtype)

@@ -1,4 +1,4 @@
-"""How the elementwise kernels want their tensors, and how they cut rows into tiles."""
+"""Input preparation and row tiling of the elementwise kernels."""
 
 import torch
 import triton
@@ -7,18 +7,18 @@ from torch import Tensor
 
 
 def contiguous(op: str, *tensors: Tensor | None) -> list[Tensor | None]:
-    """The tensors, copied where they are not contiguous.  float64 has a kernel on the CPU only."""
+    """Returns contiguous tensors, copied if needed.  ValueError for float64, which only the CPU supports."""
     for x in tensors:
         if x is not None and x.dtype == torch.float64:
             raise ValueError(f"{op}: float64 on {x.device}; want float32, bfloat16 or float16")
     return [x if x is None else x.contiguous() for x in tensors]
 
 
-def whole_rows(C: int, channels: int) -> dict[str, int]:
-    """The tile of a kernel that sums over whole rows of C channels, a warp for about so many of them.
+def row_tile(C: int, channels: int) -> dict[str, int]:
+    """Returns the tile of a kernel that reduces whole rows of C channels; channels: per warp, about.
 
-    A row is two parts, as a block has a power of two of lanes: BLOCK_A, the largest in C, and BLOCK_B for the
-    rest (0: none): 1024 + 512, 4096 + 1024.  One block of 8192 would idle 38 % of its lanes at 5120.
+    Blocks are powers of two, so a row is two parts: BLOCK_A, the largest in C, and BLOCK_B for the rest (0:
+    none): 1024 + 512, 4096 + 1024.  One block of 8192 would idle 38 % of its lanes at 5120.
     """
     block_a = triton.next_power_of_2(C + 1) // 2
     block_b = triton.next_power_of_2(C - block_a) if block_a < C else 0
@@ -29,9 +29,9 @@ def whole_rows(C: int, channels: int) -> dict[str, int]:
 
 @triton.jit
 def columns(first: tl.constexpr, row, N, C: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Columns first .. first + BLOCK of some rows: (column, mask), [ROWS, BLOCK]; None for an empty part.
+    """Returns (column, mask), [ROWS, BLOCK], of columns first .. first + BLOCK; None for an empty part.
 
-    A mask is of what there is; with one row a program, rows need none.
+    With one row per program, the mask covers columns only.
     """
     col = None
     mask = None
@@ -45,7 +45,7 @@ def columns(first: tl.constexpr, row, N, C: tl.constexpr, ROWS: tl.constexpr, BL
 
 @triton.jit
 def part(ptr, col, mask):
-    """One part of rows, fp32, zero past their end; None for an empty part.  ptr: of the rows, [ROWS, 1]."""
+    """Loads one row part, fp32, zero past the end; None for an empty part.  ptr: the rows, [ROWS, 1]."""
     x = None
     if col is not None:
         x = tl.load(ptr + col, mask, 0.0).to(tl.float32)
@@ -54,7 +54,7 @@ def part(ptr, col, mask):
 
 @triton.jit
 def row_sum(a, b):
-    """[ROWS, 1]: the sum of each row's two parts."""
+    """Returns the sum of each row over its two parts, [ROWS, 1]."""
     total = tl.sum(a, 1)
     if b is not None:
         total += tl.sum(b, 1)
@@ -63,20 +63,20 @@ def row_sum(a, b):
 
 @triton.jit
 def row_dot(a, b, other_a, other_b):
-    """[ROWS, 1]: the product of each row with another's, summed."""
+    """Returns the dot product of each row with another, [ROWS, 1]."""
     total = tl.sum(a * other_a, 1)
     if b is not None:
         total += tl.sum(b * other_b, 1)
     return total[:, None]
 
 
-def part_rows(C: int) -> dict[str, int]:
-    """The tile of a kernel that may cut a row: about 4096 values, 16 a thread."""
+def block_tile(C: int) -> dict[str, int]:
+    """Returns the tile of a kernel that may split rows: about 4096 values, 16 per thread."""
     block_c = min(512, triton.next_power_of_2(C))
     return {"ROWS": 8, "BLOCK_C": block_c, "num_warps": max(1, block_c // 64)}
 
 
 def partial_sums(x: Tensor, block: int) -> Tensor:
-    """[B, parts] fp32, uninitialised: a sum for each program of a kernel that reads a clip in blocks."""
+    """Returns uninitialised fp32 [B, parts]: one partial sum per program, for a clip read in blocks."""
     parts = min(1024, triton.cdiv(x.shape[1:].numel(), block))
     return torch.empty(len(x), parts, dtype=torch.float32, device=x.device)

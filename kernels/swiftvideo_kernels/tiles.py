@@ -1,19 +1,19 @@
-"""The tile each attention kernel runs with: a table, by card, dtype and head width.  Never by length.
+"""Tiles of the attention kernels: a table by GPU family, dtype and head width, independent of length.
 
 The first entry of a row is launched.  The others are candidates: `python -m bench compile_report` compiles
-all of them, and `python -m bench tune` times them on the card at hand and puts the fastest first.
+all, and `python -m bench tune` times them on the current GPU and puts the fastest first.
 
-Timed: sm90 at width 128 (H100, 2026-11-27, triton 3.6.0), (1, 12, 24960, 128), in TFLOP/s of 12 B H N M D:
-680 to 733 by hand and 668 to 725 with h first (two runs, kernels/README.md), then 571, 398, 444, 420, in the
-order of the row; the 571 is 505 with triton 3.8.0 and 515 with 3.9.0, which put a barrier of the whole block
-behind every wait.  At width 64 three slots by hand have 539 to 591, two 532 to 592, four 536.  The other rows
-are ordered by registers and size of the tile.
+Measured: sm90 at width 128 (H100, 2026-11-27, triton 3.6.0), (1, 12, 24960, 128), in TFLOP/s of 12 B H N M D:
+hand-scheduled 680 to 733, with h first 668 to 725 (two runs, kernels/README.md), then 571, 398, 444, 420 in
+the order of the row.  The 571 is 505 with triton 3.8.0 and 515 with 3.9.0, which add a block-wide barrier
+after every wait.  Width 64, hand-scheduled: three slots 539 to 591, two 532 to 592, four 536.  The other rows
+are ordered by registers and tile size.
 
 Families, by compute capability:
-    sm100   10.x, tensor memory        sm90   9.0, wgmma and TMA, 227 KB of shared memory a block
-    sm80    8.x and 12.x; at most 99 KB, so that one row serves the consumer cards too
-    fp32    any card, products of three tf32 each (tf32x3, about 1e-6): the path of tests; it spills
-    cpu     Triton's interpreter; small, so that a short sequence still has full, ragged and several blocks
+    sm100   10.x, tensor memory        sm90   9.0, wgmma and TMA, 227 KB of shared memory per block
+    sm80    8.x and 12.x; at most 99 KB, so one row covers the consumer GPUs too
+    fp32    any GPU, each product from three tf32 (tf32x3, about 1e-6): for tests; it spills
+    cpu     Triton's interpreter; small, so short sequences have full, ragged and several blocks
 """
 
 from typing import NamedTuple
@@ -23,13 +23,13 @@ import triton
 
 
 class Tile(NamedTuple):
-    block_m: int                    # queries a program
-    block_n: int                    # keys an iteration
+    block_m: int                    # queries per program
+    block_n: int                    # keys per iteration
     warps: int
-    stages: int                     # depth of the pipeline over keys
-    descriptors: bool = False       # load by TMA, through tensor descriptors
-    hopper: int = 0                 # attention_jvp_hopper's schedule: registers of a consumer's thread
-    h_first: bool = False           # there: h v before p tv
+    stages: int                     # pipeline depth over keys
+    descriptors: bool = False       # loads by TMA, through tensor descriptors
+    hopper: int = 0                 # attention_jvp_hopper: registers per consumer thread; 0: not
+    h_first: bool = False           # attention_jvp_hopper: h v before p tv
 
     def __str__(self) -> str:
         form = ", TMA" * self.descriptors
@@ -37,13 +37,13 @@ class Tile(NamedTuple):
         return f"{self.block_m}x{self.block_n}, {self.warps} warps, {self.stages} stages{form}"
 
 
-# TFLOP/s at 24,960 tokens, p tv before h v and after it (H100, 2026-11-27): 733, 725 by triton 3.6.0; in the
-# round before, 697 by 3.6.0, 687, 679 by 3.8.0, 633, 643 by 3.9.0.  By 3.6 and 3.8 neither order spills in a
-# loop; by 3.9 the first spills 6 registers a turn, h v first 2.
+# TFLOP/s at 24,960 tokens, p tv first and h v first (H100, 2026-11-27): 733, 725 with triton 3.6.0; in the
+# previous run 697 with 3.6.0 (p tv first), 687, 679 with 3.8.0, 633, 643 with 3.9.0.  With 3.6 and 3.8
+# neither order spills in a loop; with 3.9 p tv first spills 6 registers per iteration, h v first 2.
 H_FIRST = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9)
 
-# Width 256 has no one-pass row below sm100: two accumulators of 256 columns are more than a thread's
-# registers, and attention_jvp goes in two passes there.
+# Width 256 has no one-pass row below sm100: two accumulators of 256 columns exceed a thread's registers.
+# attention_jvp uses two passes there.
 TILES: dict[tuple[str, str, int], tuple[Tile, ...]] = {
     ("attention_jvp", "sm90", 64): (
         Tile(128, 64, 12, 3, True, hopper=240),
@@ -81,24 +81,24 @@ TILES: dict[tuple[str, str, int], tuple[Tile, ...]] = {
 }
 
 
-def traps(kernel: str, row: tuple[str, int], t: Tile) -> bool:
-    """Whether this triton makes a trap of the tile (the compile report: 3.7.1 and 3.8.0 do, not 3.9.0)."""
+def compiles_to_trap(kernel: str, row: tuple[str, int], t: Tile) -> bool:
+    """True if this triton compiles the tile to a trap (compile report: 3.7.1 and 3.8.0, not 3.9.0)."""
     old = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
     return old and kernel == "attention_jvp" and row[0] == "sm100" and row[1] > 64 and t.descriptors
 
 
 def tile_for(kernel: str, dtype: torch.dtype, device: torch.device, width: int,
              by_hand: bool = True) -> Tile | None:
-    """The first tile for head width `width`; None where there is no row.  by_hand: a hopper tile counts."""
+    """Returns the first tile for a head width, or None.  by_hand: include hand-scheduled (hopper) tiles."""
     if width > 256:
         raise ValueError(f"{kernel}: head width {width}; want at most 256")
     row = ("cpu", 0) if device.type == "cpu" else (family(dtype), max(64, triton.next_power_of_2(width)))
     return next((t for t in TILES.get((kernel, *row), ())
-                 if not traps(kernel, row, t) and (by_hand or not t.hopper)), None)
+                 if not compiles_to_trap(kernel, row, t) and (by_hand or not t.hopper)), None)
 
 
 def family(dtype: torch.dtype) -> str:
-    """The card at hand, as the table names it."""
+    """Returns the current GPU's family in TILES; "fp32" for float32."""
     if dtype == torch.float32:
         return "fp32"
     capability = triton.runtime.driver.active.get_current_target().arch

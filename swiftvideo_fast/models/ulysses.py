@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from swiftvideo_fast.dual import Dual, carries, parts
+from swiftvideo_fast.dual import Dual, has_tangent, parts
 
 
 class Ulysses:
@@ -76,7 +76,7 @@ class Ulysses:
 def _exchange(xs, forward, backward) -> list:
     """Applies `forward` to each of xs in one message; `backward` maps the cotangents of the values."""
     values, tangents = zip(*map(parts, xs))
-    if not carries(list(xs)):
+    if not has_tangent(list(xs)):
         return list(_Exchange.apply(torch.stack(values), forward, backward).unbind())
     with torch.no_grad():
         tangents = [torch.zeros_like(p) if t is None else t for p, t in zip(values, tangents)]

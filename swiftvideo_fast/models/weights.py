@@ -12,7 +12,8 @@ from torch import Tensor
 
 from swiftvideo_fast import atomic, sealed
 from swiftvideo_fast.atomic import atomic_write
-from swiftvideo_fast.models.wan.network import Wan, WanConfig
+from swiftvideo_fast.models.wan.network import Wan
+from swiftvideo_fast.models.wan.sizes import WanConfig
 
 
 def save(net: Wan, path: Path | str, dtype: torch.dtype = torch.float32, **about) -> None:

@@ -1,26 +1,27 @@
-"""Attention and its tangent: swiftvideo_fast::attention, ::attention_jvp and the backward both share.
+"""Attention and its tangent: swiftvideo_fast::attention, ::attention_jvp, ::attention_backward.
 
-o is differentiable in q, k, v by the flash backward, which starts from (o, lse) and repeats no forward.
-The tangent is not: the losses stop the gradient there, so a second-order rule would have no caller.
+o is differentiable in q, k, v by the flash backward, from the saved (o, lse).  The tangent to is not
+differentiable: the losses stop the gradient there, so a second-order rule would have no caller.
 
-Layout is scaled_dot_product_attention's: q (B, H, N, D), k v (B, G, M, D) with G a divisor of H, in any
-strides with unit last stride.  o lies in memory as (B, N, H, D), ready for the projection after it.
+Shapes are scaled_dot_product_attention's: q o (B, H, N, D), k v (B, G, M, D), G a divisor of H, any strides
+with unit last stride.  o has the memory layout (B, N, H, D) of the next projection.
 lse (B, H, N) is the natural log of the softmax's denominator, float32 (float64 for float64 inputs).
 """
 
 import torch
 from torch import Tensor
 
-from swiftvideo_fast.dual import Dual, parts, torch_tangents
+from swiftvideo_fast.dual import Dual, accepts_forward_ad, parts
 from swiftvideo_fast.ops import check, cpu
 
 
-@torch_tangents
+@accepts_forward_ad
 def attention(q: Tensor | Dual, k: Tensor | Dual, v: Tensor | Dual, *, scale: float | None = None,
               causal: bool = False) -> Tensor | Dual:
-    """softmax(scale q k') v -> (B, H, N, D).  scale: 1 / sqrt D unless given; causal: top-left, as in sdpa.
+    """Returns softmax(scale q k') v, (B, H, N, D); a Dual if any input is.  Missing tangents cost nothing.
 
-    Any Dual among the inputs makes the result one; terms of a missing tangent are not computed.
+    q (B, H, N, D); k, v (B, G, M, D), G a divisor of H.  scale: 1 / sqrt D if None.
+    causal: top-left aligned, as in sdpa.  Raises ValueError for mismatched shapes or dtypes.
     """
     (q, tq), (k, tk), (v, tv) = parts(q), parts(k), parts(v)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -32,7 +33,7 @@ def attention(q: Tensor | Dual, k: Tensor | Dual, v: Tensor | Dual, *, scale: fl
 
 @torch.library.custom_op("swiftvideo_fast::attention", mutates_args=(), device_types="cpu")
 def attention_op(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
-    """(o, lse)."""
+    """Returns (o, lse)."""
     _check("attention", q, k, v)
     return cpu.attention(q, k, v, scale, causal)
 
@@ -53,7 +54,7 @@ def _(q, k, v, scale, causal):
 @torch.library.custom_op("swiftvideo_fast::attention_jvp", mutates_args=(), device_types="cpu")
 def attention_jvp(q: Tensor, tq: Tensor | None, k: Tensor, tk: Tensor | None, v: Tensor, tv: Tensor | None,
                   scale: float, causal: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(o, to, lse).  A tangent of None is zero and its products are not computed."""
+    """Returns (o, to, lse).  A tangent of None is zero; its products are not computed."""
     _check("attention_jvp", q, k, v, tq, tk, tv)
     return cpu.attention_jvp(q, tq, k, tk, v, tv, scale, causal)
 
@@ -74,8 +75,8 @@ def _(q, tq, k, tk, v, tv, scale, causal):
 @torch.library.custom_op("swiftvideo_fast::attention_backward", mutates_args=(), device_types="cpu")
 def attention_backward(do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, scale: float,
                        causal: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq, dk, dv) from the cotangent of o and the saved (o, lse)."""
-    if q.numel() == 0 or k.numel() == 0:                 # torch's kernel divides by zero there
+    """Returns (dq, dk, dv) from do, the cotangent of o, and the saved (o, lse)."""
+    if q.numel() == 0 or k.numel() == 0:                 # torch's kernel would divide by zero
         return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         do, q, k, v, o, lse, 0.0, causal, scale=scale)
@@ -99,18 +100,18 @@ def _empty_o(q: Tensor) -> Tensor:
 
 
 def _empty_lse(q: Tensor) -> Tensor:
-    return q.new_empty(q.shape[:3], dtype=check.wide(q.dtype))
+    return q.new_empty(q.shape[:3], dtype=check.compute_dtype(q.dtype))
 
 
 def _check(op: str, q: Tensor, k: Tensor, v: Tensor, tq: Tensor | None = None, tk: Tensor | None = None,
            tv: Tensor | None = None) -> None:
-    check.axes(op, "B, H, N, D", q=q, k=k)
+    check.ndim(op, "B, H, N, D", q=q, k=k)
     (B, H, _, D), (G, M) = q.shape, k.shape[1:3]
-    check.shaped(op, "B, G, M, D", (B, G, M, D), k=k, v=v, tk=tk, tv=tv)
-    check.shaped(op, "B, H, N, D", q.shape, tq=tq)
+    check.shape(op, "B, G, M, D", (B, G, M, D), k=k, v=v, tk=tk, tv=tv)
+    check.shape(op, "B, H, N, D", q.shape, tq=tq)
     if G == 0 or H % G:
         raise ValueError(f"{op}: k has {G} heads; want a divisor of q's {H}")
-    check.stored(op, q.dtype, q=q, k=k, v=v, tq=tq, tk=tk, tv=tv)
+    check.dtype(op, q.dtype, q=q, k=k, v=v, tq=tq, tk=tk, tv=tv)
 
 
 def _save(ctx, inputs, output):

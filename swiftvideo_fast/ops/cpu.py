@@ -1,4 +1,4 @@
-"""The compiled CPU kernels (_C), imported when one is first called: a GPU machine needs no build of them."""
+"""The compiled CPU kernels (_C), imported at the first call: a GPU machine needs no build of them."""
 
 
 def __getattr__(name: str):

@@ -1,7 +1,7 @@
-"""The exponential moving average of a list of shards, and its working copy: swiftvideo_fast::ema_.
+"""Exponential moving average of parameter shards, with a low-precision copy: swiftvideo_fast::ema_.
 
     average <- decay average + (1 - decay) master        copy <- average
-in one pass over memory.  average and master are float32 (or float64): a step of 1e-6 is lost in bfloat16.
+in one pass over memory.  average and master are float32 (or float64): bfloat16 would lose a step of 1e-6.
 """
 
 import torch
@@ -12,33 +12,31 @@ from swiftvideo_fast.ops import check, cpu
 
 def ema_(average: list[Tensor], master: list[Tensor], decay: float,
          copy: list[Tensor] | None = None) -> None:
-    """Move each average toward its master, in place; each copy (of any float dtype) receives the result."""
+    """Updates each average in place and writes the result into its copy, which may have any float dtype."""
     if not copy:
         if average or master:                            # a rank may hold no shard
-            _move(average, master, decay, [])
+            _update(average, master, decay, [])
         return
     dtypes = dict.fromkeys([c.dtype for c in copy])
     if len(dtypes) == 1:
-        return _move(average, master, decay, copy)
+        return _update(average, master, decay, copy)
     _check_counts(average, master, copy)
-    for dtype in dtypes:                                 # norms and time stay fp32 in a bf16 network
+    for dtype in dtypes:                                 # norms and time layers stay fp32 in a bf16 network
         mine = [i for i, c in enumerate(copy) if c.dtype == dtype]
-        _move(*([xs[i] for i in mine] for xs in (average, master)), decay, [copy[i] for i in mine])
+        _update(*([xs[i] for i in mine] for xs in (average, master)), decay, [copy[i] for i in mine])
 
 
-def _move(average: list[Tensor], master: list[Tensor], decay: float, copy: list[Tensor]) -> None:
-    """ema_op, but past the dispatcher for plain CPU tensors: its bookkeeping costs 1 us a tensor (Zen 5)."""
+def _update(average: list[Tensor], master: list[Tensor], decay: float, copy: list[Tensor]) -> None:
+    """ema_op, bypassing the dispatcher (1 us per tensor, Zen 5) and the checks in Python (almost as much) for
+    plain CPU tensors.  Inputs that C++ does not accept go to ema_op, which may raise."""
     plain = all(type(x) in (Tensor, torch.nn.Parameter) and x.is_cpu for x in average[:1] + master[:1])
-    if torch.compiler.is_compiling() or not plain:
-        return ema_op(average, master, decay, copy)
-    _check(average, master, copy)
-    cpu.ema_(average, master, decay, copy)
-    torch.autograd.graph.increment_version([*average, *copy])
+    if torch.compiler.is_compiling() or not plain or not cpu.ema_if_plain(average, master, decay, copy):
+        ema_op(average, master, decay, copy)
 
 
 @torch.library.custom_op("swiftvideo_fast::ema_", mutates_args=("average", "copy"), device_types="cpu")
 def ema_op(average: list[Tensor], master: list[Tensor], decay: float, copy: list[Tensor]) -> None:
-    """The same; an empty `copy` means none."""
+    """Updates the averages in place.  copy: empty for none, else one dtype."""
     _check(average, master, copy)
     cpu.ema_(average, master, decay, copy)
 
@@ -64,7 +62,7 @@ def _check_counts(average: list[Tensor], master: list[Tensor], copy: list[Tensor
 
 def _check(average: list[Tensor], master: list[Tensor], copy: list[Tensor]) -> None:
     _check_counts(average, master, copy)
-    exact = [check.wide(xs[0].dtype) if xs else None for xs in (average, copy)]
+    exact = [check.compute_dtype(xs[0].dtype) if xs else None for xs in (average, copy)]
     for i, (a, m) in enumerate(zip(average, master, strict=True)):
         if m.shape != a.shape or m.dtype != average[0].dtype or a.dtype != exact[0]:
             raise ValueError(f"ema_: average[{i}] is {tuple(a.shape)} {a.dtype}, master[{i}] "

@@ -1,19 +1,19 @@
-"""A gated residual and its tangent: swiftvideo_fast::gate, ::gate_jvp and the backward both share.
+"""Gated residual and its tangent: swiftvideo_fast::gate, ::gate_jvp, ::gate_backward.
 
-z = x + g y is differentiable in all three; tz is not: the losses stop the gradient there.
-x, y (B, N, C); g (B, C), which may be float32 beside a bfloat16 x.  Outputs are contiguous, in x's dtype.
+z = x + g y is differentiable in x, y and g.  tz is not: the losses stop the gradient there.
+x, y (B, N, C); g (B, C), of any float dtype.  Outputs are contiguous, in x's dtype.
 """
 
 import torch
 from torch import Tensor
 
-from swiftvideo_fast.dual import Dual, parts, torch_tangents
+from swiftvideo_fast.dual import Dual, accepts_forward_ad, parts
 from swiftvideo_fast.ops import check, cpu
 
 
-@torch_tangents
+@accepts_forward_ad
 def gate(x: Tensor | Dual, y: Tensor | Dual, g: Tensor | Dual) -> Tensor | Dual:
-    """x + g y, g one factor a channel and clip."""
+    """Returns x + g y, (B, N, C); a Dual if any input is.  x, y (B, N, C) of one dtype; g (B, C) per clip."""
     (x, tx), (y, ty), (g, tg) = parts(x), parts(y), parts(g)
     if tx is None and ty is None and tg is None:
         return gate_op(x, y, g)
@@ -22,7 +22,7 @@ def gate(x: Tensor | Dual, y: Tensor | Dual, g: Tensor | Dual) -> Tensor | Dual:
 
 @torch.library.custom_op("swiftvideo_fast::gate", mutates_args=(), device_types="cpu")
 def gate_op(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
-    """x + g y."""
+    """Returns x + g y."""
     _check("gate", x, y, g)
     return cpu.gate(x, y, g)
 
@@ -43,7 +43,7 @@ def _(x, y, g):
 @torch.library.custom_op("swiftvideo_fast::gate_jvp", mutates_args=(), device_types="cpu")
 def gate_jvp(x: Tensor, tx: Tensor | None, y: Tensor, ty: Tensor | None, g: Tensor,
              tg: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(x + g y, tx + g ty + tg y).  A tangent of None is zero."""
+    """Returns (x + g y, tx + g ty + tg y).  A tangent of None is zero."""
     _check("gate_jvp", x, y, g, tx, ty, tg)
     return cpu.gate_jvp(x, tx, y, ty, g, tg)
 
@@ -63,7 +63,7 @@ def _(x, tx, y, ty, g, tg):
 
 @torch.library.custom_op("swiftvideo_fast::gate_backward", mutates_args=(), device_types="cpu")
 def gate_backward(dz: Tensor, y: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    """(dy, dg); dx is dz itself."""
+    """Returns (dy, dg) from dz, the cotangent of z; dx is dz itself."""
     return cpu.gate_backward(dz, y, g)
 
 
@@ -81,12 +81,12 @@ def _(dz, y, g):
 
 def _check(op: str, x: Tensor, y: Tensor, g: Tensor, tx: Tensor | None = None, ty: Tensor | None = None,
            tg: Tensor | None = None) -> None:
-    check.axes(op, "B, N, C", x=x)
+    check.ndim(op, "B, N, C", x=x)
     B, _, C = x.shape
-    check.shaped(op, "B, N, C", x.shape, tx=tx, y=y, ty=ty)
-    check.shaped(op, "B, C", (B, C), g=g, tg=tg)
-    check.stored(op, x.dtype, x=x, tx=tx, y=y, ty=ty)
-    check.stored(op, g.dtype, g=g)
+    check.shape(op, "B, N, C", x.shape, tx=tx, y=y, ty=ty)
+    check.shape(op, "B, C", (B, C), g=g, tg=tg)
+    check.dtype(op, x.dtype, x=x, tx=tx, y=y, ty=ty)
+    check.dtype(op, g.dtype, g=g)
 
 
 def _save(ctx, inputs, output):

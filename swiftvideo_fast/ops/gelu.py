@@ -1,27 +1,27 @@
-"""GELU (tanh) and its tangent: swiftvideo_fast::gelu, ::gelu_jvp and the backward both share.
+"""GELU (tanh approximation) and its tangent: swiftvideo_fast::gelu, ::gelu_jvp, ::gelu_backward.
 
-y is differentiable in x; ty is not: the losses stop the gradient there.
+y is differentiable in x.  ty is not: the losses stop the gradient there.
 Any shape; outputs are contiguous, in x's dtype.
 """
 
 import torch
 from torch import Tensor
 
-from swiftvideo_fast.dual import Dual, parts, torch_tangents
+from swiftvideo_fast.dual import Dual, accepts_forward_ad, parts
 from swiftvideo_fast.ops import check, cpu
 
 
-@torch_tangents
+@accepts_forward_ad
 def gelu(x: Tensor | Dual) -> Tensor | Dual:
-    """The tanh-approximated GELU."""
+    """Returns the tanh-approximated GELU of x, of any shape; a Dual if x is."""
     x, tx = parts(x)
     return gelu_op(x) if tx is None else Dual(*gelu_jvp(x, tx))
 
 
 @torch.library.custom_op("swiftvideo_fast::gelu", mutates_args=(), device_types="cpu")
 def gelu_op(x: Tensor) -> Tensor:
-    """gelu(x)."""
-    check.stored("gelu", x.dtype, x=x)
+    """Returns gelu(x)."""
+    check.dtype("gelu", x.dtype, x=x)
     return cpu.gelu(x)
 
 
@@ -29,7 +29,7 @@ def gelu_op(x: Tensor) -> Tensor:
 def _(x):
     from swiftvideo_kernels.gelu import gelu as launch
 
-    check.stored("gelu", x.dtype, x=x)
+    check.dtype("gelu", x.dtype, x=x)
     return launch(x)
 
 
@@ -40,7 +40,7 @@ def _(x):
 
 @torch.library.custom_op("swiftvideo_fast::gelu_jvp", mutates_args=(), device_types="cpu")
 def gelu_jvp(x: Tensor, tx: Tensor) -> tuple[Tensor, Tensor]:
-    """(gelu(x), gelu'(x) tx)."""
+    """Returns (gelu(x), gelu'(x) tx)."""
     _check(x, tx)
     return cpu.gelu_jvp(x, tx)
 
@@ -60,7 +60,7 @@ def _(x, tx):
 
 @torch.library.custom_op("swiftvideo_fast::gelu_backward", mutates_args=(), device_types="cpu")
 def gelu_backward(dy: Tensor, x: Tensor) -> Tensor:
-    """gelu'(x) dy."""
+    """Returns dx = gelu'(x) dy."""
     return cpu.gelu_backward(dy, x)
 
 
@@ -77,8 +77,8 @@ def _(dy, x):
 
 
 def _check(x: Tensor, tx: Tensor) -> None:
-    check.shaped("gelu_jvp", "x's axes", x.shape, tx=tx)
-    check.stored("gelu_jvp", x.dtype, x=x, tx=tx)
+    check.shape("gelu_jvp", "x's axes", x.shape, tx=tx)
+    check.dtype("gelu_jvp", x.dtype, x=x, tx=tx)
 
 
 def _save(ctx, inputs, output):

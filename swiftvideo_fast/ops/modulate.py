@@ -1,19 +1,22 @@
-"""Modulated LayerNorm and its tangent: swiftvideo_fast::modulate, ::modulate_jvp and the backward both share.
+"""Modulated LayerNorm and its tangent: swiftvideo_fast::modulate, ::modulate_jvp, ::modulate_backward.
 
-y is differentiable in x, s, b; ty is not: the losses stop the gradient there.
-x (B, N, C); s, b (B, C), which may be float32 beside a bfloat16 x.  Outputs are contiguous, in x's dtype.
+y is differentiable in x, s and b.  ty is not: the losses stop the gradient there.
+x (B, N, C); s, b (B, C), of one float dtype.  Outputs are contiguous, in x's dtype.
 """
 
 import torch
 from torch import Tensor
 
-from swiftvideo_fast.dual import Dual, parts, torch_tangents
+from swiftvideo_fast.dual import Dual, accepts_forward_ad, parts
 from swiftvideo_fast.ops import check, cpu
 
 
-@torch_tangents
+@accepts_forward_ad
 def modulate(x: Tensor | Dual, s: Tensor | Dual, b: Tensor | Dual, eps: float = 1e-6) -> Tensor | Dual:
-    """LayerNorm of x over its channels, with gain 1 + s and shift b per clip."""
+    """Returns layer_norm(x) (1 + s) + b, (B, N, C), over channels; a Dual if any input is.
+
+    x (B, N, C); s, b (B, C): scale and shift per clip.  Raises ValueError for mismatched shapes or dtypes.
+    """
     (x, tx), (s, ts), (b, tb) = parts(x), parts(s), parts(b)
     if tx is None and ts is None and tb is None:
         return modulate_op(x, s, b, eps)
@@ -22,7 +25,7 @@ def modulate(x: Tensor | Dual, s: Tensor | Dual, b: Tensor | Dual, eps: float = 
 
 @torch.library.custom_op("swiftvideo_fast::modulate", mutates_args=(), device_types="cpu")
 def modulate_op(x: Tensor, s: Tensor, b: Tensor, eps: float) -> Tensor:
-    """layer_norm(x) (1 + s) + b."""
+    """Returns layer_norm(x) (1 + s) + b."""
     _check("modulate", x, s, b)
     return cpu.modulate(x, s, b, eps)
 
@@ -43,7 +46,7 @@ def _(x, s, b, eps):
 @torch.library.custom_op("swiftvideo_fast::modulate_jvp", mutates_args=(), device_types="cpu")
 def modulate_jvp(x: Tensor, tx: Tensor | None, s: Tensor, ts: Tensor | None, b: Tensor, tb: Tensor | None,
                  eps: float) -> tuple[Tensor, Tensor]:
-    """(modulate(x, s, b), its tangent).  A tangent of None is zero."""
+    """Returns (modulate(x, s, b), its tangent).  A tangent of None is zero."""
     _check("modulate_jvp", x, s, b, tx, ts, tb)
     return cpu.modulate_jvp(x, tx, s, ts, b, tb, eps)
 
@@ -63,7 +66,7 @@ def _(x, tx, s, ts, b, tb, eps):
 
 @torch.library.custom_op("swiftvideo_fast::modulate_backward", mutates_args=(), device_types="cpu")
 def modulate_backward(dy: Tensor, x: Tensor, s: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, ds, db), the last two in s's dtype.  LayerNorm's Jacobian is symmetric: dx is as a tangent."""
+    """Returns (dx, ds, db), the last two in s's dtype.  LayerNorm's Jacobian is symmetric: dx = J dn."""
     return cpu.modulate_backward(dy, x, s, eps)
 
 
@@ -81,12 +84,12 @@ def _(dy, x, s, eps):
 
 def _check(op: str, x: Tensor, s: Tensor, b: Tensor, tx: Tensor | None = None, ts: Tensor | None = None,
            tb: Tensor | None = None) -> None:
-    check.axes(op, "B, N, C", x=x)
+    check.ndim(op, "B, N, C", x=x)
     B, _, C = x.shape
-    check.shaped(op, "B, N, C", x.shape, tx=tx)
-    check.shaped(op, "B, C", (B, C), s=s, ts=ts, b=b, tb=tb)
-    check.stored(op, x.dtype, x=x, tx=tx)
-    check.stored(op, s.dtype, s=s, b=b)
+    check.shape(op, "B, N, C", x.shape, tx=tx)
+    check.shape(op, "B, C", (B, C), s=s, ts=ts, b=b, tb=tb)
+    check.dtype(op, x.dtype, x=x, tx=tx)
+    check.dtype(op, s.dtype, s=s, b=b)
 
 
 def _save(ctx, inputs, output):

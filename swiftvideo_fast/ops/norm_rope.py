@@ -1,21 +1,24 @@
-"""RMSNorm and rotary embedding, and their tangent: swiftvideo_fast::norm_rope, ::norm_rope_jvp, one backward.
+"""RMSNorm, rotary embedding and their tangent: swiftvideo_fast::norm_rope, ::norm_rope_jvp, ::..._backward.
 
-y is differentiable in x and w; ty is not: the losses stop the gradient there.
-x (B, N, C); w (C); cos, sin (N, D / 2), D the head width, C a multiple of D; None turns nothing.
+y is differentiable in x and w.  ty is not: the losses stop the gradient there.
+x (B, N, C); w (C); cos, sin (N, D / 2), D the head width, C a multiple of D; None: no rotation.
 Pairs are interleaved: channels 2i and 2i + 1 of each head.  Outputs are contiguous, in x's dtype.
 """
 
 import torch
 from torch import Tensor
 
-from swiftvideo_fast.dual import Dual, parts, torch_tangents
+from swiftvideo_fast.dual import Dual, accepts_forward_ad, parts
 from swiftvideo_fast.ops import check, cpu
 
 
-@torch_tangents
+@accepts_forward_ad
 def norm_rope(x: Tensor | Dual, w: Tensor, cos: Tensor | None, sin: Tensor | None,
               eps: float = 1e-6) -> Tensor | Dual:
-    """x / rms(x) w over all C channels, then each head's pairs turned by their token's angles."""
+    """Returns rope(x / rms(x) w), (B, N, C): RMS over all C channels, rotation per head; a Dual if x is.
+
+    x (B, N, C); w (C); cos, sin (N, D / 2) or None.  Raises ValueError for mismatched shapes or dtypes.
+    """
     x, tx = parts(x)
     if tx is None:
         return norm_rope_op(x, w, cos, sin, eps)
@@ -24,7 +27,7 @@ def norm_rope(x: Tensor | Dual, w: Tensor, cos: Tensor | None, sin: Tensor | Non
 
 @torch.library.custom_op("swiftvideo_fast::norm_rope", mutates_args=(), device_types="cpu")
 def norm_rope_op(x: Tensor, w: Tensor, cos: Tensor | None, sin: Tensor | None, eps: float) -> Tensor:
-    """rope(rms_norm(x) w)."""
+    """Returns rope(rms_norm(x) w)."""
     _check("norm_rope", x, w, cos, sin)
     return cpu.norm_rope(x, w, cos, sin, eps)
 
@@ -45,7 +48,7 @@ def _(x, w, cos, sin, eps):
 @torch.library.custom_op("swiftvideo_fast::norm_rope_jvp", mutates_args=(), device_types="cpu")
 def norm_rope_jvp(x: Tensor, tx: Tensor, w: Tensor, cos: Tensor | None, sin: Tensor | None,
                   eps: float) -> tuple[Tensor, Tensor]:
-    """(norm_rope(x, w, cos, sin), its tangent along tx)."""
+    """Returns (norm_rope(x, w, cos, sin), its tangent along tx)."""
     _check("norm_rope_jvp", x, w, cos, sin, tx)
     return cpu.norm_rope_jvp(x, tx, w, cos, sin, eps)
 
@@ -66,7 +69,7 @@ def _(x, tx, w, cos, sin, eps):
 @torch.library.custom_op("swiftvideo_fast::norm_rope_backward", mutates_args=(), device_types="cpu")
 def norm_rope_backward(dy: Tensor, x: Tensor, w: Tensor, cos: Tensor | None, sin: Tensor | None,
                        eps: float) -> tuple[Tensor, Tensor]:
-    """(dx, dw).  The rotation turns back, then dy w goes through RMSNorm's Jacobian, which is symmetric."""
+    """Returns (dx, dw): dy is rotated back, then w dy multiplied by RMSNorm's symmetric Jacobian."""
     return cpu.norm_rope_backward(dy, x, w, cos, sin, eps)
 
 
@@ -84,17 +87,17 @@ def _(dy, x, w, cos, sin, eps):
 
 def _check(op: str, x: Tensor, w: Tensor, cos: Tensor | None, sin: Tensor | None,
            tx: Tensor | None = None) -> None:
-    check.axes(op, "B, N, C", x=x)
+    check.ndim(op, "B, N, C", x=x)
     _, N, C = x.shape
-    check.shaped(op, "B, N, C", x.shape, tx=tx)
-    check.shaped(op, "C", (C,), w=w)
-    check.stored(op, x.dtype, x=x, tx=tx)
-    check.stored(op, w.dtype, w=w)
+    check.shape(op, "B, N, C", x.shape, tx=tx)
+    check.shape(op, "C", (C,), w=w)
+    check.dtype(op, x.dtype, x=x, tx=tx)
+    check.dtype(op, w.dtype, w=w)
     if (cos is None) != (sin is None):
         raise ValueError(f"{op}: {'cos' if cos is None else 'sin'} is None; want both or neither")
     if cos is not None:
-        check.axes(op, "N, D / 2", cos=cos)
-        check.shaped(op, "N, D / 2", (N, cos.shape[1]), cos=cos, sin=sin)
+        check.ndim(op, "N, D / 2", cos=cos)
+        check.shape(op, "N, D / 2", (N, cos.shape[1]), cos=cos, sin=sin)
         if cos.shape[1] == 0 or C % (2 * cos.shape[1]):
             raise ValueError(f"{op}: cos is {tuple(cos.shape)}; want (N, D / 2) with D a divisor of {C}")
 

@@ -37,7 +37,8 @@ from swiftvideo_fast.models.wan.codec import WanCodec
 from swiftvideo_fast.models.wan.family import WanFamily
 from swiftvideo_fast.models.wan.image import MEAN, STD
 from swiftvideo_fast.models.wan.names import DIT
-from swiftvideo_fast.models.wan.network import Wan, WanConfig
+from swiftvideo_fast.models.wan.network import Wan
+from swiftvideo_fast.models.wan.sizes import WanConfig
 from swiftvideo_fast.models.wan.text import LENGTH
 from swiftvideo_fast.objectives.base import AVERAGE
 from swiftvideo_fast.release.card import card

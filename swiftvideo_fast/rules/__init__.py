@@ -1,4 +1,4 @@
-"""The table of forward-mode rules, by idea.  Importing the package fills `dual.RULES`."""
+"""Forward-mode rules, grouped by kind.  Importing the package fills `dispatch.RULES`."""
 
 from swiftvideo_fast.rules import (
     attention,

@@ -1,9 +1,9 @@
-"""scaled_dot_product_attention.
+"""Forward-mode rule of scaled_dot_product_attention.
 
     S = c q k' + mask    P = softmax S    o = P v
     S' = c (q' k + q k') + mask'          o' = (P S' - mu P) v + P v',   mu = rowsum(P S')
-What the fused op covers goes there.  With a mask or other layouts the value comes from torch's own kernel and
-the tangent goes over blocks of query rows, so no N x M matrix is held.  With dropout both are written out.
+Calls that ops.attention supports use it.  With a mask or another layout, torch's kernel computes the value;
+the tangent is computed by blocks of query rows, without an N x M matrix.  With dropout both are unfused.
 """
 
 from types import FunctionType
@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch.nn.attention.bias import CausalBias
 
 from swiftvideo_fast import ops
-from swiftvideo_fast.dispatch import DECIDES, join, rule
-from swiftvideo_fast.dual import Dual, carries, parts, primals
+from swiftvideo_fast.dispatch import SUBCLASS_AWARE, make_duals, rule
+from swiftvideo_fast.dual import Dual, has_tangent, parts, primals
 from swiftvideo_fast.ops.check import FLOATS
 
-BLOCK_ELEMENTS = 1 << 22                       # of one block's S over all heads: 16 MB in fp32
+BLOCK_ELEMENTS = 1 << 22                       # elements of one block's S over all heads: 16 MB in fp32
 
 
 @rule(F.scaled_dot_product_attention)
@@ -27,23 +27,23 @@ def attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False,
     if isinstance(attn_mask, CausalBias):
         attn_mask = attn_mask._materialize(query.device)
     if dropout_p > 0:
-        return _written_out(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        return _unfused(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     if attn_mask is None and _fused(query, key, value, enable_gqa):
         q, k, v = map(_unit_stride, (query, key, value))
         return ops.attention(q, k, v, scale=scale, causal=is_causal)
     q, k, v, mask = primals([query, key, value, attn_mask])
     o = F.scaled_dot_product_attention(q, k, v, mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
-    if not carries((query, key, value, attn_mask)):
+    if not has_tangent((query, key, value, attn_mask)):
         return o
     with torch.no_grad():
-        return join(o, _tangent(query, key, value, attn_mask, is_causal, scale, enable_gqa))
+        return make_duals(o, _tangent(query, key, value, attn_mask, is_causal, scale, enable_gqa))
 
 
-DECIDES.add(F.scaled_dot_product_attention)                   # it knows CausalBias
+SUBCLASS_AWARE.add(F.scaled_dot_product_attention)                   # the rule handles CausalBias
 
 
 def _autocast(*qkv):
-    """In autocast's dtype, as torch casts before its own kernels."""
+    """Returns q, k, v in autocast's dtype, cast as torch does before its kernels."""
     device = qkv[0].device.type
     if not torch.is_autocast_enabled(device):
         return qkv
@@ -52,7 +52,7 @@ def _autocast(*qkv):
 
 
 def _fused(query, key, value, enable_gqa: bool) -> bool:
-    """Does ops.attention cover these?  q (B, H, N, D), k v (B, G, M, D), one dtype, none empty."""
+    """True if ops.attention supports q (B, H, N, D), k v (B, G, M, D): one dtype, none empty."""
     q, k, v = primals([query, key, value])
     if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape:
         return False
@@ -91,7 +91,7 @@ def _tangent(query, key, value, attn_mask, is_causal, scale, enable_gqa):
         if mask is not None:
             here = _rows(mask, block)
             s = s.masked_fill(~here, -torch.inf) if mask.dtype == torch.bool else s + here
-        p = torch.softmax(s, -1).nan_to_num(0.0)            # a row with no key left gives 0, as torch's does
+        p = torch.softmax(s, -1).nan_to_num(0.0)            # a fully masked row gives 0, as in torch
         ts = [] if tq is None else [(tq[..., block, :].to(wide) * scale) @ k.mT]
         ts += [] if tk is None else [q_rows @ tk.mT]
         ts += [] if tmask is None else [_rows(tmask, block)]
@@ -107,8 +107,8 @@ def _rows(mask, block):
     return mask if mask.dim() < 2 or mask.shape[-2] == 1 else mask[..., block, :]
 
 
-def _written_out(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa):
-    """With dropout, value and tangent must share the mask that is drawn."""
+def _unfused(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa):
+    """Computes attention with dropout by rules: value and tangent share one dropout mask."""
     if enable_gqa:
         key, value = (x.repeat_interleave(query.shape[-3] // x.shape[-3], -3) for x in (key, value))
     s = torch.matmul(query, key.transpose(-2, -1)) * (query.shape[-1] ** -0.5 if scale is None else scale)
@@ -119,11 +119,11 @@ def _written_out(query, key, value, attn_mask, dropout_p, is_causal, scale, enab
     return torch.matmul(torch.dropout(torch.softmax(s, -1), dropout_p, True), value)
 
 
-def _entered(function: FunctionType) -> FunctionType:
-    """A function that torch writes in Python, without its overload check: its body is dispatched."""
+def _without_overload_check(function: FunctionType) -> FunctionType:
+    """Returns a copy of a torch Python function without its overload check: its body is dispatched."""
     checks = [name for name in function.__globals__ if name.startswith("has_torch_function")]
     unchecked = function.__globals__ | dict.fromkeys(checks, lambda *_: False)
     return FunctionType(function.__code__, unchecked, function.__name__, function.__defaults__)
 
 
-rule(F.multi_head_attention_forward)(_entered(F.multi_head_attention_forward))
+rule(F.multi_head_attention_forward)(_without_overload_check(F.multi_head_attention_forward))

@@ -1,4 +1,4 @@
-"""einops asks each of its backends whether it knows a tensor's type: torch's serves Duals too."""
+"""Registers Dual with einops: its torch backend handles Duals unchanged."""
 
 from swiftvideo_fast.dual import Dual
 

@@ -1,4 +1,4 @@
-"""Functions of one element of each argument: y' = sum over arguments of df/dx x'."""
+"""Elementwise functions: y' = sum over arguments of df/dx x'."""
 
 import math
 from functools import partial
@@ -40,7 +40,7 @@ UNARY = {                                    # name: t -> tangent, given y = f(x
     "log_sigmoid": lambda y, x, t: aten.log_sigmoid_backward(t, x, aten.log_sigmoid_forward(x)[1]),
 }
 
-BY_BACKWARD = {           # f acts on each element alone, so its backward of t is its tangent
+BY_BACKWARD = {           # elementwise: the backward applied to t is the tangent
     "silu": aten.silu_backward,
     "mish": aten.mish_backward,
     "hardswish": aten.hardswish_backward,
@@ -48,8 +48,8 @@ BY_BACKWARD = {           # f acts on each element alone, so its backward of t i
 }
 
 
-def _wide(y: Tensor) -> torch.dtype:
-    """The dtype that torch's kernels compute in."""
+def _compute_dtype(y: Tensor) -> torch.dtype:
+    """Returns the dtype in which torch's kernels compute."""
     return torch.promote_types(y.dtype, torch.float32)
 
 
@@ -74,36 +74,36 @@ def gelu(y, input, *, approximate="none"):
     return aten.gelu_backward(t.to(y.dtype), x.to(y.dtype), approximate=approximate)
 
 
-def total(terms) -> Tensor | None:
-    """The sum of the terms that are there; None if none is."""
+def sum_terms(terms) -> Tensor | None:
+    """Returns the sum of the terms that are not None; None if all are."""
     terms = [term for term in terms if term is not None]
     return sum(terms[1:], terms[0]) if terms else None
 
 
-def _times(t, factor):
+def _scaled(t, factor):
     return None if t is None else t * factor
 
 
 @tangent("add", "__add__", "__radd__")
 def add(y, input, other, *, alpha=1):
     (_, ta), (_, tb) = parts(input), parts(other)
-    tb = tb if alpha == 1 else _times(tb, alpha)
+    tb = tb if alpha == 1 else _scaled(tb, alpha)
     if ta is None or tb is None:
-        return fresh(tb if ta is None else ta)
+        return copied(tb if ta is None else ta)
     return ta + tb
 
 
 @tangent("sub", "subtract", "__sub__")
 def sub(y, input, other, *, alpha=1):
     (_, ta), (_, tb) = parts(input), parts(other)
-    tb = tb if alpha == 1 else _times(tb, alpha)
+    tb = tb if alpha == 1 else _scaled(tb, alpha)
     if ta is None or tb is None:
-        return -tb if ta is None else fresh(ta)
+        return -tb if ta is None else copied(ta)
     return ta - tb
 
 
-def fresh(t: Tensor | None) -> Tensor | None:
-    """x + 1 is not x, so its tangent must not be x's own memory."""
+def copied(t: Tensor | None) -> Tensor | None:
+    """Returns a copy of t: the result does not alias x, so its tangent must not alias x's tangent."""
     return None if t is None else t.clone()
 
 
@@ -115,7 +115,7 @@ def rsub(y, input, other, *, alpha=1):
 @tangent("mul", "multiply", "__mul__", "__rmul__")
 def mul(y, input, other):
     (a, ta), (b, tb) = parts(input), parts(other)
-    return total([_times(ta, b), _times(tb, a)])
+    return sum_terms([_scaled(ta, b), _scaled(tb, a)])
 
 
 @tangent("div", "divide", "true_divide", "__truediv__", "__div__")
@@ -143,7 +143,7 @@ def power(y, input, exponent):
     if tb is not None:
         a, b = torch.as_tensor(a, device=y.device), torch.as_tensor(b, device=y.device)
         by_exponent = tb * torch.where((a == 0) & (b.real >= 0), 0, y * a.to(y.dtype).log())
-    return total([by_base, by_exponent])
+    return sum_terms([by_base, by_exponent])
 
 
 @rule(Tensor.__rpow__)
@@ -183,7 +183,7 @@ def leaky_relu(y, input, negative_slope=0.01, inplace=False):
 
 @tangent("glu")
 def glu(y, input, dim=-1):
-    (a, b), (ta, tb) = (x.to(_wide(y)).chunk(2, dim) for x in parts(input))
+    (a, b), (ta, tb) = (x.to(_compute_dtype(y)).chunk(2, dim) for x in parts(input))
     s = b.sigmoid()
     return s * (ta + a * (1 - s) * tb)
 
@@ -191,11 +191,11 @@ def glu(y, input, dim=-1):
 @tangent("addcmul")
 def addcmul(y, input, tensor1, tensor2, *, value=1):
     (_, t), (a, ta), (b, tb) = map(parts, (input, tensor1, tensor2))
-    return total([fresh(t), _times(_times(ta, b), value), _times(_times(tb, a), value)])
+    return sum_terms([copied(t), _scaled(_scaled(ta, b), value), _scaled(_scaled(tb, a), value)])
 
 
 @tangent("lerp")
 def lerp(y, input, end, weight):
     (a, ta), (b, tb), (w, tw) = map(parts, (input, end, weight))
     ta, tb = (torch.zeros_like(y) if t is None else t for t in (ta, tb))
-    return total([torch.lerp(ta, tb, w), _times(tw, b - a)])
+    return sum_terms([torch.lerp(ta, tb, w), _scaled(tw, b - a)])

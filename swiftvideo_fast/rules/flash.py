@@ -1,8 +1,7 @@
-"""flash_attn_func and its packed forms, versions 2 and 3: they go to the fused op.
+"""Redirects flash_attn_func and its packed forms, versions 2 and 3, to scaled_dot_product_attention's rule.
 
-They are Python functions around an autograd.Function, which torch's dispatch does not see: `intercept` calls
-here.
-Layout (B, N, H, D).  Where queries are fewer than keys, their causal mask ends at the last key: bottom right.
+They wrap an autograd.Function, which torch's dispatch does not see; `intercept` calls `flash` instead.
+Layout (B, N, H, D).  Their causal mask is aligned bottom-right where N != M.
 """
 
 import inspect
@@ -12,19 +11,19 @@ import torch.nn.functional as F
 
 from swiftvideo_fast.dual import NoTangent
 
-HOMES = ("flash_attn", "flash_attn_interface", "flash_attn.flash_attn_interface")
-NAMES = ("flash_attn_func", "flash_attn_qkvpacked_func", "flash_attn_kvpacked_func")
-TAKEN = {"q", "k", "v", "qkv", "kv", "softmax_scale", "causal", "dropout_p"}
-SPEED = {"deterministic", "num_splits", "pack_gqa", "sm_margin"}            # these do not change the result
+MODULES = ("flash_attn", "flash_attn_interface", "flash_attn.flash_attn_interface")
+FUNCTIONS = ("flash_attn_func", "flash_attn_qkvpacked_func", "flash_attn_kvpacked_func")
+SUPPORTED = {"q", "k", "v", "qkv", "kv", "softmax_scale", "causal", "dropout_p"}
+NO_EFFECT = {"deterministic", "num_splits", "pack_gqa", "sm_margin"}        # scheduling options: same result
 
 
 def flash(name: str, signature: inspect.Signature, args: tuple, kwargs: dict):
-    """The call of `name`, whose signature this is, by scaled_dot_product_attention's rule."""
+    """Returns o (B, N, H, D) of a call of `name`.  Raises NoTangent for an option without a tangent."""
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
     given = bound.arguments
     for argument, value in given.items():
-        if argument in TAKEN or argument in SPEED:
+        if argument in SUPPORTED or argument in NO_EFFECT:
             continue
         default = signature.parameters[argument].default
         if value is not default and value != default and list(value or ()) != list(default or ()):

@@ -1,6 +1,6 @@
-"""In-place writes: the value is made out of place by the rules, then copied over primal and tangent.
+"""In-place functions: rules compute the result out of place, then copy it into primal and tangent.
 
-Both are written where they lie, so every view of the Dual sees the write.
+Both keep their memory, so every view of the Dual sees the write.
 """
 
 from contextlib import nullcontext
@@ -18,8 +18,8 @@ from swiftvideo_fast.dispatch import (
     RULES,
     by_torch,
     call,
+    functions_named,
     name_of,
-    named,
     rule,
 )
 from swiftvideo_fast.dual import Dual, NoTangent, parts, primals
@@ -34,7 +34,7 @@ def _target(function, x) -> Dual:
     if isinstance(x, Dual):
         return x
     raise NoTangent(f"{name_of(function)}: a Dual written into a plain tensor would lose its tangent; make "
-                    "the buffer from a Dual (empty_like, new_zeros), or write inside jvp, in eager")
+                    "the buffer from a Dual (empty_like, new_zeros), or write inside jvp, uncompiled")
 
 
 def _set_tangent(x: Dual, t: Tensor | None, index=...) -> None:
@@ -53,7 +53,7 @@ def _overwrite(x: Dual, y) -> Dual:
 
 
 def _in_place(function, out_of_place, x, *args, **kwargs):
-    """With the tape on, torch's own function writes the primal: it knows what backward must keep."""
+    """With grad enabled, torch's own in-place function writes the primal, so that autograd records it."""
     _target(function, x)
     taped = torch.is_grad_enabled()
     with torch.no_grad(), same_draw(function, x.p.device) if taped else nullcontext():
@@ -68,15 +68,15 @@ def _in_place(function, out_of_place, x, *args, **kwargs):
 
 
 def same_draw(function, device: torch.device):
-    """What is drawn inside is drawn again after, by the same function in place."""
+    """Context that restores the RNG state on exit: the in-place function then draws the same numbers."""
     if getattr(function, "__name__", "") not in RANDOM:
         return nullcontext()
     devices = [] if device.type == "cpu" else [device]
     return torch.random.fork_rng(devices, device_type=device.type if devices else "cuda")
 
 
-def _flagged(out_of_place, position, x, *args, inplace=False, **kwargs):
-    """F.relu(x, inplace=True) and its like; `position` is the flag's among the arguments after x."""
+def _inplace_flag(out_of_place, position, x, *args, inplace=False, **kwargs):
+    """Handles F.relu(x, inplace=True) etc.; position: index of the flag among the arguments after x."""
     y = out_of_place(x, *args[:position], **kwargs)
     return _overwrite(x, y) if inplace or len(args) > position and args[position] else y
 
@@ -116,16 +116,16 @@ def _by_torch(function, *args, **kwargs):
     return by_torch(function, args, kwargs)
 
 
-for _function in named(*FILLS.split()):
+for _function in functions_named(*FILLS.split()):
     rule(_function)(partial(_fill, _function))
-for _function in named(*RESHAPES.split()):
+for _function in functions_named(*RESHAPES.split()):
     rule(_function)(partial(_reshape, _function))
 
-for _name in {n for home in NAMESPACES for n in dir(home) if n.endswith("_") and not n.startswith("_")}:
-    for _home, _function in [(h, getattr(h, _name)) for h in NAMESPACES if callable(getattr(h, _name, None))]:
-        _twins = [getattr(h, _name[:-1]) for h in (_home, *NAMESPACES) if hasattr(h, _name[:-1])]
-        if _twins and _function not in RULES:
-            rule(_function)(partial(_in_place, _function, _twins[0]))
+for _name in {n for s in NAMESPACES for n in dir(s) if n.endswith("_") and not n.startswith("_")}:
+    for _home, _function in [(s, getattr(s, _name)) for s in NAMESPACES if callable(getattr(s, _name, None))]:
+        _out_of_place = [getattr(s, _name[:-1]) for s in (_home, *NAMESPACES) if hasattr(s, _name[:-1])]
+        if _out_of_place and _function not in RULES:
+            rule(_function)(partial(_in_place, _function, _out_of_place[0]))
 for _name in IN_PLACE_OPERATORS:
     _function = getattr(Tensor, _name)
     rule(_function)(partial(_in_place, _function, getattr(Tensor, _name.replace("__i", "__", 1))))
@@ -133,6 +133,6 @@ for _function in [f for f in vars(F).values() if isinstance(f, FunctionType)]:
     if "inplace" not in signature(_function).parameters:
         continue
     _position = list(signature(_function).parameters).index("inplace") - 1
-    rule(_function)(partial(_flagged, RULES[_function][0] if _function in RULES
+    rule(_function)(partial(_inplace_flag, RULES[_function][0] if _function in RULES
         else partial(_by_torch, _function),
                             _position))

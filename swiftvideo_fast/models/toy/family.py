@@ -11,7 +11,7 @@ from swiftvideo_fast.models.condition import Condition, first_frame_condition
 from swiftvideo_fast.models.toy.codec import STRIDE_T, PcaCodec
 from swiftvideo_fast.models.toy.words import WordVectors
 from swiftvideo_fast.models.wan.family import WanFamily
-from swiftvideo_fast.models.wan.network import PRESETS, WanConfig
+from swiftvideo_fast.models.wan.sizes import PRESETS, WanConfig
 
 
 class ToyFamily(WanFamily):

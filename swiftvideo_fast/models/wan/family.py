@@ -12,15 +12,8 @@ from swiftvideo_fast.models import weights
 from swiftvideo_fast.models.condition import Condition
 from swiftvideo_fast.models.wan import encoders
 from swiftvideo_fast.models.wan.codec import WanCodec
-from swiftvideo_fast.models.wan.network import (
-    PRESETS,
-    Wan,
-    WanConfig,
-    activations,
-    add_second_time,
-    cast,
-    initialise,
-)
+from swiftvideo_fast.models.wan.network import Wan, add_second_time, cast, initialise
+from swiftvideo_fast.models.wan.sizes import PRESETS, WanConfig, activations
 from swiftvideo_fast.models.wan.vae import LATENT
 
 

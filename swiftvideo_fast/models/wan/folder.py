@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from swiftvideo_fast.models.wan.names import DIT, or_itself
-from swiftvideo_fast.models.wan.network import Wan, WanConfig, cast
+from swiftvideo_fast.models.wan.network import Wan, cast
+from swiftvideo_fast.models.wan.sizes import WanConfig
 from swiftvideo_fast.models.weights import Stored, check, read_json, shapes, stored
 
 FILE = "diffusion_pytorch_model.safetensors"

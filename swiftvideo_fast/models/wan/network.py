@@ -9,8 +9,7 @@ Letters: B clips, T H W latent frames, height, width, N = T H/2 W/2 tokens, C ch
 """
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -23,54 +22,10 @@ from torch.utils.checkpoint import (
     noop_context_fn,
 )
 
-from swiftvideo_fast import ops
 from swiftvideo_fast.dual import Dual
 from swiftvideo_fast.models.ulysses import Ulysses
-
-
-@dataclass(frozen=True)
-class WanConfig:
-    """Sizes.  latent: channels of the codec; condition: 4 mask channels + the masked video's latent.
-
-    time_scale: model time is time_scale * t, t in [0, 1]: 1000 for Wan.  A network trained for minutes wants
-    about 10: with 1000 its time derivative explodes.
-    image_dim: width of the image encoder's tokens, None for a network without image cross-attention.
-    second_time: whether it is a flow map u(x_t, t, s); published checkpoints are not (`add_second_time`).
-    """
-
-    dim: int
-    heads: int
-    layers: int
-    ffn_dim: int
-    text_dim: int
-    image_dim: int | None = None
-    latent: int = 16
-    condition: int = 20
-    freq_dim: int = 256
-    time_scale: float = 1000.0
-    eps: float = 1e-6
-    second_time: bool = False
-
-    def __post_init__(self):
-        for name in ("dim", "heads", "layers", "ffn_dim", "text_dim", "latent", "condition", "freq_dim"):
-            size = getattr(self, name)
-            if type(size) is not int or not 0 <= size <= MOST or not size and name in ("dim", "heads"):
-                raise ValueError(f"WanConfig: {name} is {size!r}; want a whole number up to {MOST:,}")
-        if self.dim % self.heads or self.dim // self.heads % 2:
-            raise ValueError(f"WanConfig: dim {self.dim} over {self.heads} heads is no even head width")
-
-
-MOST = 100_000      # of any size: far more than a network has, few enough to build one on meta
-PRESETS = {
-    "tiny": WanConfig(dim=160, heads=5, layers=4, ffn_dim=640, text_dim=32, freq_dim=64, time_scale=10.0),
-    "1.3b": WanConfig(dim=1536, heads=12, layers=30, ffn_dim=8960, text_dim=4096, image_dim=1280),
-    "14b": WanConfig(dim=5120, heads=40, layers=40, ffn_dim=13824, text_dim=4096, image_dim=1280),
-}
-PATCH = 2           # patches are (1, 2, 2)
-MLP_ROWS = 4096     # tokens a clip that the MLP holds at once without grad: enough for a matmul at full speed
-BLOCK = 21          # planes of a block run again, beside three of the MLP's width (39 at 1.3B, 29 at 14B)
-KEPT, LAST = 19, 11     # planes of a block kept whole, beside two of the MLP's width; beside all blocks
-THETA = 10000.0     # base of the rotary and of the time frequencies
+from swiftvideo_fast.models.wan.blocks import Block, Head, ImageEmbedding, WideLinear, rotary_tables, wide
+from swiftvideo_fast.models.wan.sizes import PATCH, THETA, WanConfig
 
 
 def _keep_self_attention(context, op, *args, **kwargs) -> CheckpointPolicy:
@@ -85,17 +40,6 @@ RECOMPUTE = {       # policy: context_fn of torch's checkpoint
     "blocks": noop_context_fn,
     "blocks but attention": partial(create_selective_checkpoint_contexts, _keep_self_attention),
 }
-
-
-def activations(sizes: WanConfig, tokens: int, recompute: str, stored: int) -> int:
-    """Bytes that a pass with a backward holds, in planes of tokens x dim (counted by `python -m bench
-    memory`).  tokens: of all its clips.  stored: bytes of an element."""
-    plane, wide = tokens * sizes.dim * stored, sizes.ffn_dim / sizes.dim
-    attention = plane + 4 * tokens * sizes.heads                                    # o and lse
-    if recompute == "nothing":
-        return int(plane * (sizes.layers * (KEPT + 2 * wide) + LAST))
-    kept = (sizes.layers - 1) * attention if recompute == "blocks but attention" else 0
-    return int(plane * (sizes.layers + BLOCK + 3 * wide) + kept)
 
 
 class Wan(nn.Module):
@@ -189,7 +133,7 @@ class Wan(nn.Module):
         half = self.config.freq_dim // 2
         frequency = THETA ** (-torch.arange(half, dtype=torch.float64, device=t_B.device) / half)
         angle = (t_B.double() * self.config.time_scale)[:, None] * frequency
-        return torch.cat([angle.cos(), angle.sin()], 1).to(_wide(self.time_embedding[0].weight).dtype)
+        return torch.cat([angle.cos(), angle.sin()], 1).to(wide(self.time_embedding[0].weight).dtype)
 
     def _check(self, x, t, text, condition, image, s) -> None:
         c = self.config
@@ -210,146 +154,6 @@ class Wan(nn.Module):
                 raise ValueError(f"Wan: {name} is {tuple(given.shape)}; want {wanted} for x {tuple(x.shape)}")
 
 
-class Block(nn.Module):
-    """Self-attention and MLP, each modulated and gated by time; cross-attention with neither."""
-
-    def __init__(self, c: WanConfig):
-        super().__init__()
-        self.eps = c.eps
-        self.modulation = nn.Parameter(torch.randn(1, 6, c.dim) / c.dim**0.5)
-        self.self_attn = SelfAttention(c)
-        self.norm3 = LayerNorm(c.dim, eps=c.eps)
-        self.cross_attn = CrossAttention(c)
-        self.ffn = nn.Sequential(nn.Linear(c.dim, c.ffn_dim), Gelu(), nn.Linear(c.ffn_dim, c.dim))
-
-    def forward(self, x_BNC, e_B6C, context: tuple, rotary: tuple) -> Tensor | Dual:
-        shift_sa, scale_sa, gate_sa, shift_ff, scale_ff, gate_ff = (self.modulation + e_B6C).unbind(1)
-
-        def norm1(x_BNC):
-            return ops.modulate(x_BNC, scale_sa, shift_sa, self.eps)
-
-        x_BNC = ops.gate(x_BNC, self.self_attn(x_BNC, norm1, rotary), gate_sa)
-        x_BNC = x_BNC + self.cross_attn(x_BNC, self.norm3, *context)
-        if torch.is_grad_enabled():
-            return self._mlp(x_BNC, scale_ff, shift_ff, gate_ff)
-        chunks = x_BNC.chunk(-(-x_BNC.shape[1] // MLP_ROWS), 1)
-        return torch.cat([self._mlp(rows, scale_ff, shift_ff, gate_ff) for rows in chunks], 1)
-
-    def _mlp(self, x_BNC, scale, shift, gate):
-        return ops.gate(x_BNC, self.ffn(ops.modulate(x_BNC, scale, shift, self.eps)), gate)
-
-
-class WideLinear(nn.Linear):
-    """Of time: in fp32 even where an engine stores every weight as bf16."""
-
-    def forward(self, x) -> Tensor | Dual:
-        return F.linear(x, _wide(self.weight), _wide(self.bias))
-
-
-class LayerNorm(nn.LayerNorm):
-    """The affine one: ops.modulate by a gain and a shift that all clips share, fp32 beside a bf16 stream."""
-
-    def forward(self, x_BNC) -> Tensor | Dual:
-        s_BC, b_BC = (a.repeat(x_BNC.shape[0], 1) for a in (_wide(self.weight) - 1, _wide(self.bias)))
-        return ops.modulate(x_BNC, s_BC, b_BC, self.eps)
-
-
-class RMSNorm(nn.Module):
-    """The gain of an RMSNorm over all channels, heads together; ops.norm_rope applies it."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-
-
-class SelfAttention(nn.Module):
-    ulysses: Ulysses | None = None
-
-    def __init__(self, c: WanConfig):
-        super().__init__()
-        self.heads, self.eps = c.heads, c.eps
-        self.q, self.k, self.v, self.o = (nn.Linear(c.dim, c.dim) for _ in range(4))
-        self.norm_q, self.norm_k = RMSNorm(c.dim), RMSNorm(c.dim)
-
-    def forward(self, x_BNC, norm: Callable, rotary: tuple) -> Tensor | Dual:
-        """Of norm(x): normalised here, because a module's arguments live as long as its call."""
-        x_BNC = norm(x_BNC)
-        q = ops.norm_rope(self.q(x_BNC), self.norm_q.weight, *rotary, self.eps)
-        k = ops.norm_rope(self.k(x_BNC), self.norm_k.weight, *rotary, self.eps)
-        v = self.v(x_BNC)
-        del x_BNC                       # attention is the peak: only its operands live beside the stream
-        if self.ulysses:
-            q, k, v = self.ulysses.heads(q, k, v)
-        y_BNC = _attend(q, k, v, self.heads // (self.ulysses.ranks if self.ulysses else 1))
-        del q, k, v
-        if self.ulysses:
-            y_BNC = self.ulysses.tokens(y_BNC)
-        return self.o(y_BNC)
-
-
-class CrossAttention(SelfAttention):
-    """To the text and, apart, to the image: one query, two softmaxes, their outputs added.
-
-    Padded text is attended to, as in the released model: no mask.
-    """
-
-    def __init__(self, c: WanConfig):
-        super().__init__(c)
-        if c.image_dim:
-            self.k_img, self.v_img = nn.Linear(c.dim, c.dim), nn.Linear(c.dim, c.dim)
-            self.norm_k_img = RMSNorm(c.dim)
-
-    def forward(self, x_BNC, norm: Callable, text_BLC: Tensor, image_BMC: Tensor | None) -> Tensor | Dual:
-        q = ops.norm_rope(self.q(norm(x_BNC)), self.norm_q.weight, None, None, self.eps)
-        k = ops.norm_rope(self.k(text_BLC), self.norm_k.weight, None, None, self.eps)
-        y_BNC = _attend(q, k, self.v(text_BLC), self.heads)
-        if image_BMC is not None:
-            k = ops.norm_rope(self.k_img(image_BMC), self.norm_k_img.weight, None, None, self.eps)
-            z_BNC = _attend(q, k, self.v_img(image_BMC), self.heads)
-            del q
-            y_BNC = y_BNC + z_BNC
-            del z_BNC
-        return self.o(y_BNC)
-
-
-class Gelu(nn.Module):
-    def forward(self, x) -> Tensor | Dual:
-        return ops.gelu(x)
-
-
-class Head(nn.Module):
-    def __init__(self, c: WanConfig):
-        super().__init__()
-        self.eps = c.eps
-        self.modulation = nn.Parameter(torch.randn(1, 2, c.dim) / c.dim**0.5)
-        self.head = nn.Linear(c.dim, PATCH * PATCH * c.latent)
-
-    def forward(self, x_BNC, e_BC) -> Tensor | Dual:
-        shift, scale = (self.modulation + e_BC[:, None]).unbind(1)
-        return self.head(ops.modulate(x_BNC, scale, shift, self.eps))
-
-
-class ImageEmbedding(nn.Module):
-    """CLIP tokens to the network's width: norm, linear, GELU, linear, norm."""
-
-    def __init__(self, image_dim: int, dim: int):
-        super().__init__()
-        self.proj = nn.Sequential(LayerNorm(image_dim), nn.Linear(image_dim, image_dim), nn.GELU(),
-                                  nn.Linear(image_dim, dim), LayerNorm(dim))
-
-    def forward(self, image_BME: Tensor) -> Tensor:
-        return self.proj(image_BME)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _attend(q_BNC, k_BMC, v_BMC, heads: int):
-    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q_BNC, k_BMC, v_BMC))
-    return ops.attention(q, k, v).transpose(1, 2).flatten(2)
-
-
 def _patches(x_BCTHW):
     """(B, C, T, 2h, 2w) -> (B, T h w, 4 C), the order of the convolution's flattened weight."""
     B, C, T, H, W = x_BCTHW.shape
@@ -360,24 +164,6 @@ def _patches(x_BCTHW):
 def _fits(shape: tuple, want: tuple) -> bool:
     """Whether the sizes are the wanted ones; L and M stand for any."""
     return len(shape) == len(want) and all(w in (n, "L", "M") for n, w in zip(shape, want, strict=True))
-
-
-def rotary_tables(T: int, H: int, W: int, D: int, device) -> tuple[Tensor, Tensor]:
-    """(cos, sin), each (T H W, D / 2) fp32, of the 3-D rotary embedding of head width D.
-
-    The channel pairs are shared out to time, height and width as D - 4 (D // 6), 2 (D // 6), 2 (D // 6)
-    channels: 44, 42, 42 of 128.  Computed in float64.
-    """
-    widths = D - 4 * (D // 6), 2 * (D // 6), 2 * (D // 6)
-    angles = []
-    for axis, (size, width) in enumerate(zip((T, H, W), widths, strict=True)):
-        frequency = THETA ** (-torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)
-        angle = torch.arange(size, dtype=torch.float64, device=device)[:, None] * frequency
-        shape = [1, 1, 1, width // 2]
-        shape[axis] = size
-        angles.append(angle.view(shape).expand(T, H, W, width // 2))
-    angle = torch.cat(angles, 3).flatten(0, 2)
-    return angle.cos().float(), angle.sin().float()
 
 
 @torch.no_grad()

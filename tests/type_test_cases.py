@@ -1,6 +1,6 @@
-"""What a Dual answers to questions for its type, under any Python from 3.11 on; a stub stands in for torch.
+"""Type tests of a Dual under any Python from 3.11 on, with a stub in place of torch.
 
-    python3.13 tests/type_questions.py          prints the questions answered wrongly; exit status 1 if any
+    python3.13 tests/type_test_cases.py         prints the wrong results; exit status 1 if any
 """
 
 import builtins
@@ -34,7 +34,7 @@ KINDS, ALIAS, TABLE = (int, Tensor), isinstance, {"kinds": [str, Tensor]}
 
 
 def load() -> types.ModuleType:
-    """typetest as this Python runs it, over the stub."""
+    """Returns the module typetest, imported by this Python over the stub."""
     path = Path(__file__).parents[1] / "swiftvideo_fast" / "typetest.py"
     spec = importlib.util.spec_from_file_location("typetest_over_a_stub", path)
     module, real = importlib.util.module_from_spec(spec), sys.modules.get("torch")
@@ -52,13 +52,13 @@ typetest = load()
 
 
 class Dual:
-    __class__ = property(typetest.claimed)
+    __class__ = property(typetest.reported_class)
 
     def itself(self):
         return self
 
 
-# --- questions, each with its answer ---------------------------------------------------------------------
+# --- type tests, each with its result --------------------------------------------------------------------
 
 
 def tensor(x):                              # True
@@ -161,12 +161,12 @@ def after_an_error(x):                      # True
         return isinstance(x, torch.Tensor)
 
 
-def of_another_function(x):                 # False: what asks is no isinstance
+def of_another_function(x):                 # False: the callee is not isinstance
     isinstance = _abc_instancecheck
     return isinstance(Registered, x)
 
 
-# --- questions that cannot be answered: an error, never a wrong answer ------------------------------------
+# --- undecidable type tests: an error, never a wrong result -----------------------------------------------
 
 
 def by_call(x):
@@ -186,7 +186,7 @@ def legacy(x):
     return isinstance(x, torch.FloatTensor)
 
 
-ANSWERS = {tensor: True, negated: False, in_a_tuple: True, in_a_union: True, another: False,
+RESULTS = {tensor: True, negated: False, in_a_tuple: True, in_a_union: True, another: False,
            by_global: True, by_local: True, by_cell: True, by_item: True, by_type: False,
            of_an_expression: True, of_a_choice: True, of_nested_choices: True, of_a_comprehension: True,
            in_a_comprehension: 1, in_a_chain: 1, by_another_name: True, over_lines: True, by_pattern: 2,
@@ -194,43 +194,43 @@ ANSWERS = {tensor: True, negated: False, in_a_tuple: True, in_a_union: True, ano
 REFUSED = (by_call, starred, starred_with_keywords, legacy)
 
 
-def wrong(warm: int = 60) -> list[str]:
-    """The questions answered wrongly, asked until Python has specialised the code; and without positions."""
+def wrong(repeats: int = 60) -> list[str]:
+    """Returns the wrong results, repeated until Python specializes the code, with and without positions."""
     x, found = Dual(), []
-    for question, answer in [*ANSWERS.items(), *dict.fromkeys(REFUSED, TypeError).items()]:
-        bare = types.FunctionType(question.__code__.replace(co_linetable=b""), globals())
-        for name, ask in ((question.__name__, question), (question.__name__ + " without positions", bare)):
-            got = {_answer(ask, x) for _ in range(warm)}
-            if got != {answer}:
-                found.append(f"{name}: {got}, want {answer}")
+    for test, result in [*RESULTS.items(), *dict.fromkeys(REFUSED, TypeError).items()]:
+        bare = types.FunctionType(test.__code__.replace(co_linetable=b""), globals())
+        for name, function in ((test.__name__, test), (f"{test.__name__} without positions", bare)):
+            got = {_result(function, x) for _ in range(repeats)}
+            if got != {result}:
+                found.append(f"{name}: {got}, want {result}")
     return found + _unknown_instructions(x)
 
 
-def _answer(ask, x):
+def _result(function, x):
     try:
-        return ask(x)
+        return function(x)
     except TypeError:
         return TypeError
 
 
 def _unknown_instructions(x) -> list[str]:
-    """Instructions of a later Python, in place of each that leads to the answer: True or an error."""
+    """Replaces each instruction by an unknown one, as of a later Python: the result is True or an error."""
     real, found = dis.get_instructions, []
     for where in range(len([*real(tensor)])):
-        ask = types.FunctionType(tensor.__code__.replace(co_name=f"tensor{where}"), globals())
+        function = types.FunctionType(tensor.__code__.replace(co_name=f"tensor{where}"), globals())
         typetest.dis = types.SimpleNamespace(**vars(dis) | {"get_instructions": lambda code: [
             at._replace(opname="LOAD_LATER") if i == where and at.opname.startswith("LOAD") else at  # noqa: B023
             for i, at in enumerate(real(code))]})
-        if _answer(ask, x) not in (True, TypeError):
-            found.append(f"instruction {where} unknown: {_answer(ask, x)}")
-    ask = types.FunctionType(tensor.__code__.replace(co_name="lost"), globals())
+        if _result(function, x) not in (True, TypeError):
+            found.append(f"instruction {where} unknown: {_result(function, x)}")
+    function = types.FunctionType(tensor.__code__.replace(co_name="lost"), globals())
     typetest.dis = types.SimpleNamespace(**vars(dis) | {"stack_effect": lambda *args, jump: 0})
-    if _answer(ask, x) is not TypeError:
-        found.append(f"the stack unknown: {_answer(ask, x)}")
+    if _result(function, x) is not TypeError:
+        found.append(f"the stack unknown: {_result(function, x)}")
     typetest.dis = dis
     return found
 
 
 if __name__ == "__main__":
-    print("\n".join(answers := wrong()))
-    raise SystemExit(len(answers) > 0)
+    print("\n".join(failures := wrong()))
+    raise SystemExit(len(failures) > 0)

@@ -1,10 +1,10 @@
-"""Plain attention, forward and backward, by each library that has it: one signature, one layout, one lse.
+"""Attention backends, forward and backward, with one signature, layout and definition of lse.
 
 forward(q, k, v, scale, causal) -> (o, lse);  backward(do, q, k, v, o, lse, scale, causal, deterministic) ->
-(dq, dk, dv).  q o dq (B, H, N, D), k v dk dv (B, G, M, D); lse (B, H, N) fp32 is the natural log of the
-softmax's denominator, so a backward accepts the (o, lse) of any forward and of attention_jvp.py.
+(dq, dk, dv).  q o dq (B, H, N, D), k v dk dv (B, G, M, D).  lse (B, H, N), fp32, is the natural log of the
+softmax's denominator, so every backward accepts (o, lse) of every forward and of attention_jvp.py.
 
-flash-attn 2, 3 and 4 take (B, N, H, D).  A library is imported where it is called.
+flash-attn 2, 3 and 4 use (B, N, H, D).  Libraries are imported when called.
 """
 
 from collections.abc import Callable, Generator
@@ -18,12 +18,12 @@ aten = torch.ops.aten
 
 
 def installed(name: str) -> bool:
-    """Whether the library of this way is here."""
+    """True if the backend's library is installed."""
     module = {"flash-attn 4": "flash_attn.cute", "flash-attn 3": "flash_attn_interface",
               "flash-attn 2": "flash_attn"}.get(name)
     try:
         return module is None or find_spec(module) is not None
-    except ModuleNotFoundError:                                     # of the package that holds it
+    except ModuleNotFoundError:                                     # the parent package is missing
         return False
 
 
@@ -95,23 +95,23 @@ def flash_2_backward(do, q, k, v, o, lse, scale, causal, deterministic):
     return tuple(x.transpose(1, 2) for x in (dq, dk, dv))
 
 
-def torchs_flash(q, k, v, scale, causal):
+def torch_flash(q, k, v, scale, causal):
     o, lse, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal, scale=scale)
     return o, lse
 
 
-def torchs_flash_backward(do, q, k, v, o, lse, scale, causal, deterministic):
+def torch_flash_backward(do, q, k, v, o, lse, scale, causal, deterministic):
     no_dropout = torch.empty(2, dtype=torch.uint64, device=q.device)
-    with torchs_switch(deterministic):
+    with deterministic_algorithms(deterministic):
         return aten._scaled_dot_product_flash_attention_backward(
             do, q, k, v, o, lse, None, None, q.shape[2], k.shape[2], 0.0, causal, no_dropout, no_dropout,
             scale=scale)
 
 
 @contextmanager
-def torchs_switch(on: bool) -> Generator[None]:
-    """torch.use_deterministic_algorithms in here.  torch's flash backward takes no argument and ignores a
-    switch of warn_only=True (attention_backward.cu)."""
+def deterministic_algorithms(on: bool) -> Generator[None]:
+    """Context with torch.use_deterministic_algorithms(on).  torch's flash backward has no argument for it and
+    ignores warn_only=True (attention_backward.cu)."""
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(on)
@@ -121,17 +121,17 @@ def torchs_switch(on: bool) -> Generator[None]:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
-def efficient(q, k, v, scale, causal):
+def torch_efficient(q, k, v, scale, causal):
     share = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(share, 1) for x in (k, v))
     o, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, causal, scale=scale)
     return o, lse[..., :q.shape[2]].contiguous()
 
 
-def efficient_backward(do, q, k, v, o, lse, scale, causal, deterministic):
+def torch_efficient_backward(do, q, k, v, o, lse, scale, causal, deterministic):
     (B, G, M, D), share = k.shape, q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(share, 1) for x in (k, v))
-    lse = torch.nn.functional.pad(lse, (0, -lse.shape[2] % 32), value=torch.inf)       # its rows come by 32
+    lse = torch.nn.functional.pad(lse, (0, -lse.shape[2] % 32), value=torch.inf)       # rows are padded to 32
     no_dropout = torch.zeros((), dtype=torch.int64)
     wanted = [True, True, True, False]
     dq, dk, dv, _ = aten._scaled_dot_product_efficient_attention_backward(
@@ -139,11 +139,12 @@ def efficient_backward(do, q, k, v, o, lse, scale, causal, deterministic):
     return dq, *(dx.view(B, G, share, M, D).sum(2) for dx in (dk, dv))
 
 
-WAYS: dict[str, tuple[Callable[..., tuple[Tensor, Tensor]], Callable[..., tuple[Tensor, Tensor, Tensor]]]] = {
+Forward, Backward = Callable[..., tuple[Tensor, Tensor]], Callable[..., tuple[Tensor, Tensor, Tensor]]
+BACKENDS: dict[str, tuple[Forward, Backward]] = {
     "cuDNN": (cudnn, cudnn_backward),
     "flash-attn 4": (flash_4, flash_4_backward),
     "flash-attn 3": (flash_3, flash_3_backward),
     "flash-attn 2": (flash_2, flash_2_backward),
-    "torch's flash-attn 2": (torchs_flash, torchs_flash_backward),
-    "torch's efficient": (efficient, efficient_backward),
+    "torch's flash-attn 2": (torch_flash, torch_flash_backward),
+    "torch's efficient": (torch_efficient, torch_efficient_backward),
 }
