@@ -1,8 +1,8 @@
-"""Damaged input files.  Each must be read right or refused with one error that names it.
+"""Damaged input files.  Each must be read correctly or rejected with one error that names it.
 
     python tests/fuzz.py [TARGET ...] [--count 10000] [--first 0]
 
-A case is (target, number): its mutation is drawn from the number alone, so `--first N --count 1` repeats it.
+A case is (target, number): the number seeds its mutation, so `--first N --count 1` repeats it.
 Outcomes: right, the value read is the one written; refused, a ValueError of at most LINES lines that names
 the file or its folder.  All others fail: wrong (another value), error (another exception), crash (the process
 died), hang (no answer in HANG seconds).
@@ -32,7 +32,7 @@ VALUES = b"null", b"true", b'""', b"[]", b"{}", b"3.5", b'"../../x"', b"[[[[", b
 
 
 def mutate(raw: bytes, rng: random.Random) -> bytes:
-    """Another file: bits, ranges, numbers or words of it changed."""
+    """Returns the file with bits, byte ranges, numbers or words changed."""
     head = 8 + int.from_bytes(raw[:8], "little")                # of a safetensors file
     end = head if head < len(raw) and rng.random() < 0.6 else len(raw)
     at = rng.randrange(end) if end else 0
@@ -55,7 +55,7 @@ def mutate(raw: bytes, rng: random.Random) -> bytes:
 
 
 def _token(raw: bytes, at: int, rng: random.Random) -> bytes:
-    """A number, a word or a quoted string near `at` replaced, dropped or repeated."""
+    """Replaces, drops or repeats a number, word or quoted string near `at`."""
     tokens = [*re.finditer(rb'-?\d[\d.e+-]*|"[^"\n]{0,80}"|[A-Za-z_]+|[\[\]{},:]|\n', raw[at:at + 200])]
     if not tokens:
         return raw[:at]
@@ -66,7 +66,7 @@ def _token(raw: bytes, at: int, rng: random.Random) -> bytes:
 
 
 def damage(folder: Path, pattern: str, rng: random.Random) -> Path:
-    """Change one file below `folder`; returns its path."""
+    """Damages one file below `folder`; returns its path."""
     path = rng.choice(sorted(folder.glob(pattern)))
     if (kind := rng.random()) < 0.004:
         path.unlink()
@@ -83,7 +83,7 @@ def damage(folder: Path, pattern: str, rng: random.Random) -> Path:
 
 
 def one(target: Target, good: Path, wanted: object, number: int, case: Path) -> tuple[str, str]:
-    """(outcome, what was said) of one case; `case` is a folder that is written anew."""
+    """Runs one case in the folder `case`, which it replaces; returns (outcome, message)."""
     shutil.rmtree(case, ignore_errors=True)
     shutil.copytree(good, case)
     path = damage(case, target.mutated, random.Random(number))
@@ -105,7 +105,7 @@ def one(target: Target, good: Path, wanted: object, number: int, case: Path) -> 
 
 
 def prepared(name: str, folder: Path) -> tuple[Path, object]:
-    """(folder of good files, digest of what they hold)."""
+    """Returns (folder of good files, digest of their contents)."""
     target, good, case = TARGETS[name], folder / name, folder / "case" / name
     if not good.exists():
         case.mkdir(parents=True)
@@ -117,7 +117,7 @@ def prepared(name: str, folder: Path) -> tuple[Path, object]:
 
 
 def work(name: str, folder: Path, numbers: range, send) -> None:
-    """Runs in a process of its own: sends (number, outcome, message) after each case."""
+    """Runs cases in a worker process; sends (number, outcome, message) after each."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     torch.set_num_threads(1)
     good, wanted = prepared(name, folder)
@@ -127,7 +127,7 @@ def work(name: str, folder: Path, numbers: range, send) -> None:
 
 
 def fuzz(name: str, folder: Path, numbers: range) -> tuple[Counter, list[str]]:
-    """({outcome: cases}, a line a failure).  A process that dies or hangs is begun again after its case."""
+    """Returns ({outcome: cases}, one line per failure).  A dead or hung process is restarted."""
     counts, failures, spawn = Counter(), [], multiprocessing.get_context("spawn")
     prepared(name, folder)
     while numbers:

@@ -1,4 +1,4 @@
-"""The files that tests/fuzz.py damages: how good ones are made, read, and compared with a damaged one."""
+"""The file kinds of tests/fuzz.py: each target writes good files, reads them, and compares damaged ones."""
 
 import functools
 import random
@@ -33,10 +33,10 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Target:
-    """make(folder) writes good files; read(folder) gives what they hold, as plain values and tensors.
+    """make(folder) writes good files; read(folder) returns their contents as plain values and tensors.
 
-    mutated: glob of the files that are damaged.  right(value, folder): whether another value is what the
-    damaged file says.
+    mutated: glob of the files that are damaged.  right(value, folder): whether a changed value is a correct
+    reading of the damaged file.
     """
 
     make: Callable[[Path], None]
@@ -55,7 +55,7 @@ def read_weights(folder: Path) -> object:
 
 
 def make_folder(folder: Path) -> None:
-    """As released, in two shards: files of other writers, which carry no digest."""
+    """Writes a model folder as released, in two shards, without our digest."""
     released.write(folder / "model", "sharded")
 
 
@@ -64,7 +64,7 @@ def read_folder(folder: Path) -> object:
 
 
 def same_tensors(value: dict[str, Tensor], folder: Path) -> bool:
-    """Whether the values are those that safetensors itself reads from the damaged files."""
+    """Returns whether safetensors reads the same values from the damaged files."""
     from safetensors.torch import load_file
 
     stored = [x for file in (folder / "model").glob("*.safetensors") for x in load_file(file).values()]
@@ -157,7 +157,7 @@ def read_shards(folder: Path) -> object:
 
 
 def make_archive(folder: Path) -> None:
-    """A zip of three members, one of them deflated."""
+    """Writes a zip of three members, one of them deflated."""
     with zipfile.ZipFile(folder / "part0.zip", "w") as archive:
         for number in range(3):
             data = random.Random(number).randbytes(300) * (number + 1)
@@ -176,7 +176,7 @@ def read_archive(folder: Path) -> object:
 
 
 def some_members(value: dict[str, bytes], folder: Path) -> bool:
-    """A zip protects each member's bytes by a checksum, not the names or the number of the members."""
+    """Returns whether each member is intact: a zip has checksums of members, not of their names or number."""
     good = {random.Random(number).randbytes(300) * (number + 1) for number in range(3)}
     return set(value.values()) <= good | {b""}
 
@@ -190,7 +190,7 @@ def read_config(folder: Path) -> object:
 
 
 def as_written(value: dict, folder: Path) -> bool:
-    """Whether a config's values are those of its YAML, and the others the defaults."""
+    """Returns whether a config equals its YAML, with defaults for the missing keys."""
     flat = strict.flatten(value)
     tree = strict.flatten(yaml.safe_load((folder / "da.yaml").read_text()))
     return all(equal(found, tree[key] if key in tree else default_of(key, repr(found)))
@@ -199,7 +199,7 @@ def as_written(value: dict, folder: Path) -> bool:
 
 @functools.cache
 def default_of(key: str, otherwise: object) -> object:
-    """What a key is when the good config leaves it out; `otherwise` where that config cannot tell."""
+    """Returns a key's default in the good config; `otherwise` if the config is invalid without the key."""
     *sections, last = key.split(".")
     tree = inner = yaml.safe_load((ROOT / "configs/demo/da.yaml").read_text())
     for section in sections:
@@ -233,7 +233,7 @@ TARGETS = {
 
 
 def digest(value: object) -> object:
-    """A value that is equal for equal tensors, bit for bit, and equal plain values."""
+    """Returns a digest: equal for plain values that are equal and tensors equal bit for bit."""
     if isinstance(value, Tensor):
         return sealed.digest({"": value})
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""`swiftvideo evaluate`: the same clips and noise for all, on any number of ranks, killed or not."""
+"""`swiftvideo evaluate`: the same clips and noise for each model, on any number of ranks, killed or not."""
 
 import json
 import multiprocessing
@@ -35,7 +35,7 @@ def main(*arguments: object) -> int:
 
 def student(inputs: Path, kind: str = "ccd", seed: int = 1, name: str = "", options: dict | None = None,
             **changes: dict) -> Path:
-    """The folder of a run that has ended, without its training.  options: of the objective."""
+    """Writes the folder of a finished run, without training it.  options: of the objective."""
     run = inputs / (name or kind)
     cfg = tiny.config(inputs, kind, run=str(run), **changes)
     cfg = replace(cfg, objective=replace(cfg.objective, **(options or {})))
@@ -55,13 +55,13 @@ def ccd(inputs) -> Path:
 
 @pytest.fixture(scope="module")
 def fresh(inputs) -> Path:
-    """Sampled with fresh noise."""
+    """Writes an LCM run, whose sampler draws fresh noise."""
     return student(inputs, "lcm", seed=2, sample={"sampler": "consistency"})
 
 
 @pytest.fixture(scope="module")
 def words(ccd, fresh) -> list:
-    """What the whole module evaluates, but for --out."""
+    """Returns the arguments of this module's evaluation, except --out."""
     return ["--models", ccd, f"lcm={fresh}/average.safetensors", "--steps", 4, 2, "--against", "teacher:5,2",
             "--count", COUNT]
 
@@ -74,7 +74,7 @@ def done(words, tmp_path_factory) -> Path:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """Every file but those that tell seconds."""
+    """Returns the bytes of every file except those that record seconds."""
     return {str(file.relative_to(out)): file.read_bytes() for file in sorted(out.rglob("*.safetensors"))}
 
 
@@ -85,7 +85,7 @@ def figures(out: Path) -> list:
 
 
 def refusal(capsys, *arguments: object) -> str:
-    """The one line on stderr of a command that ends with exit code 2."""
+    """Returns the one line on stderr of a command that exits with code 2."""
     assert main(*arguments) == 2
     out, err = capsys.readouterr()
     assert err.startswith("swiftvideo evaluate: ") and err.count("\n") == 1 and not out
@@ -93,7 +93,7 @@ def refusal(capsys, *arguments: object) -> str:
 
 
 def test_a_row_a_sampler_with_figures_evaluations_and_a_page(done, words, capsys):
-    assert main(*words, "--out", done) == 0             # all is there: it reads
+    assert main(*words, "--out", done) == 0             # nothing is missing: it only reads
     said = capsys.readouterr().out
     assert f"{COUNT} clips of the test split" in said and "are few" in said
     assert said.endswith(f"report: {done}/report.html\n")
@@ -111,7 +111,7 @@ def test_a_row_a_sampler_with_figures_evaluations_and_a_page(done, words, capsys
 
 
 def test_the_figures_are_those_of_the_benchmark(done, inputs, ccd, fresh):
-    """Of its clips, on these latents; and the latents are the sampler's from a noise for each clip."""
+    """Figures are the benchmark's, of these latents; latents are the sampler's, one noise per clip."""
     cfg = tiny.config(inputs, "ccd")
     parts = Parts(cfg, tiny.TABLES)
     clips = parts.clips.clips("test", COUNT, 0)
@@ -217,7 +217,7 @@ def processes():
 
 
 def work(arguments: list, kill_at: int | None = None) -> None:
-    """The command in a process of its own, killed before its kill_at-th file gets its name."""
+    """Runs the command in a process, killed before its kill_at-th file is renamed into place."""
     torch.set_num_threads(1)
     renamed = 0
 
@@ -239,7 +239,7 @@ def test_two_ranks_make_the_bytes_and_figures_of_one(processes, done, words, tmp
 
 
 def test_killed_and_resumed_it_makes_the_same_bytes_and_figures(processes, done, words, tmp_path):
-    """Killed between the seconds and the latents of a batch, and while it measures."""
+    """Kills between the seconds and the latents of a batch, and during the measurement."""
     for kill_at in (15, 35):
         out = tmp_path / str(kill_at)
         [code] = launch.Processes(processes, 1, work, [*words, "--out", out], kill_at).join(120)

@@ -1,4 +1,4 @@
-"""The command line of `swiftvideo evaluate`: which models it takes, and the guidance of their teacher."""
+"""The command line of `swiftvideo evaluate`: the models it accepts, and the guidance of their teacher."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""What Wan is conditioned on: the encoders compute what Wan's code does, and the codec what training saw."""
+"""Wan's conditioning: encoders equal Wan's code, and the codec's condition equals that of training."""
 
 import math
 
@@ -29,7 +29,7 @@ def attention(q, k, v, heads: int, bias=0.0, scale: float = 1.0):
 
 
 def bucket(distance: int) -> int:
-    """Of 32 for relative positions both ways: exact to 8, then logarithmic to 128."""
+    """Returns the bucket, of 32, of a signed relative position: exact to 8, logarithmic to 128."""
     half, exact, far = (16 if distance > 0 else 0), 8, abs(distance)
     if far < exact:
         return half + far
@@ -37,7 +37,7 @@ def bucket(distance: int) -> int:
 
 
 def umt5_by_released_names(w: dict, tokens, heads: int):
-    """Wan's T5Encoder: every layer its own position bias, no scale, a gated tanh GELU."""
+    """Wan's T5Encoder: a position bias per layer, no attention scale, gated tanh GELU."""
     def norm(name, x):
         return w[f"{name}.weight"] * x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
 

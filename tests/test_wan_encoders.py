@@ -1,4 +1,4 @@
-"""VAE, umT5 and CLIP: the published names, both layouts, and files that are none of them."""
+"""VAE, umT5 and CLIP: the published names, both layouts, and rejected files."""
 
 import pickle
 
@@ -46,7 +46,7 @@ def published_clip() -> CLIPVisionModelWithProjection:
 
 
 def released_clip_shapes() -> dict[str, tuple]:
-    """All 784: the image half from transformers' class by our table, the text half from its architecture."""
+    """Returns all 784: the image tower from transformers' class, the text tower from its architecture."""
     found = {CLIP.back(name): shape for name, shape in shapes(published_clip()).items()}
     listed = {"log_scale": ()}
     for name, shape in found.items():
@@ -138,7 +138,7 @@ def test_the_token_embedding_is_one_tensor_and_not_zero(layout, encoder_folders)
 
 
 def test_a_clip_without_prefix_or_projection_loads(encoder_folders, tmp_path):
-    """CLIPVisionModel, which transformers 4 saves with a prefix and transformers 5 without."""
+    """transformers 4 saves CLIPVisionModel with a prefix, transformers 5 without."""
     place = released.copy(encoder_folders / "diffusers", tmp_path / "model")
     image = released.image_encoder()
     plain = CLIPVisionModel(image.config)

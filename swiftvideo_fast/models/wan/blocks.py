@@ -11,11 +11,11 @@ from swiftvideo_fast.dual import Dual
 from swiftvideo_fast.models.ulysses import Ulysses
 from swiftvideo_fast.models.wan.sizes import PATCH, THETA, WanConfig
 
-MLP_ROWS = 4096     # tokens a clip that the MLP holds at once without grad: enough for a matmul at full speed
+MLP_ROWS = 4096     # tokens per clip in one MLP call without grad: enough for a matmul at full speed
 
 
 class Block(nn.Module):
-    """Self-attention and MLP, each modulated and gated by time; cross-attention with neither."""
+    """Self-attention and MLP, each modulated and gated by time; cross-attention without either."""
 
     def __init__(self, c: WanConfig):
         super().__init__()
@@ -44,14 +44,14 @@ class Block(nn.Module):
 
 
 class WideLinear(nn.Linear):
-    """Of time: in fp32 even where an engine stores every weight as bf16."""
+    """The time embedding's linear layer: computed in fp32 even if an engine stores every weight as bf16."""
 
     def forward(self, x) -> Tensor | Dual:
         return F.linear(x, wide(self.weight), wide(self.bias))
 
 
 class LayerNorm(nn.LayerNorm):
-    """The affine one: ops.modulate by a gain and a shift that all clips share, fp32 beside a bf16 stream."""
+    """Affine LayerNorm: ops.modulate with the gain and shift of all clips, fp32 for a bf16 stream too."""
 
     def forward(self, x_BNC) -> Tensor | Dual:
         s_BC, b_BC = (a.repeat(x_BNC.shape[0], 1) for a in (wide(self.weight) - 1, wide(self.bias)))
@@ -59,7 +59,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class RMSNorm(nn.Module):
-    """The gain of an RMSNorm over all channels, heads together; ops.norm_rope applies it."""
+    """The gain of an RMSNorm over the channels of all heads; ops.norm_rope applies it."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -76,12 +76,12 @@ class SelfAttention(nn.Module):
         self.norm_q, self.norm_k = RMSNorm(c.dim), RMSNorm(c.dim)
 
     def forward(self, x_BNC, norm: Callable, rotary: tuple) -> Tensor | Dual:
-        """Of norm(x): normalised here, because a module's arguments live as long as its call."""
+        """Takes x and norm, not norm(x): an argument stays alive through attention, the peak."""
         x_BNC = norm(x_BNC)
         q = ops.norm_rope(self.q(x_BNC), self.norm_q.weight, *rotary, self.eps)
         k = ops.norm_rope(self.k(x_BNC), self.norm_k.weight, *rotary, self.eps)
         v = self.v(x_BNC)
-        del x_BNC                       # attention is the peak: only its operands live beside the stream
+        del x_BNC                       # frees all but attention's operands and the stream
         if self.ulysses:
             q, k, v = self.ulysses.heads(q, k, v)
         y_BNC = _attend(q, k, v, self.heads // (self.ulysses.ranks if self.ulysses else 1))
@@ -92,7 +92,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(SelfAttention):
-    """To the text and, apart, to the image: one query, two softmaxes, their outputs added.
+    """Attention to the text plus attention to the image, with one query and two softmaxes.
 
     Padded text is attended to, as in the released model: no mask.
     """
@@ -134,7 +134,7 @@ class Head(nn.Module):
 
 
 class ImageEmbedding(nn.Module):
-    """CLIP tokens to the network's width: norm, linear, GELU, linear, norm."""
+    """Maps CLIP tokens to the network's width: norm, linear, GELU, linear, norm."""
 
     def __init__(self, image_dim: int, dim: int):
         super().__init__()
@@ -155,9 +155,9 @@ def _attend(q_BNC, k_BMC, v_BMC, heads: int):
 
 
 def rotary_tables(T: int, H: int, W: int, D: int, device) -> tuple[Tensor, Tensor]:
-    """(cos, sin), each (T H W, D / 2) fp32, of the 3-D rotary embedding of head width D.
+    """Returns (cos, sin), each (T H W, D / 2) fp32, of the 3-D rotary embedding of head width D.
 
-    The channel pairs are shared out to time, height and width as D - 4 (D // 6), 2 (D // 6), 2 (D // 6)
+    The channels are split over time, height and width as D - 4 (D // 6), 2 (D // 6), 2 (D // 6)
     channels: 44, 42, 42 of 128.  Computed in float64.
     """
     widths = D - 4 * (D // 6), 2 * (D // 6), 2 * (D // 6)

@@ -1,9 +1,9 @@
-"""The Wan image-to-video transformer, written once: call it with Duals and it is its own forward mode.
+"""The Wan image-to-video transformer, written once: called with Duals, it computes its own JVP.
 
 Parameter names are the released checkpoint's (Wan-Video/Wan2.1, WanModel, model_type "i2v"), so its state
-dict loads as it is.  Differences from that code are in arithmetic only: time, norms and modulation are fp32
-whatever the storage (`cast`); the first convolution has kernel = stride, so it is a linear map of patches,
-noisy and condition channels apart: the condition has no tangent and costs none.
+dict loads unchanged.  Only the arithmetic differs from that code: time, norms and modulation are fp32 in any
+storage dtype (`cast`).  The first convolution has kernel = stride, so it is a linear map of patches, computed
+separately for noisy and condition channels: the condition has no tangent, so none is computed.
 
 Letters: B clips, T H W latent frames, height, width, N = T H/2 W/2 tokens, C channels, L text tokens.
 """
@@ -29,7 +29,7 @@ from swiftvideo_fast.models.wan.sizes import PATCH, THETA, WanConfig
 
 
 def _keep_self_attention(context, op, *args, **kwargs) -> CheckpointPolicy:
-    """(o, lse) of self-attention: 3 % of a block's planes at 1.3B, a third of its time."""
+    """Saves (o, lse) of self-attention: 3 % of a block's planes at 1.3B, a third of its time."""
     if op is torch.ops.swiftvideo_fast.attention.default and args[0].shape[2] == args[1].shape[2]:
         return CheckpointPolicy.MUST_SAVE
     return CheckpointPolicy.PREFER_RECOMPUTE
@@ -43,13 +43,13 @@ RECOMPUTE = {       # policy: context_fn of torch's checkpoint
 
 
 class Wan(nn.Module):
-    """F(x_t, t): the velocity x1 - x0 at x_t = (1 - t) x0 + t x1; or, with a second time s, u(x_t, t, s).
+    """F(x_t, t): the velocity x1 - x0 at x_t = (1 - t) x0 + t x1; with a second time, u(x_t, t, s).
 
-    recompute: what the backward runs again, of RECOMPUTE; the bits are the same.
+    recompute: the activation checkpointing, a key of RECOMPUTE; results are equal bit for bit.
         nothing                 every activation is kept
-        blocks                  each block's input is kept, and the block runs again
-        blocks but attention    also self-attention's (o, lse) is kept, which is not run again
-    ulysses: the ranks that share the tokens of a clip, all of them given the same arguments.
+        blocks                  each block's input is kept; the backward recomputes the block
+        blocks but attention    self-attention's (o, lse) is kept too, and not recomputed
+    ulysses: the ranks that share a clip's tokens (sequence parallelism), all called with the same arguments.
     """
 
     recompute = "nothing"
@@ -73,13 +73,13 @@ class Wan(nn.Module):
 
     def forward(self, x_BCTHW, t_B, text_BLE: Tensor, condition_BCTHW: Tensor,
                 image_BME: Tensor | None = None, s_B=None) -> Tensor | Dual:
-        """Velocity (B, 16, T, H, W).
+        """Returns the velocity (B, 16, T, H, W), in x's dtype.  Raises ValueError on another shape.
 
         x: (B, 16, T, H, W), H and W even.  t: (B,) fp32 in [0, 1].  text: (B, L, text_dim).
-        condition: (B, 20, T, H, W) = [mask 4 | masked video 16] (models/conditioning.py).
+        condition: (B, 20, T, H, W) = [mask 4 | masked video 16] (models/condition.py).
         image: (B, 257, image_dim), if the network has image cross-attention.  s: (B,) fp32, if it has a
-        second time; None is s = t.  x, t and s may be Duals.
-        The stream has the network's storage dtype, whatever the inputs have; the velocity has x's.
+        second time; None means s = t.  x, t and s may be Duals.
+        The residual stream has the network's storage dtype, whatever the inputs' dtype.
         """
         self._check(x_BCTHW, t_B, text_BLE, condition_BCTHW, image_BME, s_B)
         B, _, T, H, W = x_BCTHW.shape
@@ -113,11 +113,11 @@ class Wan(nn.Module):
 
     @property
     def leaves(self) -> tuple[type[nn.Module], ...]:
-        """The modules that a sharding engine gathers whole, one at a time."""
+        """Returns the modules that a sharding engine gathers whole, one at a time."""
         return (Block,)
 
     def share_tokens(self, ulysses: Ulysses) -> None:
-        """Have the ranks of one group take each a part of every clip's tokens."""
+        """Splits every clip's tokens over the ranks of one group (Ulysses)."""
         self.ulysses = ulysses
         for block in self.blocks:
             block.self_attn.ulysses = ulysses
@@ -129,7 +129,7 @@ class Wan(nn.Module):
         return F.linear(_patches(x_BCTHW), w_x.flatten(1)) + constant
 
     def _sinusoid(self, t_B):
-        """[cos | sin] of model time at freq_dim / 2 frequencies, computed in float64, fp32 out."""
+        """Returns [cos | sin] of model time, (B, freq_dim) fp32, computed in float64."""
         half = self.config.freq_dim // 2
         frequency = THETA ** (-torch.arange(half, dtype=torch.float64, device=t_B.device) / half)
         angle = (t_B.double() * self.config.time_scale)[:, None] * frequency
@@ -155,20 +155,20 @@ class Wan(nn.Module):
 
 
 def _patches(x_BCTHW):
-    """(B, C, T, 2h, 2w) -> (B, T h w, 4 C), the order of the convolution's flattened weight."""
+    """Maps (B, C, T, 2h, 2w) to (B, T h w, 4 C), in the order of the flattened weight."""
     B, C, T, H, W = x_BCTHW.shape
     x = x_BCTHW.reshape(B, C, T, H // PATCH, PATCH, W // PATCH, PATCH)
     return x.permute(0, 2, 3, 5, 1, 4, 6).reshape(B, T * (H // PATCH) * (W // PATCH), C * PATCH * PATCH)
 
 
 def _fits(shape: tuple, want: tuple) -> bool:
-    """Whether the sizes are the wanted ones; L and M stand for any."""
+    """Returns whether the sizes are the wanted ones; L and M match any size."""
     return len(shape) == len(want) and all(w in (n, "L", "M") for n, w in zip(shape, want, strict=True))
 
 
 @torch.no_grad()
 def initialise(net: Wan, rng: torch.Generator) -> None:
-    """Weights for training from scratch: Xavier linears, small time and text embeddings, a zero head."""
+    """Initialises in place for training from scratch: Xavier, embeddings of std 0.02, a zero head."""
     for module in net.modules():
         if isinstance(module, nn.Linear | nn.Conv3d):
             nn.init.xavier_uniform_(module.weight.flatten(1), generator=rng)
@@ -182,8 +182,8 @@ def initialise(net: Wan, rng: torch.Generator) -> None:
 
 
 def add_second_time(net: Wan) -> Wan:
-    """Make a network of one time a flow map, in place: u(x_t, t, s) = F(x_t, t), as the embedding of s ends
-    in zeros; its first layer is a copy of time's.  One that is a flow map already stays as it is."""
+    """Turns a velocity network into a flow map, in place, with u(x_t, t, s) = F(x_t, t): s's embedding
+    ends in zeros and starts with a copy of t's first layer.  Leaves a flow map unchanged.  Returns net."""
     if not net.config.second_time:
         net.config = replace(net.config, second_time=True)
         net.second_time_embedding = copy.deepcopy(net.time_embedding)
@@ -193,7 +193,7 @@ def add_second_time(net: Wan) -> Wan:
 
 
 def cast(net: Wan, dtype: torch.dtype) -> Wan:
-    """Store the stream's linear maps as dtype, in place; all of time, norms and modulations stay fp32."""
+    """Casts the stream's linear layers to dtype in place; time, norms, modulations stay fp32."""
     of_time = {*net.time_embedding, *net.time_projection, *getattr(net, "second_time_embedding", ())}
     for module in net.modules():
         if isinstance(module, nn.Linear | nn.Conv3d) and module not in of_time:
