@@ -104,10 +104,12 @@ def real_rows(cfg: Config, clips: int, tables: Tables = TABLES) -> dict[str, dic
 
 def timings(cfg: Config, run: Config, teacher_steps: tuple[int, ...], student_steps: tuple[int, ...],
             tables: Tables = TABLES) -> dict[tuple[bool, int], float]:
-    """(is it a student, steps) -> wall seconds a clip of sampling TIMED clips at once on one core.
+    """(is it a student, steps) -> CPU seconds a clip of sampling TIMED clips at once on one core.
 
-    Interleaved rounds, the least of TIMINGS each.  The students are networks of the teacher's sizes, so that
-    the one of `run` stands for all; the teacher takes two evaluations a step where it is guided.
+    CPU time, since the least wall time of a long sampling suffers more from other processes than that of a
+    short one.  Interleaved rounds, the least of TIMINGS each.  The students are networks of the teacher's
+    sizes, so that the one of `run` stands for all; the teacher takes two evaluations a step where it is
+    guided.
     """
     clips = Parts(cfg, tables).clips.clips("test", TIMED, cfg.run.seed)
     teacher, student = cfg.model.weights, Path(run.run.dir) / FILES[AVERAGE]
@@ -118,9 +120,9 @@ def timings(cfg: Config, run: Config, teacher_steps: tuple[int, ...], student_st
     for _ in range(TIMINGS):
         for student, steps in places:
             net, how = nets[student]
-            began = time.perf_counter()
+            began = time.process_time()
             sample(net, clips, steps, how, cfg.run.seed)
-            least[student, steps] = min(least[student, steps], time.perf_counter() - began)
+            least[student, steps] = min(least[student, steps], time.process_time() - began)
     return {place: seconds / len(clips) for place, seconds in least.items()}
 
 
