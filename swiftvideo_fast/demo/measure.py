@@ -104,8 +104,9 @@ def real_rows(cfg: Config, clips: int, tables: Tables = TABLES) -> dict[str, dic
 
 def timings(cfg: Config, run: Config, teacher_steps: tuple[int, ...], student_steps: tuple[int, ...],
             tables: Tables = TABLES) -> dict[tuple[bool, int], float]:
-    """Returns (is a student, steps) -> wall seconds per clip, sampling TIMED clips in a batch on one core.
+    """Returns (is a student, steps) -> CPU seconds per clip, sampling TIMED clips in a batch on one core.
 
+    CPU time, as the minimum wall time of a long sampling suffers more from other processes than a short one's.
     Interleaved rounds; the minimum of TIMINGS.  All students have the teacher's sizes, so `run` represents
     them; a guided teacher takes two evaluations per step.
     """
@@ -118,9 +119,9 @@ def timings(cfg: Config, run: Config, teacher_steps: tuple[int, ...], student_st
     for _ in range(TIMINGS):
         for student, steps in places:
             net, sampling = nets[student]
-            began = time.perf_counter()
+            began = time.process_time()
             sample(net, clips, steps, sampling, cfg.run.seed)
-            least[student, steps] = min(least[student, steps], time.perf_counter() - began)
+            least[student, steps] = min(least[student, steps], time.process_time() - began)
     return {place: seconds / len(clips) for place, seconds in least.items()}
 
 

@@ -44,7 +44,8 @@ METRICS = {
                      f"below {STILL:g} is a still picture", better="one"),
     "psnr": Metric("first frame, dB", 1, "how closely the first frame keeps the condition (PSNR); higher is "
                    "better", better="higher"),
-    "seconds": Metric("seconds a clip", 3, "wall time of sampling without decoding; lower is better"),
+    "seconds": Metric("seconds a clip", 3,
+                      "CPU time of sampling on one core, without decoding; lower is better"),
 }
 COLOURED = "Green is better than the reference, red worse, by more than the noise between seeds."
 WITHIN = 0.03       # relative difference within noise for one seed: seeds differ by 1 to 2 %
