@@ -106,7 +106,7 @@ def timings(cfg: Config, run: Config, teacher_steps: tuple[int, ...], student_st
             tables: Tables = TABLES) -> dict[tuple[bool, int], float]:
     """Returns (is a student, steps) -> CPU seconds per clip, sampling TIMED clips in a batch on one core.
 
-    CPU time, as the minimum wall time of a long sampling suffers more from other processes than a short one's.
+    CPU time: other processes raise the minimum wall time of a long sampling more than that of a short one.
     Interleaved rounds; the minimum of TIMINGS.  All students have the teacher's sizes, so `run` represents
     them; a guided teacher takes two evaluations per step.
     """

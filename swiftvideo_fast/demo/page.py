@@ -86,8 +86,8 @@ def headline(rows: list[Row]) -> Section:
         f"4 steps instead of {REFERENCE_STEPS} and {student['seconds']:.3f} s per clip instead of "
         f"{teacher['seconds']:.3f} s, at a Frechet distance to real clips of {student['frechet']:.1f}; the "
         f"teacher's is {teacher['frechet']:.1f} (lower is better).",
-        f"This is {name}. {''.join(others)}The teacher's distance at equal steps: {few}. Seconds: CPU time of "
-        f"sampling {TIMED} clips in a batch on one core, without decoding. A teacher's step takes two "
+        f"This is {name}. {''.join(others)}The teacher's distance at equal steps: {few}. Seconds: CPU time "
+        f"of sampling {TIMED} clips in a batch on one core, without decoding. A teacher's step takes two "
         "evaluations of its network, for guidance, a student's one.")
 
 
