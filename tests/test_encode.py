@@ -141,12 +141,22 @@ def test_a_video_gone_since_the_index_is_left_out_by_name(own, caplog):
     (own / "set" / gone.path).unlink()
     work = pipeline.job(rows.path, own / "shards")
     with caplog.at_level(logging.WARNING):
-        work.write(range(work.shards), 2)
+        left_out = work.write(range(work.shards), 2)
     source = pipeline.shards_of(own / "shards")
     assert len(source) == len(rows) - 1
     lost = source.files.shard("clips", 0).header["lost"]
-    assert list(lost) == [str(gone)] and "no longer decodes" in lost[str(gone)]
+    assert lost == left_out and list(lost) == [str(gone)] and "no longer decodes" in lost[str(gone)]
     assert any(str(gone) in record.message for record in caplog.records)
+
+
+def test_the_command_counts_the_videos_that_no_longer_decode(own, capsys):
+    parser = argparse.ArgumentParser()
+    encode.add_arguments(parser)
+    rows = Index(own / "index.parquet")
+    (own / "set" / rows[2][0].path).unlink()
+    given = [str(rows.path), "--out", str(own / "shards"), "--frames", "9", "--size", "64x64"]
+    encode.run(parser.parse_args([*given, "--threads", "1"]), encoders.toy())
+    assert "; 1 no longer decode, and are not in the shards" in capsys.readouterr().out
 
 
 def test_the_command_encodes_and_says_what_it_left_out(table, tmp_path, capsys):

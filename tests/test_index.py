@@ -260,7 +260,7 @@ def test_what_cannot_be_indexed_is_one_error(tmp_path):
         index(tmp_path / "none", told, tmp_path / "i.parquet")
     with pytest.raises(ValueError, match="no such file"):
         index(tmp_path, tmp_path / "none.csv", tmp_path / "i.parquet")
-    with pytest.raises(ValueError, match="not an index .*swiftvideo index"):
+    with pytest.raises(ValueError, match="i.parquet: no such file; write an index with"):
         Index(tmp_path / "i.parquet")
     index(tmp_path, told, tmp_path / "i.parquet")
     with pytest.raises(ValueError, match="lists no video; see .*i.rejects.csv"):

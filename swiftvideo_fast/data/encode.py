@@ -70,9 +70,10 @@ def run(args: argparse.Namespace, codec: Codec) -> None:
     check_ranks(args)
     job = Job(Index(args.index), args.out, codec, framing_of(args), seed=args.seed, passes=args.passes,
               dtype=args.dtype, decode=decoder(args.decoder, args.device), device=args.device)
-    job.write(range(args.rank, job.shards, args.world), args.threads, args.rank, args.world)
+    lost = job.write(range(args.rank, job.shards, args.world), args.threads, args.rank, args.world)
     print(f"{args.out}: {job.windows} windows of {len(job.rows)} videos, rank {args.rank} of {args.world}; "
-          f"{len(job.rejects)} left out" + (f", see {args.out / 'rejects.csv'}" if job.rejects else ""))
+          f"{len(job.rejects)} left out" + (f", see {args.out / 'rejects.csv'}" if job.rejects else "")
+          + (f"; {len(lost)} no longer decode, and are not in the shards" if lost else ""))
 
 
 class Job:
@@ -109,10 +110,11 @@ class Job:
     def shards(self) -> int:
         return -(-self.windows // shards.CLIPS)
 
-    def write(self, numbers: Iterable[int], threads: int, rank: int = 0, world: int = 1) -> None:
+    def write(self, numbers: Iterable[int], threads: int, rank: int = 0, world: int = 1) -> dict[str, str]:
         """Writes the missing ones of these shards, and of every world-th text shard.
 
-        Rank 0 also writes manifest and rejects.  ValueError when the folder was encoded with other settings.
+        Returns {video: reason} of those that no longer decode.  Rank 0 also writes manifest and rejects.
+        ValueError when the folder was encoded with other settings.
         """
         self._check_manifest(rank)
         for shard in range(rank, -(-len(self.captions) // shards.TEXTS), world):
@@ -123,9 +125,11 @@ class Job:
             decoded = map_ahead(pool, self._window, jobs, 2 * threads)
             shown = tqdm(total=self.windows, initial=self.windows - len(jobs), desc=f"encode, rank {rank}",
                          unit=" clips", mininterval=1)
+            lost = {}
             for shard in todo:
-                self._write_clips(shard, decoded, shown)
+                lost |= self._write_clips(shard, decoded, shown)
             shown.close()
+        return lost
 
     def _check_manifest(self, rank: int) -> None:
         file = self.out / shards.MANIFEST
@@ -166,12 +170,13 @@ class Job:
         except ValueError as why:
             return turn, row, start, str(why)
 
-    def _write_clips(self, shard: int, decoded: Iterator, shown: tqdm) -> None:
+    def _write_clips(self, shard: int, decoded: Iterator, shown: tqdm) -> dict[str, str]:
         rows, parts, lost = [], [], {}
         for _ in self._windows_of(shard):
             turn, row, start, pixels = next(decoded)
             if isinstance(pixels, str):
                 lost[str(self.index[row][0])] = pixels
+                shown.clear()
                 log.warning("left out: %s", pixels)
             else:
                 encoded = self.codec.encode_pixels(to_unit(pixels[None].to(self.device)))
@@ -183,6 +188,7 @@ class Job:
         named = dict(zip(("x0", "frames", "image"), zip(*parts)))
         tensors = {name: torch.cat(values) for name, values in named.items() if values[0] is not None}
         shards.write(shards.file_of(self.out, "clips", shard), tensors, self.about, rows, lost)
+        return lost
 
 
 def to_unit(pixels: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.config.arguments import positive
+from swiftvideo_fast.config.strict import want
 from swiftvideo_fast.data import captions, files
 from swiftvideo_fast.data.files import Place
 from swiftvideo_fast.data.probe import Video, probe
@@ -44,6 +45,8 @@ class Index:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
+        if not self.path.exists():
+            raise ValueError(f"{path}: no such file; write an index with `swiftvideo index`")
         parquet = _parquet()
         from pyarrow import ArrowException
 
@@ -94,6 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    want(args.out.suffix == ".parquet", "--out", args.out, "a name that ends in .parquet")
     rows, rejects = index(args.folder, args.captions, args.out, args.workers)
     see = f", see {rejects_of(args.out)}" if rejects else ""
     print(f"{args.out}: {rows} videos; {len(rejects)} left out{see}")
