@@ -48,6 +48,7 @@ def fit(name: str, net: Net, loss_fn: Callable[[float], Tensor], steps: int,
 
     Returns the values of `evaluate`, about fifty of them.
     """
+    torch.set_num_threads(1)    # a second gains nothing on so small a network, and waits where a core is busy
     optimizer = torch.optim.Adam(net.parameters(), lr=lr, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     begin, printed, measured = time.perf_counter(), 0.0, []

@@ -96,13 +96,16 @@ def _without_guard_leak(_str: Callable) -> Callable:
 
 @cache
 def _patch_dynamo() -> None:
+    from torch._dynamo.convert_frame import CatchErrorsWrapper
+    from torch._dynamo.types import ConvertFrameReturn
     from torch._dynamo.variables import ConstantVariable
     from torch._dynamo.variables.builtin import BuiltinVariable
     from torch._dynamo.variables.torch import TorchInGraphFunctionVariable
     from torch._dynamo.variables.user_defined import UserDefinedObjectVariable
 
-    from swiftvideo_fast.dual import Dual
+    from swiftvideo_fast.dual import CURRENT, Dual
 
+    original_compile = CatchErrorsWrapper.__call__
     original_operator = BuiltinVariable._handle_insert_op_in_graph
     original_isinstance = BuiltinVariable.call_isinstance
 
@@ -128,6 +131,13 @@ def _patch_dynamo() -> None:
             return ConstantVariable.create(typetest.dual_isinstance(Tensor, Dual, kinds.as_python_constant()))
         return original_isinstance(self, tx, arg, kinds)
 
+    def compile_frame(self, frame, *state):
+        """Compiled code would drop the tangent of a plain tensor: with shadows the frame runs as Python."""
+        if CURRENT.level is not None and CURRENT.level.shadows:
+            return ConvertFrameReturn(apply_to_code=False)
+        return original_compile(self, frame, *state)
+
+    CatchErrorsWrapper.__call__ = compile_frame
     torch._tensor_str._str = _without_guard_leak(torch._tensor_str._str)
     BuiltinVariable._handle_insert_op_in_graph = insert_operator
     BuiltinVariable.call_matmul = BuiltinVariable.call_imatmul = call_matmul

@@ -17,6 +17,9 @@ from swiftvideo_fast.dual import CURRENT, Dual, any_dual, has_tangent
 from swiftvideo_fast.layout import zeros_as
 from swiftvideo_fast.rules.flash import FUNCTIONS, MODULES, flash
 
+CHECKPOINT = "_checkpoint_without_reentrant_generator"
+if hasattr(checkpoint, f"{CHECKPOINT}_impl"):                      # torch 2.14
+    CHECKPOINT = f"{CHECKPOINT}_impl"
 LOCK = threading.Lock()
 running = 0
 undo: list[Callable] = []
@@ -29,10 +32,10 @@ def begin() -> None:
     with LOCK:
         running += 1
         if running == 1:
-            _replace(checkpoint, "_checkpoint_without_reentrant_generator", _checkpointed)
+            _replace(checkpoint, CHECKPOINT, _checkpointed)
             _replace(apis, "vmap_impl", _vmapped)
-            apply = Function.__dict__["apply"]
-            Function.apply = classmethod(partial(_applied, apply.__func__))
+            apply = Function.__dict__["apply"]         # a classmethod, from torch 2.14 on one written in C
+            Function.apply = classmethod(partial(_applied, apply))
             undo.append(lambda: setattr(Function, "apply", apply))
             for module in [sys.modules[m] for m in MODULES if m in sys.modules]:
                 for name in [n for n in FUNCTIONS if hasattr(module, n)]:
@@ -79,11 +82,12 @@ def _checkpointed(original, function, *settings_and_args, **kwargs):
 # --- autograd functions with a derivative of their own ---------------------------------------------------
 
 
-def _applied(original, cls, *args, **kwargs):
+def _applied(apply, cls, *args, **kwargs):
     """Functions that define jvp go to torch's forward mode; others raise at the first Dual they read."""
+    original = apply.__get__(None, cls)
     if CURRENT.level is None or cls.jvp == Function.jvp or not has_tangent((args, kwargs)):
-        return original(cls, *args, **kwargs)
-    return by_forward_ad(partial(original, cls), args, kwargs)
+        return original(*args, **kwargs)
+    return by_forward_ad(original, args, kwargs)
 
 
 # --- vmap ------------------------------------------------------------------------------------------------

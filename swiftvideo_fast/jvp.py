@@ -193,6 +193,7 @@ class ForwardMode(TorchFunctionMode):
             bytes = torch.zeros(x.untyped_storage().nbytes(), dtype=torch.uint8, device=x.device)
             self.shadows[key] = root, bytes, _real(x.dtype)
             self.storages.add(x.untyped_storage()._cdata)
+            self.__class__ = ShadowedMode
         _, bytes, real_dtype = self.shadows[key]
         if _real(x.dtype) != real_dtype:
             raise NoTangent(f"{name_of(func)}: a buffer of {real_dtype} that holds a tangent, read as "
@@ -202,6 +203,13 @@ class ForwardMode(TorchFunctionMode):
             t.set_(bytes.untyped_storage(), x.storage_offset(), x.shape, x.stride())
             t = t.conj() if x.is_conj() else t
             return Dual(x, t._neg_view() if x.is_neg() else t)
+
+
+class ShadowedMode(ForwardMode):
+    """A jvp call after a plain tensor got a shadow.  Dynamo compiles none of its frames (`_patch_dynamo`).
+
+    Dynamo guards on the types of active modes, so code compiled under ForwardMode is not reused here.
+    """
 
 
 def _is_plain(x) -> bool:

@@ -24,7 +24,8 @@ NO_FALLTHROUGH = frozenset("JUMP_FORWARD JUMP_BACKWARD JUMP_BACKWARD_NO_INTERRUP
                            "RAISE_VARARGS RERAISE".split())
 PURE = frozenset("LOAD_CONST LOAD_ATTR BUILD_TUPLE BINARY_SUBSCR CACHE PUSH_NULL PRECALL".split())
 UNKNOWN = object()
-CHECKPOINT_SAVE = "_CheckpointFrame.save_inputs"                # of torch.utils.checkpoint
+CHECKPOINT_SAVES = ("_CheckpointFrame.save_inputs",             # of torch.utils.checkpoint
+                    "_NoopSaveInputs.setup_context")            # of torch 2.11's
 Instructions = list[dis.Instruction]
 
 
@@ -45,7 +46,7 @@ def reported_class(self: object) -> type:
         return type(self)
     frame = sys._getframe(1)
     module, function = frame.f_globals.get("__name__", ""), frame.f_code.co_qualname
-    if module.startswith(CPP_CALLERS) or function.startswith(CHECKPOINT_SAVE):
+    if module.startswith(CPP_CALLERS) or function.startswith(CHECKPOINT_SAVES):
         return type(self)
     test = _type_tests(frame.f_code).get(frame.f_lasti)
     if test is None or test.callee and _evaluate(test.callee, frame) is not isinstance:

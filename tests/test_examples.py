@@ -4,6 +4,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NAMES = ["scm_trigflow", "meanflow", "flow_map"]
@@ -21,7 +22,11 @@ def test_progress_distances_and_plot(name, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setattr("sys.argv", [name, "--steps", "2", "--png", str(tmp_path / "plot.png")])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     import_module(name).main()
+    assert torch.get_num_threads() == 1         # of two cores, one is often busy with something else
+    torch.set_num_threads(threads)
     assert (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
     printed = capsys.readouterr().out
     for word in ("teacher 2/2", "student 2/2", "steps/s", "loss", "s left", "distance to fresh data"):

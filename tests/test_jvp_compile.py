@@ -172,6 +172,14 @@ def test_a_cache_holds_constants_when_compiled_too(compiled):
     assert type(net(one)) is torch.Tensor
 
 
+def of_memory(graph, inputs):
+    """A backend whose code reads the memory of tensors, as inductor's, and asks no mode."""
+    def run(*args):
+        with torch._C.DisableTorchFunction():
+            return graph(*args)
+    return run
+
+
 def filtered(x):
     torch._dynamo.graph_break()
     return [y for y in (x @ W, W @ x, 3) if isinstance(y, torch.Tensor)]
@@ -198,27 +206,62 @@ def inside_a_context_manager(x):
     return y
 
 
-def buffered(x):
+def buffered_to_the_end(x):
+    """Dynamo compiles what follows the write, in another frame."""
+    kept = torch.zeros(4, 4, dtype=x.dtype)
+    torch._dynamo.graph_break()
+    kept[:2] = x[:2]
+    torch._dynamo.graph_break()
+    return kept.sin() + x
+
+
+def recomputed(x):
+    return checkpoint(nested, x, use_reentrant=False)
+
+
+def buffered(x, block=recomputed):
     kept = torch.zeros(4, 4, dtype=x.dtype)
     torch._dynamo.graph_break()
     kept[:2] = x[:2] if isinstance(x, torch.Tensor) else 0
     torch._dynamo.graph_break()
-    return W @ kept + torch.vmap(lambda row: row * 2)(x) + checkpoint(nested, x, use_reentrant=False)
+    return W @ kept + torch.vmap(lambda row: row * 2)(x) + block(x)
+
+
+def unchecked(x):
+    """torch.func.jvp of a checkpoint fails in torch 2.11."""
+    return buffered(x, nested)
 
 
 @pytest.mark.parametrize("compiled", ["jvp", "network"])
-@pytest.mark.parametrize("network", [filtered, nested, inside_a_context_manager, buffered],
-                         ids=lambda n: n.__name__)
+@pytest.mark.parametrize("network", [filtered, nested, inside_a_context_manager, buffered,
+                                     buffered_to_the_end], ids=lambda n: n.__name__)
 def test_a_graph_break_changes_nothing(network, compiled):
     x, v = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(1)).double()
-    want = torch.func.jvp(network, (x,), (v,))
+    want = torch.func.jvp(unchecked if network is buffered else network, (x,), (v,))
     torch._dynamo.reset()
-    called = torch.compile(network, backend="eager") if compiled == "network" else network
+    called = torch.compile(network, backend=of_memory) if compiled == "network" else network
     run = lambda x, v: jvp(called, (x,), (v,))                                              # noqa: E731
-    run = torch.compile(run, backend="eager") if compiled == "jvp" else run
+    run = torch.compile(run, backend=of_memory) if compiled == "jvp" else run
     for _ in range(2):
         torch.testing.assert_close(run(x, v), want)
     assert CURRENT.level is None and intercept.running == 0
+
+
+def test_compiled_code_does_not_drop_the_tangent_of_a_plain_buffer():
+    """Also where Dynamo has compiled it before, for a plain tensor outside of jvp and in it."""
+    def net(x, block):
+        kept = torch.zeros(4, 4, dtype=x.dtype)
+        before = block(kept) + block(x)
+        kept[:2] = x[:2]
+        return before + block(kept)
+    block = lambda x: x.sin() * 2 + x                                                       # noqa: E731
+    x, v = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(1)).double()
+    torch._dynamo.reset()
+    compiled = torch.compile(block, backend=of_memory)
+    compiled(x)
+    for _ in range(2):
+        torch.testing.assert_close(jvp(lambda x: net(x, compiled), (x,), (v,)),
+                                   torch.func.jvp(lambda x: net(x, block), (x,), (v,)))
 
 
 def test_a_type_test_works_in_code_generated_by_dynamo():
@@ -242,7 +285,7 @@ logging.disable(logging.CRITICAL)
 x, v = torch.rand(2, 5).double()
 local = (torch._C._dispatch_tls_local_exclude_set, torch._C._dispatch_tls_local_include_set)
 keys = lambda: [str(these()) for these in local]
-before = keys()
+before, kept = keys(), None
 try:
     torch.compile(lambda x, v: jvp(lambda x: x.nanquantile(0.5), (x,), (v,)), backend="eager")(x, v)
 except torch._dynamo.exc.TorchRuntimeError as error:

@@ -162,7 +162,7 @@ def test_a_run_records_each_start(inputs, monkeypatch):
     train(cfg, steps=7)
     starts = [json.loads(line) for line in (run / run_folder.STARTS).read_text().splitlines()]
     assert [start["step"] for start in starts] == [0, 6]
-    assert all(start["torch"] == torch.__version__ and start["device"] for start in starts)
+    assert all(torch.__version__.startswith(start["torch"]) and start["device"] for start in starts)
     assert starts[0]["command"] == "swiftvideo train 'a b.yaml'"
     assert starts[0].keys() == {"time", "step", "python", "swiftvideo_fast", "torch", "triton", "commit",
                                 "device", "command"}
