@@ -1,6 +1,6 @@
 """python -m bench memory: the peak memory of a pass of the real network, on any machine.
 
-    python -m bench memory --preset wan-1.3b --frames 61 --size 832x480 --pass jvp
+    python -m bench memory --preset 1.3b --frames 61 --size 832x480 --pass jvp
     python -m bench memory --pass step --png step.png   a CCD step over time, phases in colours
     python -m bench memory --against torch --png t.png  also torch.func.jvp with math attention
     python -m bench memory --table                      1.3B and 14B on 80 and 141 GB, as Markdown
@@ -65,7 +65,7 @@ def report(name: str, setting: Setting, account: Account) -> str:
     width, height = setting.size
     dtype = str(setting.dtype).removeprefix("torch.")
     return "\n".join([
-        f"{name} pass of wan-{setting.preset}, {dtype}, {setting.frames} frames of {width}x{height}: "
+        f"{name} pass of {setting.preset}, {dtype}, {setting.frames} frames of {width}x{height}: "
         f"{setting.tokens:,} tokens",
         f"weights and states {account.known_bytes / 1e9:10.4g} GB",
         f"peak beyond them   {account.peak / 1e9:10.4g} GB   at {account.op} in {account.where}",
@@ -142,14 +142,14 @@ def table(settings: list[Setting]) -> Iterator[str]:
 
 
 def setting_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", default="wan-1.3b", choices=[f"wan-{name}" for name in PRESETS])
+    parser.add_argument("--preset", default=Setting.preset, choices=PRESETS)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--recompute", default=Setting.recompute, choices=RECOMPUTE, help="of the student")
     parser.add_argument("--moments", type=int, default=Setting.moments, choices=(32, 8), help="bits")
 
 
 def setting_of(parser: Parser, args: argparse.Namespace, frames: int, pixels: tuple[int, int]) -> Setting:
-    return parser.built(Setting, args.preset.removeprefix("wan-"), frames, pixels, getattr(torch, args.dtype),
+    return parser.built(Setting, args.preset, frames, pixels, getattr(torch, args.dtype),
                         args.recompute, args.moments)
 
 

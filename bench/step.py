@@ -194,7 +194,7 @@ def main(argv: list[str]) -> int:
     by = f"{date.today()}, torch {torch.__version__}"
     card, found, failed = device_name(CARD.type), {}, []
     rate = matmul_rate()
-    print(f"{card}, {by}: wan-{args.preset}, {setting.tokens:,} tokens; matmul {rate:.0f} TFLOP/s",
+    print(f"{card}, {by}: {args.preset}, {setting.tokens:,} tokens; matmul {rate:.0f} TFLOP/s",
           flush=True)
 
     def keep(name: str, figures: dict) -> None:

@@ -1,6 +1,6 @@
 """python -m bench sweep: memory over frames x resolution x pass, as a CSV and a chart.
 
-    python -m bench sweep --preset wan-1.3b --pass jvp train step --csv sweep.csv --png sweep.png
+    python -m bench sweep --preset 1.3b --pass jvp train step --csv sweep.csv --png sweep.png
 
 A point is predicted on networks of two and three blocks and extrapolated to the preset's number.
 """
@@ -79,7 +79,7 @@ def draw(table: list[dict], png: Path) -> None:
     for gb in DEVICES_GB:
         axes.axhline(USABLE * gb, color="grey", linestyle=":")
         axes.annotate(f"{USABLE:.0%} of {gb} GB", (0, USABLE * gb), (4, 3), textcoords="offset points")
-    axes.set(title=f"wan-{table[0]['preset']}, one clip", xlabel="tokens", ylabel="GB on one device")
+    axes.set(title=f"{table[0]['preset']}, one clip", xlabel="tokens", ylabel="GB on one device")
     axes.set(xlim=(0, None), ylim=(0, None))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     figure.legend(loc="outside right upper")

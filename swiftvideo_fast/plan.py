@@ -298,7 +298,7 @@ def from_arguments(args: argparse.Namespace) -> Plan:
 def report(plan: Plan, tflops: float | None = None) -> str:
     """Returns the plan as text."""
     w, h = plan.size
-    lines = [f"{plan.objective} of wan-{plan.preset} on {plan.gpus} GPUs of {plan.memory:g} GB: {plan.micro} "
+    lines = [f"{plan.objective} of {plan.preset} on {plan.gpus} GPUs of {plan.memory:g} GB: {plan.micro} "
              f"clips of {plan.frames} frames of {w}x{h} ({plan.tokens:,} tokens) a pass on {plan.sequence} "
              "GPUs"]
     on_gpu = plan.parts()

@@ -62,7 +62,7 @@ def report(preset: str, gpus: int, batch: int = 1, card: str | None = None, reco
     want(measured is not None, "plan --recipe: --preset", preset, "1.3b, whose step `make gpu` measures")
     held = [(stage, stage.hours(gpus, batch)) for stage in stages(measured)]
     total = sum(hours for _, hours in held)
-    lines = [f"the recipe for wan-{preset} on {gpus} x {card}, {batch} clips a step ({measured['measured']})"]
+    lines = [f"the recipe for {preset} on {gpus} x {card}, {batch} clips a step ({measured['measured']})"]
     lines += [f"{hours:10.1f} h  {stage.name}: {stage.seconds:.2f} s each; {stage.note}"
               for stage, hours in held]
     return "\n".join([*lines, f"{total:10.1f} h  in all: {total * gpus:.0f} GPU hours"])

@@ -106,7 +106,7 @@ LINES = [                       # a command; a pattern of its error
     (f"{ENCODE} --size 0x0", "--size: '0x0'; want WIDTHxHEIGHT"),
     (f"{ENCODE} --rate nan", "--rate: 'nan'; want a positive number"),
     ("index {tmp} --captions a.csv --out first.png", "--out is first.png; want a name that ends in .parquet"),
-    (f"{ENCODE.replace(TEACHER, 'none.parquet')}", "none.parquet: no such file; write an index with"),
+    (ENCODE.replace(TEACHER, 'none.parquet') + "--preset tiny", "none.parquet: no such file; write an index"),
     ("index {tmp} --captions a.csv --out i --workers 0", "--workers: '0'; want a positive number"),
     ("plan --preset wan-1.3b --gpus 8", "invalid choice: 'wan-1.3b' .*; perhaps '1.3b'"),
     ("plan --preset 14b --gpus 8 --recipe", "--preset is 14b; want 1.3b"),

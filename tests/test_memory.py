@@ -201,7 +201,7 @@ def test_devices_share_what_is_held_but_not_activations():
 
 def test_a_sweep_is_a_row_a_pass_and_setting_in_csv_and_a_chart(tmp_path):
     files = tmp_path / "sweep.csv", tmp_path / "sweep.png"
-    sweep.main(["--preset", "wan-tiny", "--frames", "5", "9", "--size", "64x64", "--pass", "jvp", "train",
+    sweep.main(["--preset", "tiny", "--frames", "5", "9", "--size", "64x64", "--pass", "jvp", "train",
                 "--csv", str(files[0]), "--png", str(files[1])])
     rows = list(csv.DictReader(files[0].open()))
     assert [(row["pass"], row["frames"]) for row in rows] == [(name, frames) for frames in ("5", "9")
@@ -222,7 +222,7 @@ def test_a_timeline_is_drawn_by_phases_and_with_torchs(tmp_path):
     phases = [phase for *_, phase in memory.spans(step)]
     assert phases == ["teacher", "average", "student", "student backward", "update"]
     chart = tmp_path / "both.png"
-    words = "--preset wan-tiny --frames 5 --size 64x64 --against torch --png".split()
+    words = "--preset tiny --frames 5 --size 64x64 --against torch --png".split()
     assert memory.main([*words, str(chart)]) == 0 and chart.stat().st_size > 1000
 
 
@@ -236,7 +236,7 @@ def test_a_pass_in_bf16_is_measured_and_differs_by_workspace(name):
 
 def test_torchs_memory_is_available_for_the_jvp_pass_only(capsys):
     with pytest.raises(SystemExit):
-        memory.main(["--preset", "wan-tiny", "--pass", "step", "--against", "torch"])
+        memory.main(["--preset", "tiny", "--pass", "step", "--against", "torch"])
     assert "want --pass jvp, found step" in capsys.readouterr().err
 
 

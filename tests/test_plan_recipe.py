@@ -23,7 +23,7 @@ def record(tmp_path, **parts):
 ])
 def test_hours_are_counts_times_seconds_shared_by_the_gpus(tmp_path, gpus, batch, hours):
     said = plan_recipe.report("1.3b", gpus, batch, record=record(tmp_path)).splitlines()
-    assert said[0] == f"the recipe for wan-1.3b on {gpus} x a card, {batch} clips a step (a day)"
+    assert said[0] == f"the recipe for 1.3b on {gpus} x a card, {batch} clips a step (a day)"
     assert float(said[-1].split()[0]) == pytest.approx(hours, abs=0.051)
     assert said[-1].endswith(f"{hours * gpus:.0f} GPU hours")
 
