@@ -42,7 +42,7 @@ setTimeout(() => {
   found.painted = canvases().every((c) => pixels(c) !== "0,0,0,0");
   found.frames = found.frames.size;
   parent.postMessage(JSON.stringify(found), "*");
-}, 1500);
+}, 3000);
 """
 CLOCK = "requestAnimationFrame = (call) => setTimeout(() => call(performance.now()), 16);"   # virtual time's
 FRAME = """<!doctype html><iframe src="page.html" style="width: {}px; height: 900px; border: 0"></iframe>
@@ -76,7 +76,7 @@ def look(page: str, width: int, folder: Path) -> dict:
     (folder / "page.html").write_text(asking)
     (folder / "frame.html").write_text(FRAME.format(width))
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1400,900",
-               "--virtual-time-budget=4000", f"--user-data-dir={folder}/profile", "--dump-dom"]
+               "--virtual-time-budget=6000", f"--user-data-dir={folder}/profile", "--dump-dom"]
     dumped = subprocess.run([CHROMIUM, *options, (folder / "frame.html").as_uri()], capture_output=True,
                             text=True, timeout=120).stdout
     return json.loads(html.unescape(re.search(r"<pre>(.*?)</pre>", dumped, re.S).group(1)))
