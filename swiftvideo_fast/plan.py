@@ -271,17 +271,23 @@ def changes(plan: Plan) -> Iterator[tuple[str, Plan]]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", required=True, choices=PRESETS, help="as model.preset")
-    parser.add_argument("--gpus", type=int, required=True)
-    parser.add_argument("--memory", type=float, default=80, help="GB per GPU")
-    parser.add_argument("--objective", choices=TABLES.objectives, default=Plan.objective)
-    parser.add_argument("--frames", type=int, default=Plan.frames)
-    parser.add_argument("--size", default="832x480", help="width x height in pixels")
-    parser.add_argument("--micro", type=int, default=Plan.micro, help="clips per backward pass")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=Plan.dtype)
-    parser.add_argument("--moments", type=int, choices=(8, 32), default=Plan.moments, help="bits")
-    parser.add_argument("--sequence", type=int, default=Plan.sequence, help="GPUs that share a clip's tokens")
+    parser.add_argument("--gpus", type=int, required=True, help="on all nodes")
+    parser.add_argument("--memory", type=float, default=80, help="GB per GPU (default: 80)")
+    parser.add_argument("--objective", choices=TABLES.objectives, default=Plan.objective,
+                        help=f"default: {Plan.objective}")
+    parser.add_argument("--frames", type=int, default=Plan.frames,
+                        help=f"per clip, 4n + 1 (default: {Plan.frames})")
+    parser.add_argument("--size", default="832x480", help="width x height in pixels (default: 832x480)")
+    parser.add_argument("--micro", type=int, default=Plan.micro, help=f"clips per backward pass (default: {Plan.micro})")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=Plan.dtype,
+                        help=f"of weights and activations (default: {Plan.dtype})")
+    parser.add_argument("--moments", type=int, choices=(8, 32), default=Plan.moments,
+                        help=f"bits of Adam's moments (default: {Plan.moments})")
+    parser.add_argument("--sequence", type=int, default=Plan.sequence,
+                        help=f"GPUs that share a clip's tokens (default: {Plan.sequence})")
     parser.add_argument("--offload", action="store_true", help="masters and moments on the CPU")
-    parser.add_argument("--recompute", choices=RECOMPUTE, default=Plan.recompute, help="as model.recompute")
+    parser.add_argument("--recompute", choices=RECOMPUTE, default=Plan.recompute,
+                        help=f"as model.recompute (default: {Plan.recompute})")
     parser.add_argument("--tflops", type=float, help="a measured rate, to print the time per pass")
     parser.add_argument("--recipe", action="store_true", help="also hours of the recipe (bench/gpu.json)")
 

@@ -23,7 +23,7 @@ SAMPLE = f"sample {{config}} --weights {TEACHER} "
 ENCODE = f"encode {TEACHER} --out {{tmp}}/e --family toy --codec {CODEC} "
 LINES = [                       # a command; a pattern of its error
     # the line itself
-    ("", "required: COMMAND.*example: swiftvideo train"),
+    ("", "required: COMMAND; swiftvideo --help lists them\nexample: swiftvideo train"),
     ("trian x.yaml", "invalid choice: 'trian'.*perhaps 'train'"),
     ("train", "required: config\nexample: swiftvideo train configs/demo/ccd.yaml run.steps=400"),
     ("train {config} {config}", "override '.*yaml'; want one config"),

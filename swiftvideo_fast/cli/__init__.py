@@ -88,7 +88,8 @@ class Version(argparse.Action):
 
 
 def parser() -> argparse.ArgumentParser:
-    top = Parser(prog="swiftvideo", description=__doc__)
+    top = Parser(prog="swiftvideo", description="Few-step image-to-video distillation: from videos and a "
+                 "released checkpoint to a student of 4, 2 or 1 steps.  COMMAND --help has the options.")
     top.example = "swiftvideo train configs/demo/ccd.yaml run.steps=400"
     top.add_argument("--version", action=Version, nargs=0, help="versions and commit")
     top.add_argument("--local_rank", help=argparse.SUPPRESS)        # passed by the deepspeed launcher
@@ -134,10 +135,12 @@ def parser() -> argparse.ArgumentParser:
     p = command(run_demo, "demo", "distil, measure and report on real clips, in minutes", resumes=True)
     p.add_argument("overrides", nargs="*", default=[], metavar="key.subkey=value",
                    help="replace values of the configs")
-    p.add_argument("--dir", type=Path, default=Path("runs/demo"), help="folder of runs and report")
-    p.add_argument("--configs", type=Path, default=Path("configs/demo"), help="folder of the demo's configs")
-    p.add_argument("--seeds", type=positive, default=1, help="repeat with this many seeds and report means")
-    p.add_argument("--clips", type=positive, default=256, help="held-out clips per seed")
+    p.add_argument("--dir", type=Path, default=Path("runs/demo"), help="folder of runs and report (default: runs/demo)")
+    p.add_argument("--configs", type=Path, default=Path("configs/demo"),
+                   help="folder of the demo's configs (default: configs/demo)")
+    p.add_argument("--seeds", type=positive, default=1,
+                   help="repeat with this many seeds and report means (default: 1)")
+    p.add_argument("--clips", type=positive, default=256, help="held-out clips per seed (default: 256)")
     return top
 
 

@@ -30,6 +30,8 @@ class Parser(argparse.ArgumentParser):
         if bad := CHOICE.search(message):
             near = difflib.get_close_matches(bad[1], re.findall(r"[\w.-]+", bad[2]), n=1)
             message += f"; perhaps {near[0]!r}" if near else ""
+        if message.endswith("required: COMMAND"):
+            message += "; swiftvideo --help lists them"
         example = f"example: {self.example}\n" if self.example else ""
         self.print_usage(sys.stderr)
         self.exit(2, f"{self.prog}: error: {message}\n{example}")
