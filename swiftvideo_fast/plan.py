@@ -278,7 +278,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, default=Plan.frames,
                         help=f"per clip, 4n + 1 (default: {Plan.frames})")
     parser.add_argument("--size", default="832x480", help="width x height in pixels (default: 832x480)")
-    parser.add_argument("--micro", type=int, default=Plan.micro, help=f"clips per backward pass (default: {Plan.micro})")
+    parser.add_argument("--micro", type=int, default=Plan.micro,
+                        help=f"clips per backward pass (default: {Plan.micro})")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=Plan.dtype,
                         help=f"of weights and activations (default: {Plan.dtype})")
     parser.add_argument("--moments", type=int, choices=(8, 32), default=Plan.moments,

@@ -135,7 +135,8 @@ def parser() -> argparse.ArgumentParser:
     p = command(run_demo, "demo", "distil, measure and report on real clips, in minutes", resumes=True)
     p.add_argument("overrides", nargs="*", default=[], metavar="key.subkey=value",
                    help="replace values of the configs")
-    p.add_argument("--dir", type=Path, default=Path("runs/demo"), help="folder of runs and report (default: runs/demo)")
+    p.add_argument("--dir", type=Path, default=Path("runs/demo"),
+                   help="folder of runs and report (default: runs/demo)")
     p.add_argument("--configs", type=Path, default=Path("configs/demo"),
                    help="folder of the demo's configs (default: configs/demo)")
     p.add_argument("--seeds", type=positive, default=1,
