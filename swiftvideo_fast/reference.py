@@ -121,7 +121,7 @@ def parts(cls: type) -> list[str]:
 
 
 def meaning(cls: type, name: str) -> str:
-    """What the docstring of the class, or of the options that it extends, says of a key."""
+    """Returns a key's description, from the docstring of the class or of the options it extends."""
     for owner in filter(is_dataclass, cls.__mro__):
         _, *cut = parts(owner)
         for keys, text in zip(cut[::2], cut[1::2]):

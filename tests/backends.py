@@ -8,5 +8,5 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def gpu_backend(op) -> Callable:
-    """What `op` runs for CUDA tensors, checks included; DEVICE tells where its tensors must lie."""
+    """Returns the function that `op` runs for CUDA tensors, checks included.  DEVICE: of its tensors."""
     return op if DEVICE == "cuda" else op._backend_fns["cuda"]

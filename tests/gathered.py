@@ -1,4 +1,4 @@
-"""What the processes of test_moments.py do, each in its own."""
+"""The processes that test_moments.py starts."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from swiftvideo_fast.metrics.moments import Moments
 
 
 def share(x: torch.Tensor, rank: int, world: int) -> Moments:
-    """Of every (world - 1)-th clip; the last rank has none."""
+    """Returns the moments of every (world - 1)-th clip; the last rank has no clips."""
     positions = torch.arange(rank, len(x), world - 1) if rank < world - 1 else torch.arange(0)
     seen = Moments(x.shape[1])
     seen.update(x[positions], positions)

@@ -297,6 +297,6 @@ class InC:
 
 
 def test_apply_of_autograd_functions_may_be_written_in_c(monkeypatch):
-    """As it is from torch 2.14 on."""
+    """Function.apply as torch 2.14 and later define it."""
     monkeypatch.setattr(torch.autograd.Function, "apply", InC(torch.autograd.Function.__dict__["apply"]))
     assert_as_torch(lambda x: Cubed.apply(x) + 1, (4, 4))

@@ -228,7 +228,7 @@ def test_a_timeline_is_drawn_by_phases_and_with_torchs(tmp_path):
 
 @pytest.mark.parametrize("name", QUICK)
 def test_a_pass_in_bf16_is_measured_and_differs_by_workspace(name):
-    """Of torch's own kernels (docs/profile.md): the account is what was measured or less."""
+    """The workspace is of torch's own kernels (docs/profile.md): the account is at most the measured peak."""
     setting = Setting("tiny", 5, (64, 64), torch.bfloat16)
     account, found = faked(PASSES[name], setting).peak, measured(PASSES[name], setting, "cpu")
     assert 0.9 * found < account < 1.001 * found

@@ -54,7 +54,7 @@ Network = Trains | Frozen | Average | WithoutAdapters
 
 @dataclass(frozen=True)
 class Setup:
-    """What an objective is built from, besides the config.
+    """The inputs of an objective, besides the config.
 
     device: of batches and networks.  sizes: the network's size config.  start: the network to train, with
     adapters attached.  teacher: the network of model.weights.  reference: that of model.start, without
