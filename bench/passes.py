@@ -215,7 +215,8 @@ def loop_step(setting: Setting, objective: Callable[[Config, Setup], Objective],
     batch = Pairs(x0, condition, [""], torch.randn_like(x0), torch.randn_like(x0))
     source = SimpleNamespace(draw=lambda count, seed, position: batch)
     run = loop.Run(cfg=cfg, engine=engine, objective=made, nets=nets, movers=movers, averages=averages,
-                   open=None, tokens=setting.tokens, exported={}, export=None, fill_defaults=None, source=source)
+                   open=None, tokens=setting.tokens, exported={}, export=None, fill_defaults=None,
+                   source=source)
     held = [shard.data for part in run.parts.values() for name, shard in part.shards().items()
             if name != "steps"]
     modules = {role: net for role, net in nets.items() if isinstance(net, nn.Module)} | networks
