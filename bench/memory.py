@@ -181,7 +181,7 @@ def main(argv: list[str]) -> int:
     if args.against:
         theirs = shown["torch.func.jvp"] = by_torch(setting)
         print(f"torch.func.jvp     {theirs.peak / 1e9:10.4g} GB   at {theirs.op} in {theirs.where}: "
-              f"{theirs.peak / account.peak:.1f} times ours")
+              f"{theirs.peak / account.peak:.1f} times ours, predicted")
     if args.measure or torch.cuda.is_available():
         device = "cuda" if torch.cuda.is_available() else "cpu"
         found = measured(PASSES[args.name], setting, device)

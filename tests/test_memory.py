@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -11,8 +12,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import memory, meta, sweep
 from bench.account import Account
-from bench.memory import USABLE, devices_needed, faked, measured
-from bench.passes import PASSES, Setting, da_pass, jvp_pass, step_pass, ta_pass, train_pass, velocity
+from bench.memory import USABLE, by_torch, devices_needed, faked, measured
+from bench.passes import (
+    PASSES,
+    Setting,
+    da_pass,
+    jvp_pass,
+    plain_torch,
+    step_pass,
+    ta_pass,
+    train_pass,
+    velocity,
+)
 from swiftvideo_fast.models.wan import blocks as wan_blocks
 from swiftvideo_fast.models.wan.blocks import Block
 from swiftvideo_fast.models.wan.network import RECOMPUTE, initialise
@@ -243,3 +254,12 @@ def test_torchs_memory_is_available_for_the_jvp_pass_only(capsys):
 def test_an_invalid_size_is_refused_by_name():
     with pytest.raises(ValueError, match="60 frames of 832x480; want 4n \\+ 1 frames"):
         Setting(frames=60)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_torchs_jvp_is_predicted_to_the_byte(dtype):
+    """Its zero tangents, and the shapes inferred to add them, take no memory."""
+    setting = Setting("tiny", 17, (128, 128), dtype)
+    with plain_torch():
+        found = measured(partial(jvp_pass, transform=torch.func.jvp), setting, "cpu")
+    assert by_torch(setting).peak == found
