@@ -54,6 +54,7 @@ class Account(TorchDispatchMode):
         self.live, self.alive = {}, 0
         self.peak, self.where, self.op, self._planes = 0, "", "", []
         self.peak_activations, self.peak_gradients, self.gradients = 0, 0, 0
+        self.zeros = False
         self.timeline: list[int] = []
         self.phases: list[tuple[int, str]] = []
         self.tops: dict[tuple[int, int | None], int] = {}
@@ -70,7 +71,10 @@ class Account(TorchDispatchMode):
         return list(self.live.values()) if self._planes is None else self._planes
 
     def follow(self, x: Tensor, op: str = "given") -> None:
-        """Counts x's storage from now until it is freed."""
+        """Counts x's storage from now until it is freed; torch's zero tensors have none."""
+        if x._is_zerotensor():
+            self.zeros = True
+            return
         storage = x.untyped_storage()
         key = storage._cdata
         if key in self.live or key in self.known:
@@ -97,6 +101,8 @@ class Account(TorchDispatchMode):
         kwargs = kwargs or {}
         if (value := meta.read(func, args, kwargs)) is not None:
             return value
+        if self.zeros and meta.infers(func):
+            return func(*args, **kwargs)
         result = meta.run(func, args, kwargs)
         op = func._schema.name.partition("::")[2]
         for x in tree_leaves(result):

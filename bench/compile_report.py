@@ -12,7 +12,6 @@ The real launches run on meta tensors, with a driver that reports a GPU and laun
 code is what that GPU would run.  Triton's cuobjdump reads registers, stack and spills from the machine code.
 """
 
-import argparse
 import json
 import os
 import re
@@ -34,6 +33,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from bench.arguments import arguments  # noqa: E402
+from bench.options import Parser, share_of  # noqa: E402
 from swiftvideo_fast import ops  # noqa: E402
 from swiftvideo_fast.atomic import atomic_write  # noqa: E402
 
@@ -208,20 +208,26 @@ def faults(name: str, arch: int, f: dict) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench compile_report")
+    parser = Parser("compile_report", __doc__)
     parser.add_argument("names", nargs="*", help="kernels with these name prefixes")
     parser.add_argument("--arch", type=int, nargs="+", choices=sorted(MATRIX), help="compute capabilities")
     parser.add_argument("--sample", action="store_true", help="only the cases nearest to spilling, on sm_90")
     parser.add_argument("--record", action="store_true", help=f"write the figures to {RECORD.name}")
-    parser.add_argument("--slice", metavar="I/N", help="only every N-th case, from the I-th")
+    parser.add_argument("--slice", type=share_of, default="0/1", metavar="I/N",
+                        help="only every N-th case, from the I-th")
     args = parser.parse_args(argv)
-    first, step = map(int, (args.slice or "0/1").split("/"))
-
+    if args.sample and (args.names or args.arch):
+        parser.error("--sample has its own names and architecture; want no others beside it")
     names, bad, found = sample() if args.sample else tuple(args.names), [], {}
-    for arch in args.arch or ([90] if args.sample else [90, 80, 100]):
-        cases = [(name, launch) for name, launch in (*attention_cases(arch), *elementwise_cases())
-                 if not names or name.startswith(names)]
-        for name, launch in cases[first::step]:
+    cases = {arch: [*attention_cases(arch), *elementwise_cases()]
+             for arch in args.arch or ([90] if args.sample else [90, 80, 100])}
+    for start in names:
+        if not start or not any(name.startswith(start) for some in cases.values() for name, _ in some):
+            parser.error(f"no kernel's name begins with {start!r}")
+
+    for arch, some in cases.items():
+        chosen = [(name, launch) for name, launch in some if not names or name.startswith(names)]
+        for name, launch in chosen[args.slice]:
             kernels = apart(launch, arch)
             wrong = ["does not compile"] if not kernels else [
                 fault for f in kernels for fault in faults(name, arch, f)]
@@ -230,14 +236,12 @@ def main(argv: list[str]) -> int:
             told = told or wrong[0]
             found.setdefault(f"sm_{arch}", {})[name] = told
             print(f"sm_{arch:<3} {name:75} {told}", flush=True)
-    printed = [name for kernels in found.values() for name in kernels]
-    bad += [f"no kernel's name begins with {name!r}" for name in names
-            if not any(full.startswith(name) for full in printed)]
     if args.record:
         record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
         mine = record.setdefault(f"triton {triton.__version__}", {})
         for arch, kernels in found.items():
-            mine[arch] = mine.get(arch, {}) | kernels if names else kernels
+            whole = not names and args.slice == slice(0, None, 1)
+            mine[arch] = kernels if whole else mine.get(arch, {}) | kernels
         with atomic_write(RECORD) as path:
             path.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
     print("\n".join(bad), end="\n" if bad else "")

@@ -182,6 +182,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no CUDA device here")
+    if any(side % 2 for side in args.size):
+        parser.error("--size: {}x{}; want even sides, for the encoders of the test files".format(*args.size))
     with tempfile.TemporaryDirectory() as name:
         decoding(Path(name), args)
     with tempfile.TemporaryDirectory() as name:

@@ -9,7 +9,6 @@ failure or timeout does not stop the others and is listed at the end.  Output: t
 and when recording bench/gpu.json and bench/record.json.
 """
 
-import argparse
 import importlib.util
 import os
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from bench.options import Parser, peer_name
 from swiftvideo_fast import ops
 from swiftvideo_fast.data import dali
 
@@ -114,14 +114,13 @@ def command(part: Part, record: bool, peers: list[str]) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench gpu")
+    parser = Parser("gpu", __doc__)
     parser.add_argument("parts", nargs="*", metavar="PART",
                         help=f"one of {', '.join(PARTS)}; default all but hopper")
     parser.add_argument("--no-record", action="store_true", help="do not write bench/*.json")
-    parser.add_argument("--peer", action="append", default=[], metavar="MODULE:FUNCTION")
+    parser.add_argument("--peer", type=peer_name, action="append", default=[], metavar="MODULE:FUNCTION")
     args = parser.parse_args(argv)
-    if unknown := set(args.parts) - PARTS.keys():
-        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    parser.known("part", args.parts, PARTS)
     if not torch.cuda.is_available():
         print("python -m bench gpu: no CUDA device here; this machine's checks are `make test` and "
               "`python -m bench compile_report`")

@@ -91,6 +91,8 @@ def main(argv: list[str]) -> int:
     frames = args.frames or FRAMES[device]
     for each in frames:
         parser.built(Setting, frames=each, size=SIDES[device])
+    if len(set(frames)) < 2:
+        parser.error(f"--frames: {frames[0]}; want two different numbers or more, for a slope")
     points = measure(frames, device, dtype)
     title = heading(device, dtype)
     print(title)

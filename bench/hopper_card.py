@@ -1,7 +1,6 @@
 """Errors, repeatability and speed of attention_jvp_hopper on a Hopper card: `make gpu PART=hopper`, 90 s.
 
     python -m bench hopper_card                 all parts, each a process with a limit; writes OUT/hopper.json
-    python -m bench hopper_card right speed     two of them
     python -m bench hopper_card --part right    one part, in this process
 
 `tritons` launches the cubins that `hopper_report --cubin DIR` wrote with other triton versions, if
@@ -9,7 +8,6 @@ $HOPPER_CUBINS is DIR.  Parts without timing run in parallel, together with the 
 part that times out is reported with its last case: a hang means wrong barriers.  OUT: $OUT, or runs/gpu.
 """
 
-import argparse
 import json
 import math
 import os
@@ -29,6 +27,8 @@ from swiftvideo_kernels.hopper import attention_jvp_hopper
 from swiftvideo_kernels.tiles import TILES
 from torch import Tensor
 from triton.runtime.jit import JITFunction
+
+from bench.options import Parser
 
 OUT = Path(os.environ.get("OUT", Path(__file__).parents[1] / "runs/gpu"))
 BY_HAND, BY_HAND_64 = (TILES["attention_jvp", "sm90", width][0] for width in (128, 64))
@@ -364,9 +364,8 @@ def together(parts: list[str]) -> int:
                 for share in range(count)]
     for child in children:
         ended(*child)
-    for part in QUIET:
-        if part in parts:
-            ended(part, 0, begin(part, 0))
+    for part in (part for part in QUIET if part in parts):
+        ended(part, 0, begin(part, 0))
     found = {}
     for part in parts:
         for path in OUT.glob(f"hopper-{part}-*.json"):
@@ -380,18 +379,20 @@ def together(parts: list[str]) -> int:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench hopper_card")
-    parser.add_argument("parts", nargs="*", metavar="PART", choices=[*LIMITS, []], help="default all")
+    parser = Parser("hopper_card", __doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help="default all")
     parser.add_argument("--part", choices=PARTS)
-    parser.add_argument("--share", type=int, default=0, help="index of this process among those of a part")
+    parser.add_argument("--share", type=int, default=0, help="index of this process among those of --part")
     args = parser.parse_args(argv)
+    parser.known("part", args.parts, LIMITS)
+    if args.share not in range(shares := SHARES.get(args.part, 1)) or args.part and args.parts:
+        parser.error(f"--share {args.share}, parts {args.parts}; want --part alone, --share below {shares}")
     if not torch.cuda.is_available():
         print("python -m bench hopper_card: no CUDA device here; `python -m bench hopper_report` needs none")
         return 1
     if args.part is None:
-        parts = [part for part in LIMITS if part in args.parts] if args.parts else list(LIMITS)
-        if "HOPPER_CUBINS" not in os.environ and "tritons" not in args.parts:
-            parts.remove("tritons")
+        usual = [part for part in LIMITS if part != "tritons" or "HOPPER_CUBINS" in os.environ]
+        parts = [part for part in LIMITS if part in (args.parts or usual)]
         return together(parts + ["compile"] * ("speed" in parts and "compile" not in parts))
     torch.manual_seed(0)
     OUT.mkdir(parents=True, exist_ok=True)

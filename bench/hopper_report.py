@@ -11,7 +11,6 @@ wait.  Other versions of triton: `pip install --no-deps --target DIR triton==3.6
 before the command.
 """
 
-import argparse
 import json
 import os
 import re
@@ -29,6 +28,7 @@ from swiftvideo_kernels.hopper import attention_jvp_hopper  # noqa: E402
 from swiftvideo_kernels.tiles import TILES  # noqa: E402
 
 from bench.compile_report import CUOBJDUMP, SHARED, compiled, meta  # noqa: E402
+from bench.options import Parser, folder  # noqa: E402
 from swiftvideo_fast.atomic import atomic_write  # noqa: E402
 
 RECORD = Path(__file__).with_name("hopper.json")              # {triton: {case: figures}}
@@ -174,11 +174,15 @@ def write_cubins(folder: Path) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench hopper_report")
-    parser.add_argument("names", nargs="*", metavar="CASE", choices=[*CASES, []])
+    parser = Parser("hopper_report", __doc__)
+    parser.add_argument("names", nargs="*", metavar="CASE")
     parser.add_argument("--record", action="store_true", help="write the figures to bench/hopper.json")
-    parser.add_argument("--cubin", type=Path, metavar="DIR", help="write two cubins for hopper_card into DIR")
+    parser.add_argument("--cubin", type=folder, metavar="DIR",
+                        help="write two cubins for hopper_card into DIR")
     args = parser.parse_args(argv)
+    parser.known("case", args.names, CASES)
+    if args.cubin and (args.names or args.record):
+        parser.error("--cubin only writes, always the same two; want no CASE and no --record beside it")
     if args.cubin:
         write_cubins(args.cubin)
         return 0

@@ -158,12 +158,15 @@ def main(argv: list[str]) -> int:
     setting_arguments(parser)
     parser.add_argument("--frames", type=count, default=61)
     parser.add_argument("--size", type=size, default=(832, 480), help="width x height in pixels")
-    parser.add_argument("--pass", dest="name", choices=PASSES, default="jvp")
+    parser.add_argument("--pass", dest="name", choices=PASSES, help="default jvp")
     parser.add_argument("--against", choices=["torch"], help="also torch.func.jvp with math attention")
     parser.add_argument("--measure", action="store_true", help="also run the pass; always on a GPU")
     parser.add_argument("--png", type=picture, help="draw the timeline into this file")
     parser.add_argument("--table", action="store_true", help="every pass of 1.3B and 14B, as Markdown")
     args = parser.parse_args(argv)
+    if args.table and (args.name or args.against or args.measure or args.png):
+        parser.error("--table predicts every pass; want no --pass, --against, --measure or --png beside it")
+    args.name = args.name or "jvp"
     if args.against and args.name != "jvp":
         parser.error(f"--against {args.against} needs the JVP pass: want --pass jvp, found {args.name}")
     setting = setting_of(parser, args, args.frames, args.size)
@@ -178,7 +181,7 @@ def main(argv: list[str]) -> int:
     if args.against:
         theirs = shown["torch.func.jvp"] = by_torch(setting)
         print(f"torch.func.jvp     {theirs.peak / 1e9:10.4g} GB   at {theirs.op} in {theirs.where}: "
-              f"{theirs.peak / account.peak:.1f} times ours")
+              f"{theirs.peak / account.peak:.1f} times ours, predicted")
     if args.measure or torch.cuda.is_available():
         device = "cuda" if torch.cuda.is_available() else "cpu"
         found = measured(PASSES[args.name], setting, device)

@@ -4,6 +4,7 @@ torch infers most result shapes in Python.  `run` caches them by op and argument
 repeat earlier ones.
 """
 
+import sys
 from contextlib import contextmanager
 from functools import cache
 from unittest.mock import patch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import adam
 from torch.utils._pytree import tree_leaves
 
+MOVE, ZEROS = torch.ops.aten.to.dtype_layout, torch.ops.aten._efficientzerotensor.default
 ITEM, COPY = torch.ops.aten._local_scalar_dense.default, torch.ops.aten._to_copy.default
 RESULTS: dict[tuple, tuple | None] = {}         # {(op, argument shapes): results()}
 
@@ -36,6 +38,8 @@ def run(func, args: tuple, options: dict) -> object:
 def makes(func) -> bool:
     """True if the op returns only tensors and, by its schema, neither returns nor writes to an argument."""
     schema = func._schema
+    if func is ZEROS:                           # a copy of its result would have memory
+        return False
     return bool(schema.returns) and all(str(x.type) == "Tensor" for x in schema.returns) and not any(
         x.alias_info for x in (*schema.arguments, *schema.returns))
 
@@ -73,6 +77,17 @@ def read(func, args: tuple, options: dict) -> bool | float | Tensor | None:
     if func is COPY and args[0].is_meta and options.get("device") == torch.device("cpu"):
         return torch.ones(args[0].shape, dtype=options.get("dtype") or args[0].dtype, device="cpu")
     return None
+
+
+def infers(func) -> bool:
+    """True if torch calls func to infer a result's shape, as before it adds a zero tensor: no memory.
+
+    aten::to reaches a dispatch mode only there.
+    """
+    frame = sys._getframe(1)
+    while func is not MOVE and frame and frame.f_globals.get("__name__") != "torch._prims_common.wrappers":
+        frame = frame.f_back
+    return frame is not None
 
 
 @contextmanager

@@ -4,8 +4,11 @@ A wrong argument exits with one line and status 2, before any measurement.
 """
 
 import argparse
+import importlib.util
 import math
 import os
+import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -29,6 +32,11 @@ class Parser(argparse.ArgumentParser):
             return build(*args, **options)
         except ValueError as why:
             self.error(str(why))
+
+    def known(self, what: str, names: Collection[str], choices: Collection[str]) -> None:
+        """Exits unless every name is one of the choices; `what` is a singular noun."""
+        if unknown := sorted(set(names) - set(choices)):
+            self.error(f"no {what} {str(unknown)[1:-1]}; there are {str(list(choices))[1:-1]}")
 
 
 def count(text: str) -> int:
@@ -74,9 +82,32 @@ def picture(text: str) -> Path:
 
 
 def folder(text: str) -> Path:
-    """Returns the path of a writable folder, existing or not."""
+    """Returns the path of a writable folder, existing or not, tested by a temporary folder inside."""
+    if not text:
+        raise argparse.ArgumentTypeError("''; want a folder's path")
     path = Path(text)
     above = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise argparse.ArgumentTypeError(f"cannot write into {text}: {above} is not a writable folder")
-    return path
+    try:
+        with tempfile.TemporaryDirectory(dir=above):
+            return path
+    except OSError as why:
+        raise argparse.ArgumentTypeError(
+            f"cannot write into {text}: {above} is not a writable folder") from why
+
+
+def share_of(text: str) -> slice:
+    """Returns the slice of every N-th item from the I-th, of I/N."""
+    numbers = text.split("/")
+    if len(numbers) != 2 or not all(map(str.isdecimal, numbers)) or not int(numbers[0]) < int(numbers[1]):
+        raise argparse.ArgumentTypeError(f"{text!r}; want I/N with I from 0 to N - 1, such as 0/4")
+    return slice(int(numbers[0]), None, int(numbers[1]))
+
+
+def peer_name(text: str) -> str:
+    """Returns package.module:function; the package must be installed, the function is imported later."""
+    module, _, function = text.partition(":")
+    if not (function.isidentifier() and all(map(str.isidentifier, module.split(".")))):
+        raise argparse.ArgumentTypeError(f"{text!r}; want package.module:function")
+    if not importlib.util.find_spec(package := module.partition(".")[0]):
+        raise argparse.ArgumentTypeError(f"{text!r}; no package {package} is installed")
+    return text

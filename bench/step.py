@@ -186,8 +186,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=folder, default=OUT)
     args = parser.parse_args(argv)
     known = "step", "kernels", "sampling", "ta", "phases", "da", "zero3"
-    if unknown := set(args.parts) - set(known):
-        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    parser.known("part", args.parts, known)
     setting = parser.built(Setting, args.preset, args.frames, args.size, recompute=args.recompute,
                            random=True)
     args.out.mkdir(parents=True, exist_ok=True)

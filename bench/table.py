@@ -141,7 +141,7 @@ def main(argv: list[str]) -> int:
     title = heading(device, dtype)
     here = [name for name in CASES if name.split("/")[1].startswith("cpu") == (device == "cpu")]
     for start in args.names:
-        if not any(name.startswith(start) for name in here):
+        if not start or not any(name.startswith(start) for name in here):
             parser.error(f"no case with prefix {start!r} on this device; want one of {', '.join(here)}")
     print(f"{title}\n{HEAD}")
     for name in here:

@@ -5,7 +5,6 @@
 Rewrites kernels/swiftvideo_kernels/tiles.py with --write; otherwise only prints the result.
 """
 
-import argparse
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from swiftvideo_kernels.attention_tangent import attention_tangent
 from swiftvideo_kernels.tiles import TILES, Tile
 from torch import Tensor
 
+from bench.options import Parser
 from swiftvideo_fast.atomic import atomic_write
 
 WRONG = 1e-2                        # bf16 difference; each errs by at most 3.5e-3 (kernels/README.md)
@@ -63,7 +63,7 @@ def rewritten(text: str, key: tuple, row: list[Tile]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench tune")
+    parser = Parser("tune", __doc__)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():

@@ -10,7 +10,6 @@ Failures are reported and skipped; the record is written after each candidate.  
 are printed last, with exit status 1.
 """
 
-import argparse
 import importlib
 import json
 import math
@@ -28,6 +27,7 @@ from swiftvideo_kernels.attention_tangent import attention_tangent
 from swiftvideo_kernels.tiles import TILES, family
 from torch import Tensor
 
+from bench.options import Parser, peer_name
 from swiftvideo_fast.atomic import atomic_write
 from swiftvideo_fast.ops import reference
 
@@ -187,13 +187,12 @@ def below(name: str, found: dict[str, dict[str, float]]) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench versus")
+    parser = Parser("versus", __doc__)
     parser.add_argument("names", nargs="*", metavar="SHAPE", help=f"one of {', '.join(SHAPES)}; default all")
     parser.add_argument("--record", action="store_true", help="write the figures to bench/gpu.json")
-    parser.add_argument("--peer", action="append", default=[], metavar="MODULE:FUNCTION")
+    parser.add_argument("--peer", type=peer_name, action="append", default=[], metavar="MODULE:FUNCTION")
     args = parser.parse_args(argv)
-    if unknown := set(args.names) - SHAPES.keys():
-        parser.error(f"no shape {', '.join(sorted(unknown))}; there are {', '.join(SHAPES)}")
+    parser.known("shape", args.names, SHAPES)
     if not torch.cuda.is_available():
         print("python -m bench versus: no CUDA device here")
         return 1

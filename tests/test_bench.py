@@ -1,16 +1,22 @@
 """The bench: wrong cases are not timed, regressions are found, noise is not a regression."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from bench import bench_demo, data, growth, harness, memory, sampling, step, sweep, table
+from bench import bench_demo, data, gpu, growth, harness, memory, sampling, step, sweep, table, tune, versus
 from bench.growth import slope
 from bench.harness import CASES, Case, case, fault, measure
 from bench.options import output
 
 SIDE = 192
+ROOT = Path(__file__).parents[1]
+PATHS = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
 
 
 @pytest.fixture
@@ -187,6 +193,19 @@ def test_the_slope_is_the_exponent():
     (sampling, "--frames 60", "frames is 60; want 4n + 1"),
     (data, "--size foo", "--size: 'foo'; want WIDTHxHEIGHT"),
     (data, "--threads 0", "--threads: '0'; want a whole number"),
+    (data, "--size 3x3", "--size: 3x3; want even sides"),
+    (table, "--trace /proc/t", "--trace: cannot write into /proc/t: /proc is not a writable folder"),
+    (table, "--trace=", "--trace: ''; want a folder's path"),
+    (step, "--out /proc/t", "--out: cannot write into /proc/t: /proc is not a writable folder"),
+    (step, "three", "no part 'three'; there are 'step', 'kernels'"),
+    (growth, "--frames 5 5", "--frames: 5; want two different numbers or more"),
+    (memory, "--table --pass step", "--table predicts every pass; want no --pass"),
+    (memory, "--table --png t.png", "--table predicts every pass; want no --pass"),
+    (gpu, "three", "no part 'three'; there are 'step', 'attention'"),
+    (gpu, "--peer json.dumps", "--peer: 'json.dumps'; want package.module:function"),
+    (versus, "large", "no shape 'large'; there are 'wan_1_3b'"),
+    (versus, "--peer no_such.package:f", "no package no_such is installed"),
+    (tune, "--wrote", "unrecognized arguments: --wrote"),
 ], ids=lambda x: getattr(x, "__name__", x))
 def test_a_wrong_argument_is_one_line_before_anything_is_measured(command, words, told, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -194,6 +213,46 @@ def test_a_wrong_argument_is_one_line_before_anything_is_measured(command, words
         command.main(words.split())
     out, err = capsys.readouterr()
     assert end.value.code == 2 and not out and err.count("\n") == 1 and told in err
+
+
+REPORTS = """
+import importlib, sys, torch
+torch.cuda.is_available = lambda: False
+for line in sys.stdin.read().splitlines():
+    command, *words = line.split()
+    try:
+        importlib.import_module(f"bench.{command}").main(words)
+        print("accepted", line)
+    except SystemExit as end:
+        assert end.code == 2, line
+"""
+
+
+def test_wrong_arguments_of_the_reports_are_one_line_each():
+    """Runs in a subprocess: triton selects the interpreter at import."""
+    pytest.importorskip("triton")
+    told = {
+        "compile_report --slice 1/0": "--slice: '1/0'; want I/N with I from 0 to N - 1, such as 0/4",
+        "compile_report --slice 3/2": "--slice: '3/2'; want I/N",
+        "compile_report --slice foo": "--slice: 'foo'; want I/N",
+        "compile_report --slice 1/2/3": "--slice: '1/2/3'; want I/N",
+        "compile_report --arch 70": "--arch: invalid choice: 70",
+        "compile_report attention_jpv": "no kernel's name begins with 'attention_jpv'",
+        "compile_report --sample --arch 80": "--sample has its own names and architecture",
+        "hopper_report seven": "no case 'seven'; there are 'six', 'six, the",
+        "hopper_report --cubin README.md": "--cubin: cannot write into README.md",
+        "hopper_report --cubin . --record": "--cubin only writes, always the same two",
+        "hopper_card left": "no part 'left'; there are 'right'",
+        "hopper_card --part right --share 2": "--share 2, parts []; want --part alone, --share below 2",
+        "hopper_card right --part speed": "parts ['right']; want --part alone",
+    }
+    ran = subprocess.run([sys.executable, "-c", REPORTS], cwd=ROOT, text=True, env=PATHS,
+                         input="\n".join(told), capture_output=True)
+    lines = [line for line in ran.stderr.splitlines() if line.startswith("python -m bench")]
+    assert ran.returncode == 0 and not ran.stdout, ran.stdout + ran.stderr[-2000:]
+    assert len(lines) == len(told)
+    for line, (words, message) in zip(lines, told.items(), strict=True):
+        assert line.startswith(f"python -m bench {words.split()[0]}: ") and message in line
 
 
 def test_checking_an_output_path_leaves_no_file(tmp_path):

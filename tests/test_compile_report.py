@@ -31,10 +31,11 @@ figures = {"registers": 168, "stack": 0, "spills": 0, "shared": 227 * 1024, "HGM
 for change in ({}, {"spills": 2}, {"stack": 8}, {"HGMMA": 0}, {"shared": 227 * 1024 + 1}, {"F2F": 64}):
     print(*compile_report.faults("attention_jvp sm90 128", 90, figures | change))
 print(*compile_report.faults("tangent", 90, figures | {"U16": 48}))
-compile_report.main(["attention_jpv"])
 lines = "BAR.SYNC 0", "BAR.SYNC 0", "@P0 BRA 0x0040", "@!P1 BRA 0x0010", "BAR.SYNC 0", "BRA 0x0000"
 sass = "".join(f"/*{16 * i:04x}*/ {line} ;" for i, line in enumerate(lines))
 print(compile_report.looped(sass, "BAR.SYNC"))
+compile_report.sample = lambda: ("gate_jvp 5120", "attention_jpv")
+compile_report.main(["--sample"])
 """
 
 
@@ -47,7 +48,8 @@ def test_planted_faults_and_missing_kernels_are_reported():
         "", "spills (2 stores, 0 bytes of stack)", "spills (0 stores, 8 bytes of stack)", "has no HGMMA",
         "needs 232449 bytes of shared memory; the limit is 232448", "rounds one value at a time (64 F2F)",
         "moves two bytes at a time (48 loads and stores)",
-        "no kernel's name begins with 'attention_jpv'", "1", ""]
+        "1", ""]
+    assert told.returncode == 2 and "no kernel's name begins with 'attention_jpv'" in told.stderr
 
 
 PAIRS = """

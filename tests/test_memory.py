@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -11,8 +12,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import memory, meta, sweep
 from bench.account import Account
-from bench.memory import USABLE, devices_needed, faked, measured
-from bench.passes import PASSES, Setting, da_pass, jvp_pass, step_pass, ta_pass, train_pass, velocity
+from bench.memory import USABLE, by_torch, devices_needed, faked, measured
+from bench.passes import (
+    PASSES,
+    Setting,
+    da_pass,
+    jvp_pass,
+    plain_torch,
+    step_pass,
+    ta_pass,
+    train_pass,
+    velocity,
+)
 from swiftvideo_fast.models.wan import blocks as wan_blocks
 from swiftvideo_fast.models.wan.blocks import Block
 from swiftvideo_fast.models.wan.network import RECOMPUTE, initialise
@@ -21,7 +32,7 @@ from swiftvideo_fast.models.wan.sizes import PRESETS, WanConfig
 JVP_PEAK_GB = 0.843         # 1.3B, bf16, 24,960 tokens; the bar is 1.25
 TA_HELD_GB, TA_PEAK_GB = 5.186, 11.091      # the same, a whole step with LoRA of rank 64
 DA_HELD_GB, DA_PEAK_GB = 25.992, 46.242     # a whole step with its adversary; AdamW's moments in 8 bits
-QUICK = [name for name in PASSES if name != "da"]       # its VAE alone is 30,000 ops
+QUICK = [name for name in PASSES if name != "da"]       # its measured pass takes 9 s, mostly VAE
 SMALL = Setting("tiny", 17, (256, 256), torch.float32)
 
 
@@ -243,3 +254,19 @@ def test_torchs_memory_is_available_for_the_jvp_pass_only(capsys):
 def test_an_invalid_size_is_refused_by_name():
     with pytest.raises(ValueError, match="60 frames of 832x480; want 4n \\+ 1 frames"):
         Setting(frames=60)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_torchs_jvp_is_predicted_without_the_memory_its_zero_tangents_lack(dtype):
+    """To the byte where no bf16 product has workspace; nor do the shapes inferred to add them have memory."""
+    setting = Setting("tiny", 17, (128, 128), dtype)
+    with plain_torch():
+        found = measured(partial(jvp_pass, transform=torch.func.jvp), setting, "cpu")
+    assert (1 if dtype == torch.float32 else 0.9) * found <= by_torch(setting).peak <= found
+
+
+def test_a_tangent_times_a_number_holds_three_tensors():
+    x = torch.randn(64, 64).bfloat16()
+    with Account([x]) as account:
+        torch.func.jvp(lambda x: 0.5 * x, (x,), (x,))
+    assert account.peak == 3 * x.nbytes
