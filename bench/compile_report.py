@@ -217,7 +217,7 @@ def main(argv: list[str]) -> int:
                         help="only every N-th case, from the I-th")
     args = parser.parse_args(argv)
     if args.sample and (args.names or args.arch):
-        parser.error("--sample has its own names and architecture; want no others beside it")
+        parser.error("--sample has its own names and architecture; want no others with it")
     names, bad, found = sample() if args.sample else tuple(args.names), [], {}
     cases = {arch: [*attention_cases(arch), *elementwise_cases()]
              for arch in args.arch or ([90] if args.sample else [90, 80, 100])}
@@ -232,10 +232,10 @@ def main(argv: list[str]) -> int:
             wrong = ["does not compile"] if not kernels else [
                 fault for f in kernels for fault in faults(name, arch, f)]
             bad += [f"sm_{arch} {name} {fault}" for fault in wrong]
-            told = "; ".join(", ".join(f"{n} {what}" for what, n in f.items()) for f in kernels or ())
-            told = told or wrong[0]
-            found.setdefault(f"sm_{arch}", {})[name] = told
-            print(f"sm_{arch:<3} {name:75} {told}", flush=True)
+            figures = "; ".join(", ".join(f"{n} {what}" for what, n in f.items()) for f in kernels or ())
+            figures = figures or wrong[0]
+            found.setdefault(f"sm_{arch}", {})[name] = figures
+            print(f"sm_{arch:<3} {name:75} {figures}", flush=True)
     if args.record:
         record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
         mine = record.setdefault(f"triton {triton.__version__}", {})

@@ -98,8 +98,9 @@ def main(argv: list[str]) -> int:
     print(title)
     for name, line in points.items():
         tokens, ms, size = map(list, zip(*line))
-        told = ", ".join(f"{n:,} tokens {t:.2f} ms {b / 1e6:.1f} MB" for n, t, b in line)
-        print(f"{name:14} time ~ N^{slope(tokens, ms):.2f}   memory ~ N^{slope(tokens, size):.2f}   ({told})")
+        each = ", ".join(f"{n:,} tokens {t:.2f} ms {b / 1e6:.1f} MB" for n, t, b in line)
+        print(f"{name:14} time ~ N^{slope(tokens, ms):.2f}   memory ~ N^{slope(tokens, size):.2f}"
+              f"   ({each})")
     if args.png:
         draw_chart(points, args.png, title)
     return 0

@@ -48,7 +48,7 @@ class Case:
 class Row:
     """A measured case.  rate: in `unit`; share: of the limit's rate in the same rounds.
 
-    ratio: ours / torch, or ours / limit where torch's does not fit and returns None (beside: which).
+    ratio: ours / torch, or ours / limit where torch's does not fit and returns None (baseline: which).
     peak, torch_peak: most bytes allocated in a call, without inputs.  peers: ours / theirs.
     """
 
@@ -56,7 +56,7 @@ class Row:
     ms: float
     torch_ms: float
     ratio: float
-    beside: str
+    baseline: str
     rate: float
     unit: str
     share: float
@@ -83,7 +83,7 @@ def fault(case: Case, dtype: torch.dtype) -> str | None:
     try:
         ours, theirs = case.ours(), case.torch()
     except Exception as error:                                # the other cases continue
-        return told(error)
+        return first_line(error)
     apart = 0.0 if theirs is None else disagreement(ours, theirs)
     return None if apart <= AGREEMENT[dtype] else f"error of {apart:.1e} relative to torch's result"
 
@@ -95,11 +95,11 @@ def absent(case: Case) -> dict[str, str]:
         try:
             run()
         except Exception as error:
-            found[name] = told(error)
+            found[name] = first_line(error)
     return found
 
 
-def told(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
@@ -226,10 +226,10 @@ def measure(name: str, case: Case, device: str, dtype: torch.dtype, seconds: flo
     named, run, work = limit(case, device, dtype)
     ms = rounds({"ours": case.ours, "torch": case.torch, named: run} | case.peers, device, seconds)
     fits = case.torch() is not None or case.ours() is None      # an op in place returns None on both sides
-    mine, beside = median(ms["ours"]), "torch" if fits else named
+    mine, baseline = median(ms["ours"]), "torch" if fits else named
     cost = case.flops or case.bytes_moved
     return Row(
-        name, mine, median(ms["torch"]), ratio(ms, "ours", beside), beside,
+        name, mine, median(ms["torch"]), ratio(ms, "ours", baseline), baseline,
         rate=cost / mine / (1e9 if case.flops else 1e6), unit="TFLOP/s" if case.flops else "GB/s",
         share=ratio(ms, named, "ours") * cost / work, limit=named,
         peak=allocated(case.ours, device), torch_peak=allocated(case.torch, device),

@@ -182,7 +182,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     parser.known("case", args.names, CASES)
     if args.cubin and (args.names or args.record):
-        parser.error("--cubin only writes, always the same two; want no CASE and no --record beside it")
+        parser.error("--cubin only writes, always the same two; want no CASE and no --record with it")
     if args.cubin:
         write_cubins(args.cubin)
         return 0

@@ -165,7 +165,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--table", action="store_true", help="every pass of 1.3B and 14B, as Markdown")
     args = parser.parse_args(argv)
     if args.table and (args.name or args.against or args.measure or args.png):
-        parser.error("--table predicts every pass; want no --pass, --against, --measure or --png beside it")
+        parser.error("--table predicts every pass; want no --pass, --against, --measure or --png with it")
     args.name = args.name or "jvp"
     if args.against and args.name != "jvp":
         parser.error(f"--against {args.against} needs the JVP pass: want --pass jvp, found {args.name}")

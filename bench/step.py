@@ -199,14 +199,14 @@ def main(argv: list[str]) -> int:
     def keep(name: str, figures: dict) -> None:
         found[name] = figures
         print(f"{name:34} " + "  ".join(f"{key} {value}" for key, value in figures.items()), flush=True)
-        told = {"measured": by, "matmul": round(rate, 1), "recompute": args.recompute, "parts": found}
+        about = {"measured": by, "matmul": round(rate, 1), "recompute": args.recompute, "parts": found}
         for path in [args.out / f"step-{'-'.join(args.parts) or 'all'}.json"] + [RECORD] * args.record:
             record = json.loads(path.read_text()) if path.exists() else {}
             steps = record.setdefault(card, {}).setdefault("step", {})
             network = f"wan_{args.preset.replace('.', '_')}"
-            steps[network] = told | {"parts": steps.get(network, {"parts": {}})["parts"] | found}
-            with atomic_write(path) as aside:
-                aside.write_text(json.dumps(record, indent=1) + "\n")
+            steps[network] = about | {"parts": steps.get(network, {"parts": {}})["parts"] | found}
+            with atomic_write(path) as tmp:
+                tmp.write_text(json.dumps(record, indent=1) + "\n")
 
     parts = args.parts or known
     for part in parts:

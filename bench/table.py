@@ -49,7 +49,7 @@ def losses(row: Row, known: dict, again: Callable[[int], Row], device: str) -> l
             return lost
         best = min(best, again(2 + trial).ratio)
     if best > bar:
-        lost.append(f"{row.name}: ours / {row.beside} is {best:.3f} in the best of {RETRIALS + 1} "
+        lost.append(f"{row.name}: ours / {row.baseline} is {best:.3f} in the best of {RETRIALS + 1} "
                     f"measurements, was {known['ratio']:.3f}; {bar:.3f} is allowed")
     return lost
 
@@ -60,9 +60,10 @@ HEAD = (f"{'case':24} {'ms':>10} {'times faster than':>17} {'rate':>17} {'share'
 
 def line(row: Row) -> str:
     peers = "".join(f"   {1 / r:.2f} {peer}" for peer, r in row.peers.items())
-    theirs = f"{row.torch_peak / 1e6:9.2f}" if row.beside == "torch" else " " * 9
-    return (f"{row.name:24} {row.ms:10.3f} {1 / row.ratio:10.2f} {row.beside:6} {row.rate:9.3f} {row.unit:7} "
-            f"{row.share:5.0%} of {row.limit:6} {row.peak / 1e6:9.2f} {theirs}{peers}").rstrip()
+    theirs = f"{row.torch_peak / 1e6:9.2f}" if row.baseline == "torch" else " " * 9
+    return (f"{row.name:24} {row.ms:10.3f} {1 / row.ratio:10.2f} {row.baseline:6} "
+            f"{row.rate:9.3f} {row.unit:7} {row.share:5.0%} of {row.limit:6} {row.peak / 1e6:9.2f} "
+            f"{theirs}{peers}").rstrip()
 
 
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
@@ -83,13 +84,13 @@ def draw(rows: list[Row], png: Path, title: str) -> None:
 
     figure, axes = pyplot.subplots(figsize=(9, 1.4 + 0.45 * len(rows)), layout="constrained")
     speed = [1 / r.ratio for r in rows]
-    memory = [max(r.torch_peak, 1) / max(r.peak, 1) if r.beside == "torch" else 1 for r in rows]
+    memory = [max(r.torch_peak, 1) / max(r.peak, 1) if r.baseline == "torch" else 1 for r in rows]
     for lower, label, values in ((-0.2, "time", speed), (0.2, "peak memory", memory)):
         axes.barh([place + lower for place in range(len(rows))], [v - 1 for v in values], 0.38, left=1,
                   label=label)
     for place, r in enumerate(rows):
-        beside = "" if r.beside == "torch" else f"; beside {r.beside}, torch cannot"
-        label, at = f"{r.ms:.3g} ms, {r.share:.0%} of {r.limit}{beside}", (max(1, 1 / r.ratio), place - 0.2)
+        against = "" if r.baseline == "torch" else f"; against {r.baseline}, torch cannot"
+        label, at = f"{r.ms:.3g} ms, {r.share:.0%} of {r.limit}{against}", (max(1, 1 / r.ratio), place - 0.2)
         axes.annotate(label, at, (4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_yticks(range(len(rows)), [r.name for r in rows])
@@ -171,11 +172,11 @@ def main(argv: list[str]) -> int:
             failed += losses(row, known[name], again, device)
         if args.record:
             known[name] = {"ratio": round(row.ratio, 4), "peak": row.peak, "share": round(row.share, 4)}
-            with atomic_write(RECORD) as aside:
-                aside.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
+            with atomic_write(RECORD) as tmp:
+                tmp.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
     if args.json:
-        told = {"device": title, "rows": [asdict(row) for row in rows]}
-        args.json.write_text(json.dumps(told, indent=2) + "\n")
+        written = {"device": title, "rows": [asdict(row) for row in rows]}
+        args.json.write_text(json.dumps(written, indent=2) + "\n")
     if args.png and rows:
         draw(rows, args.png, title)
     if args.check and (new := [row.name for row in rows if row.name not in known]):

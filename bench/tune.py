@@ -82,6 +82,6 @@ def main(argv: list[str]) -> int:
         print(key, *(f"\n  {times[tile]:9.3f} ms  {tile}" for tile in ranked))
         text = rewritten(text, key, ranked)
     if args.write:
-        with atomic_write(path) as aside:
-            aside.write_text(text)
+        with atomic_write(path) as tmp:
+            tmp.write_text(text)
     return 0

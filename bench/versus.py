@@ -205,8 +205,8 @@ def main(argv: list[str]) -> int:
         def keep(found: dict, name: str = name) -> None:
             record.setdefault(card, {})[name] = {"measured": by, "ways": found}
             if args.record:
-                with atomic_write(RECORD) as aside:
-                    aside.write_text(json.dumps(record, indent=1) + "\n")
+                with atomic_write(RECORD) as tmp:
+                    tmp.write_text(json.dumps(record, indent=1) + "\n")
 
         bad += at_shape(name, args.peer, keep)
     print("\n".join(bad), end="\n" if bad else "")

@@ -153,7 +153,7 @@ def test_a_case_torch_cannot_run_is_compared_with_the_limit():
 
     cannot = Case(lambda: a @ a, lambda: None, flops=2 * SIDE**3)
     in_place = Case(fill, fill, bytes_moved=4 * a.numel())
-    found = [measure("x", way, "cpu", torch.float32, 0.01).beside for way in (cannot, in_place)]
+    found = [measure("x", way, "cpu", torch.float32, 0.01).baseline for way in (cannot, in_place)]
     assert found == ["matmul", "torch"]
 
 
